@@ -1,0 +1,63 @@
+# What a contributor runs; `make` lists it.
+
+PYTHON ?= python3
+
+VENV := .venv
+BIN := $(VENV)/bin
+SETUP := $(VENV)/.setup
+
+# uv ignores pip's settings: where pip is given another index, so is uv.
+ifdef PIP_INDEX_URL
+export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
+endif
+
+.PHONY: help setup demo format lint test-fast test lock clean
+.DELETE_ON_ERROR:
+
+help: ## list these targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(SETUP) ## install the locked dependencies and this project in .venv
+	@:
+
+demo: setup ## train a control on digits and report how exact it is
+	@$(BIN)/python -m experiments.run \
+	  --config=experiments/configs/digits.py --workdir=runs/digits
+
+format: setup ## rewrite the code in the one style
+	@$(BIN)/ruff check --quiet --fix-only .
+	@$(BIN)/ruff format --quiet .
+
+lint: setup ## check style and types
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --quiet --check .
+	@$(BIN)/mypy --no-error-summary ctrl_jax experiments
+
+test-fast: setup ## run the tests of up to five seconds
+	@$(BIN)/python -m pytest -q -m "not slow"
+
+test: setup ## run every test
+	@$(BIN)/python -m pytest -q
+
+lock: $(BIN)/uv ## bring requirements-lock.txt up to date
+	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet \
+	  --universal --python-version 3.11 --all-extras --upgrade \
+	  --no-emit-index-url --no-emit-find-links --annotation-style line \
+	  --output-file requirements-lock.txt pyproject.toml
+
+clean: ## remove .venv and every cache; results in runs/ stay
+	@rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf build dist *.egg-info
+	@find ctrl_jax experiments tests -name __pycache__ -exec rm -rf {} +
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.version_info < (3, 11) and sys.exit( \
+	  "Python 3.11 or newer is needed: make PYTHON=python3.11 setup")'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv<1"
+
+$(SETUP): $(BIN)/uv pyproject.toml requirements-lock.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python \
+	  -r requirements-lock.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@

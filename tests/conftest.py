@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sets JAX up for the tests, before anything imports it.
+
+Four devices on the host, so that every test of parallelism runs anywhere; a
+compilation cache beside the code, so that a second run is quick; and an error
+where NumPy would silently promote [batch] against [batch, dims].
+
+Settings go through the environment, where processes that a test starts find
+them too, and give way to what is set already.
+"""
+
+import os
+import pathlib
+
+_DEVICES = "--xla_force_host_platform_device_count"
+_CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
+
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=4"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+import jax  # noqa: E402  (reads the settings above)
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
