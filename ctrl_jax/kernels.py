@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Samplers as four arrays: one affine Gaussian step per row.
+
+Every sampler used here moves from time t_k to t_{k+1} < t_k by
+
+    x_{k+1} = a_k x_k + b_k eps(x_k, t_k) + s_k z_k,    z_k ~ N(0, I),    (1)
+
+k = 0 ... K-1 from noise to data, so a sampler is its times and coefficients.
+With (alpha, std) at t and (alpha', std') at t' = t_{k+1}:
+
+    DDIM(eta) (Song et al., arXiv 2010.02502), any alpha and std:
+      s = eta (std'/std) sqrt(std^2 - (alpha/alpha')^2 std'^2)            (2)
+      a = alpha'/alpha,      b = sqrt(std'^2 - s^2) - a std               (3)
+    DDPM (Ho et al., arXiv 2006.11239), their "fixed large" variance:
+      a, b of DDIM(1),       s = sqrt(std^2 - (alpha/alpha')^2 std'^2)    (4)
+    Euler-Maruyama of the reverse SDE, h = t - t':
+      a = 1 - h F,           b = -h g^2 / std,       s = g sqrt(h)        (5)
+
+Two samplers that share a kernel and differ by d = eps_1 - eps_2 differ, at
+each step, by the KL divergence of two Gaussians of equal variance,
+
+    KL = w_k ||d||^2,    w_k = b_k^2 / (2 s_k^2)   in nats.               (6)
+
+Where s_k = 0 the step is deterministic and no control can act on it.
+Coefficients are computed in float64; the rollout casts them once.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ctrl_jax.sde import SDE
+
+
+class Kernel(NamedTuple):
+  """The steps (1) of a sampler, float64, each of shape [K]."""
+
+  times: np.ndarray  # t_k, where the network is evaluated
+  x_coef: np.ndarray  # a_k
+  eps_coef: np.ndarray  # b_k
+  std: np.ndarray  # s_k
+
+  @property
+  def num_steps(self) -> int:
+    """K."""
+    return len(self.times)
+
+  @property
+  def kl_weight(self) -> np.ndarray:
+    """w_k of (6), [K], nats per squared unit of eps; 0 where s_k = 0."""
+    safe = np.where(self.std > 0, self.std, 1.0)
+    return np.where(self.std > 0, self.eps_coef**2 / (2 * safe**2), 0.0)
+
+  @property
+  def noise_coef(self) -> np.ndarray:
+    """b_k / s_k, [K]: eps in units of the step's noise; 0 where s_k = 0."""
+    safe = np.where(self.std > 0, self.std, 1.0)
+    return np.where(self.std > 0, self.eps_coef / safe, 0.0)
+
+
+def time_grid(
+  num_steps: int, *, power: float = 1.0, t_min: float = 0.0
+) -> np.ndarray:
+  """Times t_min + (1 - t_min) (1 - k/K)^power from 1 down to t_min, [K + 1].
+
+  A power above 1 shortens the last steps. That matters where the reward has
+  sharp edges: the noise of the last steps must be small against them, for a
+  control shifts a step's mean but cannot narrow its noise.
+
+  Raises:
+    ValueError: num_steps < 1, power <= 0 or t_min outside [0, 1).
+  """
+  if num_steps < 1:
+    raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+  if not 0 <= t_min < 1:
+    raise ValueError(f"t_min must lie in [0, 1), got {t_min}")
+  if not power > 0:
+    raise ValueError(f"power must be positive, got {power}")
+  return t_min + (1 - t_min) * np.linspace(1.0, 0.0, num_steps + 1) ** power
+
+
+def _marginals(sde: SDE, grid: np.ndarray) -> tuple[np.ndarray, ...]:
+  """(t, alpha, std, alpha', std') for the K steps of a decreasing grid."""
+  grid = np.asarray(grid, np.float64)
+  if grid.ndim != 1 or len(grid) < 2 or not np.all(np.diff(grid) < 0):
+    raise ValueError("grid must be 1-D and strictly decreasing, noise to data")
+  alpha, std = sde.alpha(grid), sde.std(grid)
+  return grid[:-1], alpha[:-1], std[:-1], alpha[1:], std[1:]
+
+
+def _forward_std(
+  alpha: np.ndarray,
+  std: np.ndarray,
+  alpha_next: np.ndarray,
+  std_next: np.ndarray,
+) -> np.ndarray:
+  """Standard deviation of x_t given x_t': the forward process's own noise."""
+  return np.sqrt(np.maximum(std**2 - (alpha / alpha_next * std_next) ** 2, 0.0))
+
+
+def ddim(sde: SDE, grid: np.ndarray, *, eta: float = 1.0) -> Kernel:
+  """DDIM, equations (2) and (3).
+
+  Args:
+    sde: the forward process.
+    grid: decreasing times [K + 1].
+    eta: 0 is deterministic, 1 has the variance of the DDPM posterior.
+
+  Raises:
+    ValueError: eta outside [0, 1] or a grid that does not decrease.
+  """
+  if not 0 <= eta <= 1:
+    raise ValueError(f"eta must lie in [0, 1], got {eta}")
+  t, alpha, std, alpha_next, std_next = _marginals(sde, grid)
+  forward = _forward_std(alpha, std, alpha_next, std_next)
+  noise = eta * std_next / std * forward
+  x_coef = alpha_next / alpha
+  eps_coef = np.sqrt(np.maximum(std_next**2 - noise**2, 0.0)) - x_coef * std
+  return Kernel(t, x_coef, eps_coef, noise)
+
+
+def ddpm(sde: SDE, grid: np.ndarray) -> Kernel:
+  """Ancestral sampling with the forward variance, equation (4).
+
+  The step that ends at std = 0 returns its mean, as Ho et al. do.
+  """
+  mean = ddim(sde, grid, eta=1.0)
+  _, alpha, std, alpha_next, std_next = _marginals(sde, grid)
+  forward = _forward_std(alpha, std, alpha_next, std_next)
+  return mean._replace(std=np.where(std_next > 0, forward, 0.0))
+
+
+def euler_maruyama(sde: SDE, grid: np.ndarray) -> Kernel:
+  """Euler-Maruyama of the reverse SDE, equation (5); weak order 1."""
+  t, _, std, _, _ = _marginals(sde, grid)
+  h = -np.diff(np.asarray(grid, np.float64))
+  drift, diffusion = sde.drift(t), sde.diffusion(t)
+  return Kernel(
+    t, 1 - h * drift, -h * diffusion**2 / std, diffusion * np.sqrt(h)
+  )
