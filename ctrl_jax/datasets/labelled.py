@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Labelled sets in memory: disjoint splits and batches by step number.
+
+Nothing here has state. A split is a function of (n, seed), a batch of (seed,
+step): whoever resumes at step k asks for batch k, and every host computes the
+same global batch and keeps its share of the rows.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+
+def split(
+  n: int, *, seed: int, fractions: Sequence[float] = (0.6, 0.2, 0.2)
+) -> list[np.ndarray]:
+  """Divides 0 ... n-1 at random; by default train, calibration, test.
+
+  Args:
+    n: number of examples.
+    seed: of the one permutation that is cut into pieces.
+    fractions: size of each piece; positive, of sum 1.
+
+  Returns:
+    One int64 array of indices per fraction: disjoint, exhaustive, and of the
+    size asked for to within one example.
+
+  Raises:
+    ValueError: fractions that are not positive or do not sum to 1, or a piece
+      that would be empty.
+  """
+  if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+    raise ValueError(f"fractions must be positive with sum 1, got {fractions}")
+  cuts = np.round(n * np.cumsum(fractions)[:-1]).astype(int)
+  pieces = np.split(np.random.default_rng(seed).permutation(n), cuts)
+  if not all(len(piece) for piece in pieces):
+    raise ValueError(f"fractions {fractions} of {n} examples leave one empty")
+  return pieces
+
+
+def batch_indices(
+  step: int, *, num_examples: int, seed: int, batch_size: int
+) -> Int[np.ndarray, "batch"]:
+  """Rows of batch `step`: an endless stream of permutations, cut in batches.
+
+  Every epoch visits each example once, in an order that (seed, epoch) alone
+  determines; a batch may span two epochs or, if larger than the set, more.
+
+  NumPy rather than grain, which offers the same access by index: collating
+  128 small images one by one takes grain 6 to 9 ms, as long as an update of a
+  small model, and this 0.1 ms; importing it takes seconds. Grain is the choice
+  for records that do not fit in memory.
+  """
+  start = step * batch_size
+  last = start + batch_size - 1
+  epochs = range(start // num_examples, last // num_examples + 1)
+  stream = np.concatenate(
+    [
+      np.random.default_rng((seed, epoch)).permutation(num_examples)
+      for epoch in epochs
+    ]
+  )
+  offset = start - epochs[0] * num_examples
+  return stream[offset : offset + batch_size]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """`Batches(...)[step]` is the batch of that step; see `batches`."""
+
+  arrays: Mapping[str, np.ndarray]
+  num_examples: int
+  seed: int
+  batch_size: int
+
+  def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    """Returns the rows of every array at `batch_indices(step)`.
+
+    Raises:
+      ValueError: step < 0.
+    """
+    if step < 0:
+      # Also what stops `for batch in batches` in reverse, which has no end.
+      raise ValueError(f"step must not be negative, got {step}")
+    index = batch_indices(
+      step,
+      num_examples=self.num_examples,
+      seed=self.seed,
+      batch_size=self.batch_size,
+    )
+    return {name: array[index] for name, array in self.arrays.items()}
+
+
+def batches(
+  arrays: Mapping[str, np.ndarray], *, seed: int, batch_size: int
+) -> Batches:
+  """Shuffled batches for ever, by step number: `batches(...)[step]`.
+
+  Args:
+    arrays: named arrays of equal first dimension n.
+    seed: not negative; of the order of every epoch.
+    batch_size: rows of a batch.
+
+  Raises:
+    ValueError: no arrays, arrays of unequal or zero length, batch_size < 1 or
+      seed < 0.
+  """
+  lengths = {name: len(array) for name, array in arrays.items()}
+  if len(set(lengths.values())) != 1 or 0 in lengths.values():
+    raise ValueError(f"arrays must have one length above 0, got {lengths}")
+  if batch_size < 1 or seed < 0:
+    raise ValueError(
+      f"need batch_size >= 1 and seed >= 0, got {batch_size} and {seed}"
+    )
+  host = {name: np.asarray(array) for name, array in arrays.items()}
+  return Batches(host, next(iter(lengths.values())), seed, batch_size)
