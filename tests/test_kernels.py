@@ -80,7 +80,7 @@ def test_ddim_with_eta_0_is_deterministic(sde):
 
 
 def _moment_errors(make, sde, num_steps, t_min=0.0):
-  """Errors of the terminal mean and variance, prior N(0.7, 0.4), exact start."""
+  """Errors of the terminal moments; prior N(0.7, 0.4), exact start."""
   kernel = make(sde, kernels.time_grid(num_steps, t_min=t_min))
   mean = lambda t: sde.alpha(t) * 0.7
   variance = lambda t: sde.alpha(t) ** 2 * 0.4 + sde.std(t) ** 2
@@ -135,7 +135,7 @@ def test_kl_weight_is_the_kl_of_two_gaussians():
     eps_coef=np.array([-0.4, -0.6]),
     std=np.array([0.2, 0.0]),
   )
-  # Means 0.4 |d| apart, both of variance 0.04: KL = 0.16 d^2 / (2 0.04) = 2 d^2.
+  # Means 0.4 |d| apart, variances 0.04: KL = 0.16 d^2 / (2 0.04) = 2 d^2.
   np.testing.assert_allclose(kernel.kl_weight, [2.0, 0.0])
   np.testing.assert_allclose(
     kernel.kl_weight[0] * 3**2, lg.gaussian_kl(0.0, 0.04, -0.4 * 3, 0.04)
@@ -156,6 +156,12 @@ def test_time_grid():
   np.testing.assert_allclose(
     kernels.time_grid(4, t_min=0.2), [1, 0.8, 0.6, 0.4, 0.2]
   )
+  # Squares of 1, 3/4, 1/2, 1/4, 0, and the same between 1 and 0.5.
+  squares = np.array([16, 9, 4, 1, 0]) / 16
+  np.testing.assert_allclose(kernels.time_grid(4, power=2.0), squares)
+  np.testing.assert_allclose(
+    kernels.time_grid(4, power=2.0, t_min=0.5), (1 + squares) / 2
+  )
 
 
 def test_bad_inputs_are_refused():
@@ -165,6 +171,9 @@ def test_bad_inputs_are_refused():
   for bad in (-0.1, 1.0):
     with pytest.raises(ValueError, match="t_min"):
       kernels.time_grid(5, t_min=bad)
+  for bad in (0.0, -1.0):
+    with pytest.raises(ValueError, match="power"):
+      kernels.time_grid(5, power=bad)
   for bad in (-0.1, 1.1):
     with pytest.raises(ValueError, match="eta"):
       kernels.ddim(VP(), kernels.time_grid(5), eta=bad)

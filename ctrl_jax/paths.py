@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Path measures, the optimality gap and the certificate.
+
+P_theta and P_pre are the laws of whole chains, from the same start. The
+policy is trained to maximise, for each condition c and control y,
+
+    J(theta; c, y) = E_theta[gamma log p(y | x_K, c)]
+                     - KL(P_theta || P_pre).                              (1)
+
+The maximum is the free energy, reached by the tilted law P* only:
+
+    dP*/dP_pre = p(y | x_K, c)^gamma / Z,  Z(c, y) = E_pre[p(y | x_K, c)^gamma]
+                                                                          (2)
+    log Z(c, y) - J(theta; c, y) = KL(P_theta || P*) >= 0.                (3)
+
+The left side of (3), the optimality gap, needs samples only: it says in nats
+how far the sampler is from its target, and bounds the same for the samples
+x_K themselves. A path of the policy has the weight
+
+    log w = gamma log p(y | x_K, c) + log dP_pre/dP_theta,                (4)
+
+with E[log w] = J, E[w] = Z, zero variance at the optimum, and effective
+sample size 1 / E[(w/Z)^2] as a fraction (its inverse minus one is the
+chi-square divergence of P* from P_theta). Resampling by w samples P*.
+
+Everything is in nats, summed over dimensions, never averaged over them.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from ctrl_jax.kernels import Kernel
+from ctrl_jax.metrics import Estimate, log_mean_exp, mean_estimate
+from ctrl_jax.sampling import Path, Rollout
+from ctrl_jax.types import EpsFn, PerExample, Sample, Scalar
+
+
+class Certificate(NamedTuple):
+  """How well a policy does, averaged over its chains; nats."""
+
+  objective: Estimate  # J of (1)
+  gap: Estimate  # (3)
+  path_kl: Estimate  # KL(P_theta || P_pre)
+  log_likelihood: Estimate  # E log p(y | x_K, c), without gamma
+  ess: Float[Array, ""]  # effective sample size as a fraction, in (0, 1]
+
+
+def check_gamma(gamma: float) -> None:
+  """Raises ValueError unless gamma, the guidance strength, is positive."""
+  if not gamma > 0:
+    raise ValueError(f"gamma must be positive, got {gamma}")
+
+
+def check_stochastic(kernel: Kernel) -> None:
+  """Raises ValueError where no step has noise, so that no KL is finite."""
+  if not np.any(kernel.std > 0):
+    raise ValueError(
+      "every step of this kernel is deterministic (eta = 0): the KL between "
+      "two of its policies is infinite; use eta > 0"
+    )
+
+
+def log_density(
+  path: Path, x: Sample, kernel: Kernel, eps_fn: EpsFn
+) -> PerExample:
+  """log p(x_1 ... x_K | x_0) of stored paths under any policy, [batch], nats.
+
+  Deterministic steps are left out: both policies of a ratio agree there. The
+  ratio of two calls equals `Rollout.log_ratio`, which is accumulated from the
+  noise instead of the states.
+
+  Args:
+    path: states and noises of a rollout with keep_path=True.
+    x: its final states x_K [batch, ...].
+    kernel: its kernel.
+    eps_fn: the policy whose density is wanted, not necessarily the one that
+      produced the paths.
+  """
+  stochastic = np.flatnonzero(kernel.std > 0)
+  states = jnp.concatenate([path.x, x[None]])
+  columns = [jnp.asarray(column[stochastic], x.dtype) for column in kernel]
+
+  def step(total, row):
+    x, x_next, t, a, b, s = row
+    residual = ((x_next - a * x - b * eps_fn(x, t)) / s).reshape(len(x), -1)
+    dims = residual.shape[1]
+    log_normal = -0.5 * jnp.sum(residual**2, 1) - dims * (
+      jnp.log(s) + 0.5 * jnp.log(2 * jnp.pi)
+    )
+    return total + log_normal, None
+
+  rows = (states[stochastic], states[stochastic + 1], *columns)
+  return jax.lax.scan(step, jnp.zeros(len(x), x.dtype), rows)[0]
+
+
+def log_evidence(
+  log_likelihood: Float[Array, "n *cells"], *, gamma: float
+) -> Estimate:
+  """log Z of (2) from samples of the pre-trained chain, one per cell.
+
+  Args:
+    log_likelihood: log p(y | x, c) in nats of n samples; further axes, such as
+      c and y, are kept.
+    gamma: guidance strength.
+
+  Raises:
+    ValueError: gamma <= 0 or n < 2.
+  """
+  check_gamma(gamma)
+  return log_mean_exp(gamma * log_likelihood)
+
+
+def mean_log_evidence(
+  log_likelihood: Float[Array, "n *cells"], *, gamma: float
+) -> Estimate:
+  """Mean of log Z over all cells, []; cells may share samples.
+
+  The standard error comes from each row's influence on the mean, mean over
+  cells of (p^gamma / Z - 1), so that correlated cells are not counted as
+  independent. Rows must be independent.
+  """
+  table = log_evidence(log_likelihood, gamma=gamma).mean
+  influence = jnp.exp(gamma * log_likelihood - table[None]) - 1
+  per_row = influence.reshape(len(log_likelihood), -1).mean(1)
+  return Estimate(table.mean(), mean_estimate(per_row).stderr)
+
+
+def log_weights(
+  rollout: Rollout, log_likelihood: PerExample, *, gamma: float
+) -> PerExample:
+  """log w of (4), [batch], nats."""
+  return gamma * log_likelihood + rollout.log_ratio
+
+
+def effective_sample_size(
+  normalised_log_weights: Float[Array, "n"],
+) -> Float[Array, ""]:
+  """(sum w)^2 / (n sum w^2), a fraction in [1/n, 1].
+
+  Chains of several (c, y) are pooled by passing log w - log Z(c, y).
+  """
+  total = jax.nn.logsumexp(normalised_log_weights)
+  squares = jax.nn.logsumexp(2 * normalised_log_weights)
+  return jnp.exp(2 * total - squares) / len(normalised_log_weights)
+
+
+def certificate(
+  rollout: Rollout,
+  log_likelihood: PerExample,
+  log_evidence: PerExample | Scalar | float,
+  *,
+  gamma: float,
+) -> Certificate:
+  """Evaluates (1), (3) and the effective sample size on a policy's chains.
+
+  J is estimated with the closed-form KL of each step, whose variance is lower
+  than that of log w. The standard error of the gap is that of J alone; add
+  that of log Z in quadrature when it is not negligible.
+
+  Args:
+    rollout: chains of the policy, compared with the reference.
+    log_likelihood: log p(y | x_K, c) [batch], nats.
+    log_evidence: log Z of each chain's (c, y), or one value; nats.
+    gamma: guidance strength.
+
+  Raises:
+    ValueError: gamma <= 0.
+  """
+  check_gamma(gamma)
+  kl = rollout.kl
+  objective = gamma * log_likelihood - kl
+  weights = log_weights(rollout, log_likelihood, gamma=gamma) - log_evidence
+  return Certificate(
+    objective=mean_estimate(objective),
+    gap=mean_estimate(log_evidence - objective),
+    path_kl=mean_estimate(kl),
+    log_likelihood=mean_estimate(log_likelihood),
+    ess=effective_sample_size(weights),
+  )
+
+
+def resample(
+  key: jax.Array, log_weights: Float[Array, "n"], *, num: int
+) -> Int[Array, "{num}"]:
+  """Systematic resampling: num indices drawn in proportion to exp(log w).
+
+  Index i appears floor or ceil of num w_i / sum(w) times.
+  """
+  edges = jnp.cumsum(jax.nn.softmax(log_weights))
+  points = (jax.random.uniform(key) + jnp.arange(num)) / num
+  # The last edge may fall short of 1 by rounding.
+  return jnp.minimum(
+    jnp.searchsorted(edges, points), len(log_weights) - 1
+  ).astype(jnp.int32)

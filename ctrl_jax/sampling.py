@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The rollout: one scan over a kernel's steps, for every purpose.
+
+Sampling, training and evaluation all run
+
+    x_{k+1} = a_k x_k + b_k eps_theta(x_k, t_k) + s_k z_k                 (1)
+
+and, when a reference eps_pre is given, accumulate along the way what compares
+the two path measures P_theta and P_pre (started from the same law):
+
+    kl_k      = w_k ||eps_theta - eps_pre||^2                             (2)
+    log_ratio = log dP_pre/dP_theta
+              = -sum_k [ (b_k/s_k) (eps_theta - eps_pre).z_k + kl_k ]     (3)
+
+Both are sums over the dimensions of a sample, in nats, one value per chain.
+Where s_k = 0 the step is deterministic: the policy is the reference there.
+A policy that computes both predictions at once returns them as `Predictions`,
+and no reference_fn is given.
+
+Noise comes from one key per chain, folded with the step's index. A chain is
+therefore the same whatever batch, device or process it is computed on.
+"""
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ctrl_jax.kernels import Kernel
+from ctrl_jax.types import EpsFn, Keys, PerExample, PerStep, Sample
+
+
+class Path(NamedTuple):
+  """Everything a chain went through; the states before and noise of a step."""
+
+  x: Float[Array, "steps batch ..."]
+  noise: Float[Array, "steps batch ..."]
+
+
+class Predictions(NamedTuple):
+  """Noise predictions of a policy and of its reference at the same (x, t)."""
+
+  eps: Sample
+  reference: Sample
+  hidden: jax.Array | None = None  # of the policy's network, for an output head
+
+
+class Rollout(NamedTuple):
+  """Result of `rollout`; `step_kl` and `log_ratio` are 0 with no reference."""
+
+  x: Sample  # x_K, the samples
+  step_kl: PerStep  # equation (2), nats
+  log_ratio: PerExample  # equation (3), nats
+  path: Path | None
+
+  @property
+  def kl(self) -> PerExample:
+    """Path KL of each chain, [batch], nats; unbiased for KL(P_theta||P_pre)."""
+    return self.step_kl.sum(0)
+
+
+@runtime_checkable
+class PairFn(Protocol):
+  """`pair_fn(x, t) -> Predictions`, both of the shape of x."""
+
+  def __call__(self, x: jax.Array, t: jax.Array) -> Predictions:
+    """Returns both predictions at the scalar time t."""
+    ...
+
+
+def _sum_squares(x: jax.Array) -> jax.Array:
+  return jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
+
+
+def gaussian(keys: Keys, shape: tuple[int, ...]) -> Sample:
+  """Standard normal draws [batch, *shape], one key per chain."""
+  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Sample:
+  """Starts x_0 ~ N(0, I), [batch, *shape], independent of the step noise."""
+  # Steps fold in 0 ... K-1; this index is beyond any of them.
+  return gaussian(fold_in(keys, 2**32 - 1), shape)
+
+
+def fold_in(keys: Keys, data: Any) -> Keys:
+  """Folds one integer into every key."""
+  return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+
+
+def rollout(
+  keys: Keys,
+  x_init: Sample,
+  kernel: Kernel,
+  eps_fn: EpsFn | PairFn,
+  *,
+  reference_fn: EpsFn | None = None,
+  remat: bool = True,
+  backprop_steps: int | None = None,
+  keep_path: bool = False,
+) -> Rollout:
+  """Runs the chain (1) from x_init and compares it with a reference.
+
+  Args:
+    keys: one key per chain [batch].
+    x_init: starts x_0 [batch, ...].
+    kernel: the K steps.
+    eps_fn: noise prediction of the policy, or of policy and reference.
+    reference_fn: noise prediction of the pre-trained model; None: no KL,
+      unless eps_fn returns `Predictions`.
+    remat: recompute each step in the backward pass, so that memory does not
+      grow with K; no effect on values or gradients.
+    backprop_steps: gradients flow through the last so many steps only, one cut
+      per trajectory; None: all of them.
+    keep_path: also return states and noise, [K, batch, ...] each.
+
+  Raises:
+    ValueError: backprop_steps outside [1, K], or two references.
+  """
+  steps = kernel.num_steps
+  backprop_steps = steps if backprop_steps is None else backprop_steps
+  if not 1 <= backprop_steps <= steps:
+    raise ValueError(
+      f"backprop_steps must lie in [1, {steps}], got {backprop_steps}"
+    )
+
+  def step(carry, row):
+    x, log_ratio = carry
+    index, t, a, b, s, weight, noise_coef = row
+    noise = gaussian(fold_in(keys, index), x.shape[1:])
+    eps = eps_fn(x, t)
+    if reference_fn is not None:
+      if isinstance(eps, Predictions):
+        raise ValueError("eps_fn brings its own reference: omit reference_fn")
+      eps = Predictions(eps, reference_fn(x, t))
+    kl = jnp.zeros_like(log_ratio)
+    if isinstance(eps, Predictions):
+      reference = eps.reference
+      eps = jnp.where(s > 0, eps.eps, reference)
+      difference = eps - reference
+      kl = weight * _sum_squares(difference)
+      score = jnp.sum(difference * noise, axis=tuple(range(1, x.ndim)))
+      log_ratio = log_ratio - noise_coef * score - kl
+    path = Path(x, noise) if keep_path else None
+    return (a * x + b * eps + s * noise, log_ratio), (kl, path)
+
+  rows = (jnp.arange(steps),) + tuple(
+    jnp.asarray(column, x_init.dtype)
+    for column in (*kernel, kernel.kl_weight, kernel.noise_coef)
+  )
+  body = jax.checkpoint(step) if remat else step
+  carry = (x_init, jnp.zeros(x_init.shape[0], x_init.dtype))
+  cut = steps - backprop_steps
+  early = jax.tree.map(lambda column: column[:cut], rows)
+  late = jax.tree.map(lambda column: column[cut:], rows)
+  carry, before = jax.lax.stop_gradient(jax.lax.scan(step, carry, early))
+  (x, log_ratio), after = jax.lax.scan(body, carry, late)
+  step_kl, path = jax.tree.map(
+    lambda *parts: jnp.concatenate(parts), before, after
+  )
+  return Rollout(x, step_kl, log_ratio, path)

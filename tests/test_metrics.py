@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Summaries with answers worked by hand, and standard errors that are true."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctrl_jax import metrics
+
+
+def test_mean_estimate():
+  # Values 1, 2, 3, 6: mean 3, variance (4 + 1 + 0 + 9) / 3 = 14/3, hence a
+  # standard error of sqrt(14/3 / 4) = sqrt(7/6); the second column is constant.
+  values = jnp.array([[1.0, 5.0], [2.0, 5.0], [3.0, 5.0], [6.0, 5.0]])
+  estimate = metrics.mean_estimate(values)
+  np.testing.assert_allclose(estimate.mean, [3, 5])
+  np.testing.assert_allclose(estimate.stderr, [(7 / 6) ** 0.5, 0], rtol=1e-6)
+
+
+def test_one_value_has_no_standard_error():
+  with pytest.raises(ValueError, match="at least 2 values, got 1"):
+    metrics.mean_estimate(jnp.ones(1))
+  with pytest.raises(ValueError, match="at least 2 values, got 1"):
+    metrics.log_mean_exp(jnp.ones(1))
+
+
+def test_log_mean_exp():
+  # exp gives 1 and 3: mean 2, standard deviation sqrt(2), standard error of
+  # the mean 1, and of its logarithm 1 / 2.
+  values = jnp.log(jnp.array([1.0, 3.0]))
+  estimate = metrics.log_mean_exp(values)
+  np.testing.assert_allclose(estimate.mean, np.log(2), rtol=1e-6)
+  np.testing.assert_allclose(estimate.stderr, 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shift", [-500.0, 500.0])
+def test_log_mean_exp_survives_what_exp_does_not(shift):
+  values = jnp.log(jnp.array([1.0, 3.0])) + shift
+  estimate = metrics.log_mean_exp(values)
+  np.testing.assert_allclose(estimate.mean, np.log(2) + shift, rtol=1e-6)
+  np.testing.assert_allclose(estimate.stderr, 0.5, rtol=1e-4)
+
+
+def test_confusion_has_requests_in_rows():
+  requested = jnp.array([0, 0, 1, 2, 2, 2])
+  measured = jnp.array([0, 1, 1, 0, 2, 2])
+  np.testing.assert_array_equal(
+    metrics.confusion(requested, measured, num_classes=3),
+    [[1, 1, 0], [0, 1, 0], [1, 0, 2]],
+  )
+  weights = jnp.array([0.5, 0.25, 1.0, 2.0, 3.0, 4.0])
+  np.testing.assert_array_equal(
+    metrics.confusion(requested, measured, num_classes=3, weights=weights),
+    [[0.5, 0.25, 0], [0, 1, 0], [2, 0, 7]],
+  )
+
+
+def test_macro_f1():
+  # Class 0: 2 of 3 measured as 0 are right, all 2 requested found: F1 = 4/5.
+  # Class 1: 3 of 3 right, 3 of 4 found: F1 = 6/7. Class 2 is absent: 0.
+  table = jnp.array([[2.0, 0, 0], [1, 3, 0], [0, 0, 0]])
+  expected = (4 / 5 + 6 / 7 + 0) / 3
+  np.testing.assert_allclose(metrics.macro_f1(table), expected, rtol=1e-6)
+  np.testing.assert_allclose(metrics.macro_f1(jnp.eye(4)), 1, rtol=1e-6)
+
+
+def test_distances():
+  # A right triangle with sides 3, 4 and 5.
+  points = jnp.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+  np.testing.assert_allclose(
+    metrics.squared_distances(points, points[:2]),
+    [[0, 9], [9, 0], [16, 25]],
+    atol=1e-5,
+  )
+  np.testing.assert_allclose(
+    metrics.mean_pairwise_distance(points), 4, rtol=1e-6
+  )
+
+
+def test_squared_distances_are_never_negative():
+  # Far from the origin, rounding takes the difference of squares below zero.
+  points = 1e3 + jax.random.normal(jax.random.key(0), (50, 4)) * 1e-3
+  assert metrics.squared_distances(points, points).min() >= 0
+
+
+def test_mmd2_of_two_points():
+  # Median squared distance 1: kernel 1 within each set, exp(-1) between them.
+  a, b = jnp.zeros((2, 1)), jnp.ones((2, 1))
+  expected = 1 + 1 - 2 * np.exp(-1)
+  np.testing.assert_allclose(metrics.mmd2(a, b), expected, rtol=1e-6)
+
+
+def test_mmd2_is_unbiased_between_equal_laws_and_sees_a_shift():
+  draws = jax.random.normal(jax.random.key(1), (400, 2, 20, 2))
+  equal = np.asarray(jax.vmap(metrics.mmd2)(draws[:, 0], draws[:, 1]))
+  stderr = equal.std(ddof=1) / 400**0.5
+  assert abs(equal.mean()) < 3 * stderr
+  # With the diagonal left in, each set would add about 1/20 (1 - mean kernel).
+  assert stderr < 0.005
+  shifted = jax.vmap(metrics.mmd2)(draws[:, 0], draws[:, 1] + 1.0)
+  assert shifted.mean() > 0.1
