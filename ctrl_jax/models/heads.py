@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Output heads: small networks that add a control to a noise prediction.
+
+A head sees, besides time and labels, where the network predicts the chain to
+end, x0 = (x - std eps) / alpha, and which way the reward rises there: the
+classifier's gradient at the predicted x_0, as in universal guidance (arXiv
+2302.07121), but as an input of something learned. What guidance gets wrong is
+the direction: the best control follows the gradient of E[p(y | x_K) | x], that
+is of the reward through the network's own Jacobian. `TokenHead` reads the
+frozen network's last hidden tokens, which know how pixels vary together, and
+finds that direction without another evaluation of the network. `FlatHead`
+does without tokens, for any eps_fn.
+
+Both end in a layer of zeros: a fresh head adds exactly nothing.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ctrl_jax.models.dit import patchify, unpatchify
+from ctrl_jax.models.mlp import MLP
+
+
+class HeadInputs(NamedTuple):
+  """What a head sees; compressed so that outliers stay of order one."""
+
+  x: jax.Array  # state, of unit variance [B, ...]
+  x0: jax.Array  # predicted end, arcsinh [B, ...]
+  gradient: jax.Array  # of log p(y | x0), arcsinh [B, ...]
+  context: jax.Array  # log p(y | x0), time, y and c [B, features]
+  hidden: jax.Array | None  # the network's last tokens [B, tokens, d]
+
+
+class FlatHead(nn.Module):
+  """An MLP on everything but the hidden tokens.
+
+  Attributes:
+    widths: of the hidden layers.
+  """
+
+  widths: Sequence[int] = (128, 128)
+
+  @nn.compact
+  def __call__(self, inputs: HeadInputs) -> jax.Array:
+    """Returns the change of eps, of the shape of x."""
+    shape = inputs.x.shape
+    columns = [a.reshape(shape[0], -1) for a in inputs[:4]]
+    size = columns[0].shape[1]
+    mlp = MLP(tuple(self.widths), size, zero_output=True)
+    return mlp(jnp.concatenate(columns, axis=1)).reshape(shape)
+
+
+class TokenHead(nn.Module):
+  """One MLP shared by all tokens of a DiT, modulated by the context.
+
+  Attributes:
+    widths: of the hidden layers.
+    patch: side of a patch in pixels, the network's own.
+  """
+
+  widths: Sequence[int] = (128,)
+  patch: int = 2
+
+  @nn.compact
+  def __call__(self, inputs: HeadInputs) -> jax.Array:
+    """Returns the change of eps, of the shape of x.
+
+    Raises:
+      ValueError: no hidden tokens.
+    """
+    if inputs.hidden is None:
+      raise ValueError(
+        "this head reads the network's hidden tokens, and the policy below "
+        "gives none: use policy.frozen_network or a FlatHead"
+      )
+    images = (inputs.x, inputs.x0, inputs.gradient)
+    tokens = [nn.LayerNorm(use_bias=False, use_scale=False)(inputs.hidden)]
+    tokens += [patchify(image, self.patch) for image in images]
+    h = jnp.concatenate(tokens, axis=-1)
+    context = nn.silu(nn.Dense(64, name="context")(inputs.context))
+    for width in self.widths:
+      modulation = nn.Dense(2 * width)(context)[:, None]
+      scale, shift = jnp.split(modulation, 2, axis=-1)
+      h = nn.silu(nn.Dense(width)(h) * (1 + scale) + shift)
+    h = h * (1 + nn.Dense(h.shape[-1], name="gate")(context)[:, None])
+    change = nn.Dense(
+      self.patch**2 * inputs.x.shape[-1],
+      kernel_init=nn.initializers.zeros,
+      name="pixels",
+    )(h)
+    return unpatchify(change, inputs.x.shape)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Low-rank adaptation (Hu et al., arXiv 2106.09685) as pure functions.
+
+An adapted kernel is W + scale * A B, with A [in, rank] random and B [rank,
+out] zero, so that the adapted network starts equal to the frozen one, bit for
+bit. The adapters are a dictionary beside the frozen tree, keyed by the path of
+the kernel they belong to; the network itself is not touched.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from ctrl_jax.types import Params
+
+
+def _is_dense_kernel(path: str, leaf: jax.Array) -> bool:
+  return path.endswith("kernel") and leaf.ndim == 2
+
+
+def init(
+  key: jax.Array,
+  frozen: Params,
+  *,
+  rank: int,
+  select: Callable[[str, jax.Array], bool] = _is_dense_kernel,
+) -> dict[str, dict[str, jax.Array]]:
+  """New adapters, equal to no change.
+
+  Args:
+    key: randomness of A.
+    frozen: parameters of the network.
+    rank: columns of A.
+    select: (path, leaf) -> whether a 2-D leaf is adapted; all Dense kernels
+      by default. A path reads like "params/block_0/qkv/kernel".
+
+  Raises:
+    ValueError: rank < 1, or nothing selected.
+  """
+  if rank < 1:
+    raise ValueError(f"rank must be at least 1, got {rank}")
+  adapters = {}
+  for index, (path, leaf) in enumerate(_named_leaves(frozen)):
+    if select(path, leaf):
+      a = jax.random.normal(jax.random.fold_in(key, index), (len(leaf), rank))
+      adapters[path] = {
+        "a": (a / len(leaf) ** 0.5).astype(leaf.dtype),
+        "b": jnp.zeros((rank, leaf.shape[1]), leaf.dtype),
+      }
+  if not adapters:
+    raise ValueError("no parameter was selected for adaptation")
+  return adapters
+
+
+def merge(
+  frozen: Params,
+  adapters: dict[str, dict[str, jax.Array]],
+  scale: jax.Array | float = 1.0,
+) -> Params:
+  """The frozen tree with scale * A B added to each adapted kernel.
+
+  scale may be traced, for instance a function of the noise level: merging is
+  then part of each step, at a cost that does not grow with the batch.
+  """
+
+  def adapt(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+    pair = adapters.get(_name(path))
+    return leaf if pair is None else leaf + scale * (pair["a"] @ pair["b"])
+
+  return jax.tree_util.tree_map_with_path(adapt, frozen)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+  return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _named_leaves(tree: Params) -> list[tuple[str, jax.Array]]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return [(_name(path), leaf) for path, leaf in leaves]
