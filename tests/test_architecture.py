@@ -25,6 +25,7 @@ LAYERS = (
   ("sampling",),
   ("paths",),
   ("rewards", "policy"),
+  ("steering",),
   ("objectives", "guidance"),
   ("stable_diffusion",),
 )

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Rewards: log p(y | x, c) in nats, per example and unclamped.
+
+The reward of control learning is gamma log p(y | x, c); gamma multiplies it
+where it is used, so that log-likelihoods are comparable between runs. A
+logarithm of a softmax is taken as log-softmax: adding a small number inside
+the logarithm, or clamping, would kill the gradient exactly where it is needed.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctrl_jax.types import RewardFn
+
+
+def classifier(
+  logits_fn: Callable[[jax.Array], jax.Array], *, temperature: float = 1.0
+) -> RewardFn:
+  """log softmax(logits_fn(x) / temperature)_y, for labels independent of c.
+
+  Where y is independent of c given x, p(y | x, c) = p(y | x): the classifier
+  is trained on pairs (x, y) alone and c is ignored here.
+
+  Args:
+    logits_fn: images [batch, ...] -> logits [batch, num_controls].
+    temperature: from calibration on held-out data.
+
+  Raises:
+    ValueError: temperature <= 0.
+  """
+  if not temperature > 0:
+    raise ValueError(f"temperature must be positive, got {temperature}")
+
+  def reward(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
+    log_p = jax.nn.log_softmax(logits_fn(x) / temperature)
+    return jnp.take_along_axis(log_p, y[:, None], axis=1)[:, 0]
+
+  return reward
+
+
+def check_labels(
+  labels: jax.Array | np.ndarray, num_labels: int, *, name: str
+) -> None:
+  """Raises ValueError naming the first label outside 0 ... num_labels - 1."""
+  for index, label in enumerate(labels.tolist()):
+    if not 0 <= label < num_labels:
+      raise ValueError(
+        f"{name}[{index}] = {label} is outside 0 ... {num_labels - 1}"
+      )

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Steering a network by an output head, without touching its weights.
+
+To the noise prediction of a policy, often the frozen network itself, is added
+
+    m_k head(x, x0, grad_x0 log p(y | x0, c), log p(y | x0, c), t, c, y, hidden)
+
+with x0 = (x - std eps) / alpha the predicted end of the chain, hidden the
+network's last tokens, and m_k the scale of `policy`. See `models.heads` for
+what a head makes of these. One evaluation of the network serves the reference
+and the policy, in training too, and any eps_fn can be steered.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ctrl_jax.models.heads import HeadInputs
+from ctrl_jax.policy import Condition, Policy, ScaleFn
+from ctrl_jax.sampling import PairFn
+from ctrl_jax.sde import SDE
+from ctrl_jax.types import Params, RewardFn
+
+
+def with_head(
+  policy: Policy,
+  head: nn.Module,
+  reward_fn: RewardFn,
+  sde: SDE,
+  scale_fn: ScaleFn,
+  *,
+  sample_shape: tuple[int, ...],
+  num_controls: int,
+  num_conditions: int = 0,
+  hidden_shape: tuple[int, int] | None = None,
+) -> Policy:
+  """Adds an output head to a policy.
+
+  Args:
+    policy: what the head is added to.
+    head: of `models.heads`.
+    reward_fn: log p(y | x, c), differentiable in x.
+    sde: gives alpha and std, to predict x_0.
+    scale_fn: t -> m_k of the step at t.
+    sample_shape: shape of one sample.
+    num_controls: labels y in 0 ... num_controls - 1; -1 is the null label.
+    num_conditions: values of c, or 0 when there is no c.
+    hidden_shape: (tokens, d) of the network's hidden tokens, if it has any.
+  """
+
+  def inputs(x, base, t, c, y):
+    alpha, std = sde.alpha(t), sde.std(t)
+    x0 = (x - std * base.eps) / alpha
+
+    def total(x0):
+      log_p = reward_fn(x0, c, jnp.maximum(y, 0))
+      return log_p.sum(), log_p
+
+    gradient, log_p = jax.grad(total, has_aux=True)(x0)
+    log_snr = jnp.log(alpha / std)
+    time = jnp.stack([t, log_snr, jnp.sin(6 * t), jnp.cos(6 * t)])
+    context = [
+      jnp.arcsinh(log_p)[:, None],
+      jnp.broadcast_to(time, (len(x), 4)),
+      jax.nn.one_hot(y, num_controls),
+    ]
+    if num_conditions:
+      context.append(jax.nn.one_hot(c, num_conditions))
+    return HeadInputs(
+      x / jnp.hypot(alpha, std),
+      jnp.arcsinh(x0),
+      jnp.arcsinh(4 * gradient),
+      jnp.concatenate(context, axis=1),
+      base.hidden,
+    )
+
+  def init(key: jax.Array) -> Params:
+    head_key, policy_key = jax.random.split(key)
+    image = jnp.zeros((1, *sample_shape))
+    context = jnp.zeros((1, 5 + num_controls + num_conditions))
+    hidden = None if hidden_shape is None else jnp.zeros((1, *hidden_shape))
+    params = head.init(
+      head_key, HeadInputs(image, image, image, context, hidden)
+    )
+    return {**policy.init(policy_key), "head": params}
+
+  def pair_fn(control: Params, c: Condition, y: jax.Array) -> PairFn:
+    pair_of_policy = policy.pair_fn(control, c, y)
+
+    def pair(x, t):
+      base = pair_of_policy(x, t)
+      change: Any = head.apply(control["head"], inputs(x, base, t, c, y))
+      on = scale_fn(t) * (y >= 0).reshape(-1, *(1,) * (x.ndim - 1))
+      return base._replace(eps=base.eps + on * change)
+
+    return pair
+
+  return Policy(init, pair_fn)

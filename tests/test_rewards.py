@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rewards: closed forms, and gradients where probabilities vanish."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctrl_jax import rewards
+from ctrl_jax.types import RewardFn
+
+Y = jnp.array([0, 1, 2])
+
+
+def _logits(x):
+  return jnp.stack([x, 0 * x, -x], axis=1)
+
+
+def test_log_softmax_in_closed_form():
+  x = jnp.log(jnp.array([2.0, 2.0, 2.0]))
+  # Odds 2 : 1 : 1/2 are probabilities 4/7, 2/7, 1/7.
+  found = rewards.classifier(_logits)(x, None, Y)
+  np.testing.assert_allclose(found, np.log([4 / 7, 2 / 7, 1 / 7]), rtol=1e-6)
+  # A temperature of 2 takes the root of the odds.
+  odds = np.array([2**0.5, 1, 2**-0.5])
+  found = rewards.classifier(_logits, temperature=2.0)(x, None, Y)
+  np.testing.assert_allclose(found, np.log(odds / odds.sum()), rtol=1e-6)
+
+
+def test_probabilities_of_all_labels_sum_to_1_and_c_is_ignored():
+  reward_fn = rewards.classifier(_logits, temperature=0.7)
+  assert isinstance(reward_fn, RewardFn)
+  x = jnp.linspace(-3, 3, 5)
+  total = sum(
+    jnp.exp(reward_fn(x, jnp.full(5, y), jnp.full(5, y))) for y in range(3)
+  )
+  np.testing.assert_allclose(total, 1, rtol=1e-6)
+  np.testing.assert_array_equal(
+    reward_fn(x, None, jnp.full(5, 1)), reward_fn(x, Y[:1], jnp.full(5, 1))
+  )
+
+
+def test_gradient_survives_where_the_probability_does_not():
+  # log p(y = 2) = -2 x - log(1 + e^-x + e^-2x): slope -2 for large x. At
+  # x = 35 the probability is 4e-31, at 500 it is 0 even in float64.
+  reward_fn = rewards.classifier(_logits)
+  gradient = jax.grad(lambda x: reward_fn(x, None, jnp.full(2, 2)).sum())
+  np.testing.assert_allclose(gradient(jnp.array([35.0, 500.0])), -2, rtol=1e-5)
+  value = reward_fn(jnp.array([35.0, 500.0]), None, jnp.full(2, 2))
+  np.testing.assert_allclose(value, [-70, -1000], rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_bad_temperatures_are_refused(temperature):
+  with pytest.raises(ValueError, match="temperature must be positive"):
+    rewards.classifier(_logits, temperature=temperature)
+
+
+def test_labels_out_of_range_are_named():
+  rewards.check_labels(Y, 3, name="y")
+  with pytest.raises(ValueError, match=r"y\[2\] = 2 is outside 0 ... 1"):
+    rewards.check_labels(Y, 2, name="y")
+  with pytest.raises(ValueError, match=r"c\[1\] = -1 is outside 0 ... 4"):
+    rewards.check_labels(jnp.array([4, -1, 9]), 5, name="c")
