@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""CTRL (Zhao et al., arXiv 2406.12120): back-propagation through the sampler.
+
+The policy maximises, over minibatches of chains with (c, y) drawn from a
+training law,
+
+    J(theta) = E[gamma log p(y | x_K, c)]
+               - E[sum_k w_k ||eps_theta - eps_pre||^2]                   (1)
+
+by the reparameterised gradient: the noise z_k is given, so x_K and the KL are
+differentiable functions of theta (the paper's Algorithm 2). The KL is summed
+over dimensions, in nats, and differentiated through the path as well as
+through the prediction at each step.
+
+Choose it when the reward is differentiable in x. Memory is flat in K
+(each step is recomputed in the backward pass); time is that of four to five
+passes through the sampler.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ctrl_jax import learner, paths, sampling
+from ctrl_jax.kernels import Kernel
+from ctrl_jax.policy import Policy
+from ctrl_jax.types import LossFn, Metrics, Params, RewardFn
+
+
+def make_loss(
+  policy: Policy,
+  reward_fn: RewardFn,
+  kernel: Kernel,
+  *,
+  gamma: float,
+  sample_shape: tuple[int, ...],
+  backprop_steps: int | None = None,
+) -> LossFn:
+  """The negative of (1) in nats, as a loss.
+
+  Args:
+    policy: what is trained.
+    reward_fn: log p(y | x, c), differentiable in x.
+    kernel: the sampler's steps.
+    gamma: guidance strength; nats against nats.
+    sample_shape: shape of one sample.
+    backprop_steps: back-propagate through the last so many steps only.
+
+  Returns:
+    loss(params, keys [B], batch) with batch = {"c": [B], "y": [B],
+    "log_evidence": [B]}, the last in nats and used for the metric `gap` only.
+
+  Raises:
+    ValueError: gamma <= 0, or a kernel without noise.
+  """
+  paths.check_gamma(gamma)
+  paths.check_stochastic(kernel)
+
+  def loss_fn(
+    params: Params, keys: jax.Array, batch: dict[str, jax.Array]
+  ) -> tuple[jax.Array, Metrics]:
+    c, y = batch["c"], batch["y"]
+    chain = sampling.rollout(
+      keys,
+      sampling.initial_noise(keys, sample_shape),
+      kernel,
+      policy.pair_fn(params, c, y),
+      backprop_steps=backprop_steps,
+    )
+    log_likelihood = reward_fn(chain.x, c, y)
+    objective = jnp.mean(gamma * log_likelihood - chain.kl)
+    log_evidence = batch["log_evidence"].mean()
+    metrics = {
+      "objective": objective,
+      "log_evidence": log_evidence,
+      "gap": log_evidence - objective,
+      "kl": chain.kl.mean(),
+      "log_likelihood": log_likelihood.mean(),
+    }
+    return -objective, metrics
+
+  return loss_fn
+
+
+def make_learner(
+  policy: Policy,
+  reward_fn: RewardFn,
+  kernel: Kernel,
+  optimizer: optax.GradientTransformation,
+  *,
+  gamma: float,
+  sample_shape: tuple[int, ...],
+  backprop_steps: int | None = None,
+  ema_decay: float = 0.98,
+  axis_name: str | None = "batch",
+) -> learner.Learner:
+  """CTRL as a Learner; see `make_loss` and `learner.make_learner`."""
+  loss_fn = make_loss(
+    policy,
+    reward_fn,
+    kernel,
+    gamma=gamma,
+    sample_shape=sample_shape,
+    backprop_steps=backprop_steps,
+  )
+  return learner.make_learner(
+    loss_fn, optimizer, ema_decay=ema_decay, axis_name=axis_name
+  )
