@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checkpoints of a tree of arrays: saved whole, checked, restored exactly.
+
+A folder holds the two newest steps of one training run, each a folder of its
+own. Orbax writes a step beside its place and renames it once it is complete,
+so that a process killed at any moment leaves the older steps as they were.
+Orbax does not notice a bit that the disk flipped, so each step also carries
+the digests of its files, and one that fails them is put aside, named, and
+replaced by the step before.
+
+Saving waits for the disk: an error then appears where it was made, and nobody
+has to remember to wait. It costs about 0.15 s for 1 MB; Orbax's one-database
+format (OCDBT, its default) is twice as fast as a file for each array.
+
+On several hosts every process calls `save` and `restore_or_start` with a
+folder that all of them see.
+"""
+
+import errno
+import hashlib
+import json
+import pathlib
+import shutil
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+
+MAX_TO_KEEP = 2
+_DIGESTS = "digests.json"
+
+
+class Restored(NamedTuple):
+  """What training continues from."""
+
+  state: Any  # restored, or the one given where there was nothing to restore
+  extra: Mapping[str, Any]  # as given to `save`; empty at a fresh start
+  warnings: list[str]  # a line for every step that could not be read
+
+
+def _manager(directory: pathlib.Path) -> ocp.CheckpointManager:
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=MAX_TO_KEEP,
+    enable_async_checkpointing=False,
+    cleanup_tmp_directories=True,  # of a save that was killed
+  )
+  return ocp.CheckpointManager(
+    directory.absolute(),
+    options=options,
+    item_handlers=ocp.StandardCheckpointHandler(),
+  )
+
+
+def _by_name(state: Any) -> dict[str, jax.Array]:
+  """Leaves by their path, so that a stored array can be named in an error."""
+  leaves = jax.tree.leaves_with_path(state)
+  return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _shapes(state: Any) -> dict[str, str]:
+  named = _by_name(state).items()
+  return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named}
+
+
+def _digests(folder: pathlib.Path) -> dict[str, str]:
+  """Digest of every file under a folder, by relative path."""
+  digests = {}
+  for path in sorted(folder.rglob("*")):
+    if path.is_file() and path.name != _DIGESTS:
+      with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "blake2b").hexdigest()
+      digests[path.relative_to(folder).as_posix()] = digest
+  return digests
+
+
+def _seal(folder: pathlib.Path) -> None:
+  """Writes the digests of a complete step into its folder."""
+  temporary = folder / f"{_DIGESTS}.tmp"
+  temporary.write_text(json.dumps(_digests(folder)))
+  temporary.replace(folder / _DIGESTS)
+
+
+def _check_files(folder: pathlib.Path) -> None:
+  """Raises OSError if a file of a step is not what was written."""
+  if not folder.is_dir():
+    raise OSError("it is gone")
+  if not (folder / _DIGESTS).exists():
+    return  # killed after the rename that completed the step
+  try:
+    stored = json.loads((folder / _DIGESTS).read_text())
+  except ValueError as error:
+    raise OSError(f"{_DIGESTS} is damaged") from error
+  found = _digests(folder)
+  for name, digest in stored.items():
+    if found.get(name) != digest:
+      raise OSError(f"{name} is truncated, altered or missing")
+
+
+def _check_shapes(
+  stored: Mapping[str, str], state: Any, folder: pathlib.Path
+) -> None:
+  """Raises ValueError unless the stored arrays fit those of `state`."""
+  wanted = _shapes(state)
+  for name in (*wanted, *stored):
+    if stored.get(name) != wanted.get(name):
+      raise ValueError(
+        f"checkpoint {folder} does not fit: {name} is "
+        f"{stored.get(name, 'absent')} there and "
+        f"{wanted.get(name, 'absent')} here; use another workdir"
+      )
+
+
+def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
+  """Arrays of a step, by name, in the shapes and shardings of `like`."""
+  arguments = ocp.args.StandardRestore(_by_name(like))
+  named = manager.restore(step, args=arguments)
+  leaves = [named[name] for name in _by_name(like)]
+  return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def restore_or_start(directory: pathlib.Path, state: Any) -> Restored:
+  """Restores the newest readable step, or starts from the state given.
+
+  A step that cannot be read is renamed to `<step>.unreadable`, which makes
+  room for the same step when training gets there again.
+
+  Args:
+    directory: the folder given to `save`; it need not exist.
+    state: tree of arrays; what is restored takes its shapes, dtypes and
+      shardings.
+
+  Returns:
+    The state, bit for bit as it was saved, with what was saved beside it.
+
+  Raises:
+    ValueError: the stored arrays have other names, shapes or dtypes.
+  """
+  if not directory.is_dir():
+    return Restored(state, {}, [])
+  warnings: list[str] = []
+  with _manager(directory) as manager:
+    for step in sorted(manager.all_steps(), reverse=True):
+      folder = directory / str(step)
+      try:
+        _check_files(folder)
+        stored = manager.metadata(step).custom_metadata
+        extra, shapes = stored["extra"], stored["shapes"]
+      except Exception as error:  # Orbax has no one type for damaged files
+        warnings.append(_put_aside(folder, error))
+        continue
+      _check_shapes(shapes, state, folder)
+      try:
+        return Restored(_read(manager, step, state), extra, warnings)
+      except Exception as error:
+        warnings.append(_put_aside(folder, error))
+  return Restored(state, {}, warnings)
+
+
+def _put_aside(folder: pathlib.Path, error: Exception) -> str:
+  """Renames the folder of an unreadable step; returns a line about it."""
+  aside = folder.with_name(f"{folder.name}.unreadable")
+  if jax.process_index() == 0 and folder.exists():
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.replace(aside)
+  reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+  return f"checkpoint {folder} skipped, now {aside.name}: {reason}"
+
+
+def save(
+  directory: pathlib.Path,
+  step: int,
+  state: Any,
+  *,
+  extra: Mapping[str, Any] | None = None,
+) -> None:
+  """Saves a state as the newest step and drops all but the two newest.
+
+  Args:
+    directory: a folder for this training run alone; made if need be.
+    step: number of the step, above those already there.
+    state: tree of arrays.
+    extra: a little more, of JSON's types, returned by `restore_or_start`.
+
+  Raises:
+    OSError: the disk is full or the folder cannot be written; the older steps
+      are intact.
+    ValueError: the folder already holds this step or a later one.
+  """
+  metadata = {"shapes": _shapes(state), "extra": dict(extra or {})}
+  needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    # Asked beforehand: a disk that fills up while Orbax writes makes each of
+    # its threads print a traceback.
+    if shutil.disk_usage(directory).free < needed + needed // 4 + 2**20:
+      raise OSError(errno.ENOSPC, f"{needed / 2**20:.1f} MiB do not fit")
+    with _manager(directory) as manager:
+      saved = manager.save(
+        step,
+        args=ocp.args.StandardSave(_by_name(state)),
+        custom_metadata=metadata,
+      )
+    if saved and jax.process_index() == 0:
+      _seal(directory / str(step))
+  except Exception as error:  # tensorstore reports a full disk as ValueError
+    reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+    raise OSError(
+      f"checkpoint {step} could not be saved in {directory} ({reason}); "
+      "earlier ones are intact: free some space and run the command again"
+    ) from error
+  if not saved:
+    raise ValueError(f"{directory} already holds step {step} or a later one")
