@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Starts JAX: which devices, which hosts, and where programs are cached."""
+
+import math
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from experiments.configs.base import flatten
+
+
+def batch_sizes(config: ConfigDict) -> dict[str, int]:
+  """Every batch that the devices must share equally."""
+  fields = flatten(config).items()
+  return {f: v for f, v in fields if f.rpartition(".")[2] == "batch_size"}
+
+
+def num_cpu_devices(config: ConfigDict, cores: int) -> int:
+  """Virtual devices on a CPU: the most, up to a core each, that share batches.
+
+  One update over several devices uses the cores of a CPU better than one
+  device that splits its matrix products.
+  """
+  if config.devices:
+    return config.devices
+  shared = math.gcd(*batch_sizes(config).values())
+  return max(n for n in range(1, cores + 1) if shared % n == 0)
+
+
+def start(config: ConfigDict, *, distributed: bool = False) -> bool:
+  """Prepares JAX; to be called before anything is computed.
+
+  The cache of compiled programs is CTRL_JAX_CACHE or ~/.cache/ctrl_jax. The
+  number of virtual CPU devices is left alone where the user sets it by
+  XLA_FLAGS or JAX_NUM_CPU_DEVICES.
+
+  Returns:
+    Whether this host is the one, among several, that writes files.
+
+  Raises:
+    ValueError: the devices cannot share a batch, or there are fewer than
+      config.devices.
+  """
+  import jax  # slow: not before the command line is known to be right
+
+  caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+  cache = os.environ.get("CTRL_JAX_CACHE") or pathlib.Path(caches) / "ctrl_jax"
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  chosen = "xla_force_host_platform_device_count" in os.environ.get(
+    "XLA_FLAGS", ""
+  )
+  if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ:
+    cores = os.cpu_count() or 1
+    jax.config.update("jax_num_cpu_devices", num_cpu_devices(config, cores))
+  if distributed:
+    jax.distributed.initialize()
+  _check_devices(config, jax.device_count())
+  return jax.process_index() == 0
+
+
+def _check_devices(config: ConfigDict, available: int) -> None:
+  """Raises ValueError unless the devices are there and share every batch."""
+  if config.devices not in (0, available):
+    raise ValueError(
+      f"devices is {config.devices}, but JAX sees {available}: use 0"
+    )
+  for field, size in batch_sizes(config).items():
+    if size % available:
+      raise ValueError(
+        f"{field} is {size}, which {available} devices cannot share equally: "
+        f"use a multiple of {available}"
+      )

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line, with every mistake on it turned into one line."""
+
+import difflib
+import pathlib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from experiments.configs import base
+
+_OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
+
+
+def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, bool]:
+  """Reads config, workdir and whether this is one of several hosts.
+
+  Args:
+    argv: the command and its arguments.
+
+  Raises:
+    ValueError: any mistake, in a line that says what to write instead.
+  """
+  # Without overrides at first: a mistake in them is told best by what could
+  # have been written instead.
+  plain = [a for a in argv if not _OVERRIDE.match(a)]
+  overrides = [a for a in argv if _OVERRIDE.match(a)]
+  values = _read(plain)
+  _check_keys(overrides, values.config)
+  config = _read([*plain, *overrides]).config
+  name = "-".join(filter(None, (config.experiment, config.variant)))
+  folder = pathlib.Path(values.workdir or pathlib.Path("runs") / name)
+  return config, folder, values.distributed
+
+
+def _read(argv: list[str]) -> Any:
+  """Flag values of a command line whose overrides have existing keys."""
+  values = flags.FlagValues()
+  settings: dict[str, Any] = {"flag_values": values}
+  config_flags.DEFINE_config_file(
+    "config", lock_config=True, sys_argv=argv, **settings
+  )
+  flags.DEFINE_string("workdir", None, "folder of the run", **settings)
+  flags.DEFINE_bool("distributed", False, "one of several hosts", **settings)
+  try:
+    rest = values(argv)
+    missing = values.config is None
+    # Touched, because it keeps to itself why its file could not be loaded.
+    _ = None if missing else values.config.keys()
+  except flags.Error as error:
+    raise ValueError(f"{error} (--help explains)") from error
+  except Exception as error:  # a config file is code: it may raise anything
+    text = " ".join(str(error).split())
+    text = re.sub(r".*(failure to load|Attempted \[[^]]*\]): ?", "", text)
+    raise ValueError(f"the config file cannot be loaded: {text}") from error
+  if rest[1:]:
+    raise ValueError(
+      f"unexpected argument {rest[1]!r}: write --NAME=VALUE (--help explains)"
+    )
+  if missing:
+    raise ValueError("--config=FILE is missing (--help explains)")
+  return values
+
+
+def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
+  """Raises ValueError naming the field nearest to one that does not exist.
+
+  Of two, the one of the same last name is nearer.
+  """
+  fields = list(base.flatten(config))
+  for argument in overrides:
+    key = argument.partition("=")[0].partition("config.")[2]
+    if key in fields:
+      continue
+    last = key.rpartition(".")[2]
+    same = [field for field in fields if field.rpartition(".")[2] == last]
+    near = difflib.get_close_matches(key, same or fields, n=1, cutoff=0)
+    raise ValueError(f"no config key {key!r}: did you mean {near[0]!r}?")

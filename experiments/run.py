@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains an experiment's control, measures how exact it is, and reports.
+
+  python -m experiments.run --config=experiments/configs/digits.py
+
+  --config=FILE[:VARIANT]   what to run; experiments/configs/base.py explains
+                            every field
+  --config.KEY=VALUE        changes one field, as in --config.reward.gamma=2
+  --workdir=DIR             where results go: runs/EXPERIMENT[-VARIANT] if not
+                            given
+  --distributed             on every host of a pod, with one DIR for all
+
+The same command again continues where an interrupted run stopped, and prints
+the result of a finished one; DIR/report.html shows more. Compiled programs are
+kept in ~/.cache/ctrl_jax, or in the folder CTRL_JAX_CACHE.
+
+Exit code: 0 done; 1 training diverged; 2 a mistake in the command, the config
+or a file, told in one line; 130 and 143 stopped by Ctrl-C and SIGTERM, and the
+same command continues.
+"""
+
+import sys
+
+from experiments import devices, flags, outcome, workdir
+from experiments.configs import base
+
+
+def run() -> None:
+  """Does what the command line says."""
+  if not sys.argv[1:] or {"-h", "--help"} & set(sys.argv[1:]):
+    print((__doc__ or "").strip())
+    return
+  config, folder, distributed = flags.parse(sys.argv)
+  base.validate(config)
+  workdir.prepare(folder, config)
+  if not (folder / "results.json").exists():
+    leads = devices.start(config, distributed=distributed)
+    # Slow, as JAX is: only for a new result.
+    from experiments import logs, stages
+
+    with logs.Log(folder, enabled=leads) as log:
+      results = stages.run(config, folder, log)
+    if not leads:  # one host of several writes what all of them know
+      return
+    workdir.write_json(folder / "results.json", results)
+  from experiments import finished, report, tables
+
+  page = folder / "report.html"
+  if not page.exists():
+    report.write(folder)
+  print(tables.summary(finished.load(folder).results))
+  print(f"report      {page}")
+
+
+if __name__ == "__main__":
+  sys.exit(outcome.exit_code(run))

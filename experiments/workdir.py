@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a run: one config a folder, and files that are never half.
+
+The first run writes its config to config.json; a later one continues only if
+its own is the same, so that no checkpoint is ever read into another experiment.
+"""
+
+import json
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import IO, Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.configs.base import flatten
+
+# What may change between runs of a folder, because results do not depend on
+# it, but for rounding in the case of devices.
+FREE = {"devices", "data.dir"}
+FREE_ENDINGS = ("log_every", "save_every")
+
+
+def _write_whole(
+  path: pathlib.Path, write: Callable[[IO[bytes]], object]
+) -> None:
+  """Has a file written beside its place and moves it there when complete."""
+  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+  try:
+    with os.fdopen(descriptor, "wb") as file:
+      write(file)
+    os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes JSON; a reader finds the old content or the new, never a part."""
+  text = json.dumps(value, indent=2) + "\n"
+  _write_whole(path, lambda file: file.write(text.encode()))
+
+
+def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
+  """Writes an .npz of named arrays; a reader never finds a part of it."""
+
+  def write(file: IO[bytes]) -> None:
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+
+  _write_whole(path, write)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+  """A line for every field whose difference would change the results."""
+  before, after = flatten(old), flatten(new)
+  lines = []
+  for field in sorted(before.keys() | after.keys()):
+    a, b = (
+      json.dumps(f[field]) if field in f else "absent" for f in (before, after)
+    )
+    free = field in FREE or field.endswith(FREE_ENDINGS)
+    if a != b and not free:
+      lines.append(f"{field} was {a} and is {b}")
+  return lines
+
+
+def prepare(workdir: pathlib.Path, config: ConfigDict) -> None:
+  """Makes the folder and ties it to the config, or checks that it is tied.
+
+  A folder in which nothing was trained yet is tied to nothing.
+
+  Raises:
+    ValueError: the folder holds a run of another config.
+    OSError: the folder cannot be made or written.
+  """
+  path = workdir / "config.json"
+  new = json.loads(config.to_json())  # tuples become lists, as in the file
+  begun = any((workdir / f).exists() for f in ("checkpoints", "results.json"))
+  if begun and path.exists():
+    try:
+      found = differences(json.loads(path.read_text()), new)
+    except ValueError as error:
+      raise ValueError(f"{path} is no JSON: use another --workdir") from error
+    if found:
+      raise ValueError(
+        f"{workdir} holds a run of another config: {'; '.join(found)}; "
+        "use another --workdir"
+      )
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(path, new)
+  except OSError as error:
+    raise OSError(
+      f"{workdir} cannot be written ({error.strerror}): use another --workdir"
+    ) from error

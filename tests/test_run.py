@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: every mistake is one line, and costs no training."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from experiments import devices, flags, workdir
+from experiments.configs import base
+from experiments.errors import NonFiniteError
+from experiments.outcome import exit_code
+
+# How ml_collections loads a config file.
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:the load_module:DeprecationWarning"
+)
+
+ROOT = pathlib.Path(__file__).parents[1]
+CONFIG = """
+from experiments.configs import base
+
+def get_config(variant=""):
+  config = base.get_config()
+  config.experiment = "toy"
+  config.variant = variant
+  return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: pathlib.Path) -> pathlib.Path:
+  path = tmp_path / "toy.py"
+  path.write_text(CONFIG)
+  return path
+
+
+def command(folder: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
+  """Exit code, stdout and stderr of the command, run in a process."""
+  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  done = subprocess.run(
+    [sys.executable, "-m", "experiments.run", *arguments],
+    capture_output=True,
+    text=True,
+    cwd=folder,
+    env=environment,
+    timeout=120,
+  )
+  return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 12, 96])
+def test_cpu_devices_share_every_batch(cores: int) -> None:
+  config = base.get_config()
+  sizes = devices.batch_sizes(config)
+  assert "control.batch_size" in sizes
+  count = devices.num_cpu_devices(config, cores)
+  assert all(size % count == 0 for size in sizes.values())
+  # No larger count would do.
+  for more in range(count + 1, cores + 1):
+    assert any(size % more for size in sizes.values())
+  config.devices = 5
+  assert devices.num_cpu_devices(config, cores) == 5
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+  """Puts back what `exit_code` sets for the process."""
+  before = signal.getsignal(signal.SIGTERM)
+  yield
+  signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+  def code(error: BaseException) -> int:
+    def fail() -> None:
+      raise error
+
+    return exit_code(fail)
+
+  assert exit_code(lambda: None) == 0
+  assert capsys.readouterr().err == ""
+  assert code(OSError("disk\nfull")) == 2
+  assert capsys.readouterr().err == "error: disk full\n"
+  assert code(NonFiniteError("control", 7, "loss", "nan")) == 1
+  assert capsys.readouterr().err.startswith("error: control: loss is nan at st")
+  assert code(KeyboardInterrupt()) == 130
+  assert "same command continues" in capsys.readouterr().err
+  # A ValueError of ours is the user's; one from elsewhere is a bug of ours.
+  assert exit_code(lambda: base.validate(base.get_config())) == 2
+  assert "experiment is ''" in capsys.readouterr().err
+  with pytest.raises(ValueError):
+    exit_code(lambda: json.loads("{"))
+
+
+def test_mistakes_reach_the_shell_as_one_line(
+  tmp_path: pathlib.Path, config_file: pathlib.Path
+) -> None:
+  folder = tmp_path / "run"
+  config = f"--config={config_file}"
+  where = f"--workdir={folder}"
+  for argument in ("--config.kernel.eta=0", "--config.kernal.eta=0.5"):
+    code, output, error = command(tmp_path, config, where, argument)
+    assert (code, output) == (2, "")
+    assert error.startswith("error: ") and error.count("\n") == 1
+  assert not folder.exists()
+
+
+def test_help_needs_no_config(tmp_path: pathlib.Path) -> None:
+  code, output, error = command(tmp_path, "--help")
+  assert (code, error) == (0, "")
+  assert "--config.KEY=VALUE" in output
+  assert "\n  python -m experiments.run --config=" in output
+
+
+@pytest.mark.slow
+def test_devices_that_cannot_share_a_batch(
+  tmp_path: pathlib.Path, config_file: pathlib.Path
+) -> None:
+  """The tests' four devices; asked before anything is trained."""
+  code, output, error = command(
+    tmp_path, f"--config={config_file}", "--config.control.batch_size=6"
+  )
+  assert (code, output) == (2, "")
+  assert error.startswith("error: control.batch_size is 6, which 4 devices")
+  assert error.count("\n") == 1
+  code, _, error = command(
+    tmp_path, f"--config={config_file}", "--config.devices=3"
+  )
+  assert (code, error.count("\n")) == (2, 1)
+  assert "devices is 3, but JAX sees 4" in error
+
+
+RESULTS = {
+  "experiment": "toy",
+  "variant": "",
+  "seed": 0,
+  "problem": {"num_controls": 2},
+  "methods": {"ctrl": {"path_kl": 1.25}},
+}
+
+
+def test_finished_run_only_prints(
+  tmp_path: pathlib.Path, config_file: pathlib.Path
+) -> None:
+  config, folder, _ = flags.parse(
+    ["run", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
+  )
+  workdir.prepare(folder, config)
+  workdir.write_json(folder / "results.json", RESULTS)
+  arguments = [f"--config={config_file}", f"--workdir={folder}"]
+  code, output, error = command(tmp_path, *arguments)
+  assert (code, error) == (0, "")
+  assert "toy, seed 0" in output and "1.250" in output
+  assert output.splitlines()[-1].split() == [
+    "report",
+    str(folder / "report.html"),
+  ]
+  assert (folder / "report.html").exists()
+  code, _, error = command(tmp_path, *arguments, "--config.seed=4")
+  assert code == 2
+  assert "seed was 0 and is 4" in error and error.count("\n") == 1
