@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of every method, for every condition c and requested control y.
+
+A method gives `Cells`: n weighted samples for each (c, y). The samples of the
+pre-trained chain do double duty: they give log Z(c, y), and weighted by
+p(y | x)^gamma they are the exact target law, as far as their number reaches.
+Methods that resample keep their weights, so their figures carry no further
+noise; `draw` turns them into plain samples where those are needed.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from ctrl_jax import parallel, paths, sampling
+from ctrl_jax.metrics import Estimate
+from ctrl_jax.policy import Policy
+from ctrl_jax.types import Params, RewardFn
+from experiments import keys, workdir
+from experiments.logs import Progress
+from experiments.problems import Problem
+
+Tree = Any
+
+
+class Reference(NamedTuple):
+  """Independent samples of the pre-trained chain, n for each c."""
+
+  samples: np.ndarray  # [n, C, ...]
+  log_likelihood: np.ndarray  # log p(y | x) [n, C, Y], nats
+  log_evidence: Estimate  # [C, Y], nats
+  mean_log_evidence: Estimate  # []
+
+
+class Cells(NamedTuple):
+  """n samples of a method for every (c, y)."""
+
+  samples: np.ndarray  # [n, C, Y, ...]
+  log_weights: np.ndarray  # [n, C, Y], up to a constant for each (c, y)
+  log_likelihood: np.ndarray  # log p(y | x) [n, C, Y], nats
+
+
+class Chains(NamedTuple):
+  """What is kept of the chains of a policy; batch first, nats."""
+
+  x: np.ndarray  # [B, ...]
+  log_likelihood: np.ndarray  # [B], of the requested y
+  log_ratio: np.ndarray  # [B]
+  step_kl: np.ndarray  # [B, K]
+
+
+def run_chains(
+  function: Callable[[jax.Array, Tree], Tree],
+  labels: Tree,
+  *,
+  seed: int,
+  name: str,
+  chunk: int,
+  mesh: Mesh,
+) -> Tree:
+  """function(keys, labels) over many chains, in chunks, on all devices.
+
+  Args:
+    function: pure, batch first in and out.
+    labels: tree of arrays [N]; the last chunk is padded.
+    seed: with name, what the chains' keys derive from.
+    name: of the evaluation; shown with its progress.
+    chunk: chains at a time, rounded up to a multiple of the devices.
+    mesh: all devices.
+
+  Returns:
+    The tree of results as NumPy arrays [N, ...].
+  """
+  num = len(jax.tree.leaves(labels)[0])
+  chunk = -(-chunk // mesh.size) * mesh.size
+  padded = -(-num // chunk) * chunk
+  batch = PartitionSpec(parallel.AXIS)
+  mapped = jax.jit(
+    jax.shard_map(
+      function,
+      mesh=mesh,
+      in_specs=(batch, batch),
+      out_specs=batch,
+      check_vma=False,
+    )
+  )
+  inputs = (
+    keys.example_keys(seed, name, padded),
+    jax.tree.map(lambda a: np.resize(a, (padded,)), labels),
+  )
+  parts = []
+  progress = Progress(name, start=0, total=padded // chunk)
+  for start in range(0, padded, chunk):
+    part = jax.tree.map(lambda a, i=start: a[i : i + chunk], inputs)
+    parts.append(jax.device_get(mapped(*parallel.shard(part, mesh))))
+    progress.advance({})
+  progress.close()
+  return jax.tree.map(lambda *a: np.concatenate(a)[:num], *parts)
+
+
+def reference(
+  problem: Problem,
+  eps_fn: Callable[[jax.Array], Any],
+  reward_fn: RewardFn,
+  *,
+  gamma: float,
+  num: int,
+  seed: int,
+  chunk: int,
+  mesh: Mesh,
+  path: pathlib.Path,
+) -> Reference:
+  """Samples the pre-trained chain, or reads what an earlier call sampled.
+
+  Args:
+    problem: gives the kernel and the number of conditions.
+    eps_fn: c -> EpsFn of the pre-trained model.
+    reward_fn: log p(y | x, c).
+    gamma: guidance strength of log Z.
+    num: samples in all, rounded down to the same number for every c.
+    seed: of their noise.
+    chunk: chains at a time.
+    mesh: all devices.
+    path: .npz file that keeps them.
+  """
+  if path.exists():
+    with np.load(path, allow_pickle=False) as saved:
+      samples, log_p = saved["samples"], saved["log_likelihood"]
+  else:
+    conditions, repeats = problem.num_conditions, num // problem.num_conditions
+
+    def function(chain_keys, c):
+      start = sampling.initial_noise(chain_keys, problem.sample_shape)
+      x = sampling.rollout(chain_keys, start, problem.kernel, eps_fn(c)).x
+      labels = [jnp.full_like(c, y) for y in range(problem.num_controls)]
+      return x, jnp.stack([reward_fn(x, c, y) for y in labels], axis=1)
+
+    c = np.arange(repeats * conditions, dtype=np.int32) % conditions
+    samples, log_p = run_chains(
+      function, c, seed=seed, name="reference", chunk=chunk, mesh=mesh
+    )
+    samples, log_p = (
+      a.reshape(repeats, conditions, *a.shape[1:]) for a in (samples, log_p)
+    )
+    workdir.write_arrays(path, samples=samples, log_likelihood=log_p)
+  return Reference(
+    samples,
+    log_p,
+    paths.log_evidence(jnp.asarray(log_p), gamma=gamma),
+    paths.mean_log_evidence(jnp.asarray(log_p), gamma=gamma),
+  )
+
+
+def controlled(
+  problem: Problem,
+  policy: Policy,
+  control: Params,
+  reward_fn: RewardFn,
+  *,
+  num: int,
+  seed: int,
+  chunk: int,
+  mesh: Mesh,
+) -> Chains:
+  """Chains of the policy, compared with the reference; y fastest, then c."""
+
+  def function(chain_keys, labels):
+    c, y = labels
+    start = sampling.initial_noise(chain_keys, problem.sample_shape)
+    chain = sampling.rollout(
+      chain_keys, start, problem.kernel, policy.pair_fn(control, c, y)
+    )
+    log_p = reward_fn(chain.x, c, y)
+    return chain.x, log_p, chain.log_ratio, chain.step_kl.T
+
+  c, y = cell_labels(num, problem)
+  results = run_chains(
+    function, (c, y), seed=seed, name="evaluate", chunk=chunk, mesh=mesh
+  )
+  return Chains(*results)
+
+
+def cell_labels(num: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+  """c and y of num chains, the same number for every (c, y); y fastest."""
+  cells = problem.num_conditions * problem.num_controls
+  index = np.arange(max(num // cells, 2) * cells, dtype=np.int32) % cells
+  return index // problem.num_controls, index % problem.num_controls
+
+
+def best_of(
+  samples: np.ndarray, log_likelihood: np.ndarray, *, n: int
+) -> Cells:
+  """For each (c, y) the likeliest of every n samples of the reference."""
+  groups = len(samples) // n
+  log_p = log_likelihood[: groups * n]
+  log_p = log_p.reshape(groups, n, *log_p.shape[1:])  # [g, n, C, Y]
+  choice = log_p.argmax(1)  # [g, C, Y]
+  rows = np.arange(groups)[:, None, None] * n + choice
+  conditions = np.arange(samples.shape[1])[None, :, None]
+  best = log_p.max(1)
+  return Cells(samples[rows, conditions], np.zeros_like(best), best)
+
+
+def weighted(values: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
+  """Self-normalised mean over the first axis of values [n, C, Y] -> [C, Y]."""
+  weights = np.exp(log_weights - log_weights.max(0))
+  return (weights * values).sum(0) / weights.sum(0)
+
+
+def draw(cells: Cells, num: int, key: jax.Array) -> np.ndarray:
+  """num samples of each (c, y) in proportion to the weights, [num, C, Y, ...].
+
+  Systematic resampling, so that equal weights give distinct samples.
+  """
+  n, conditions, controls = cells.log_weights.shape
+  flat = cells.log_weights.reshape(n, -1).T
+  draws = jax.vmap(lambda k, w: paths.resample(k, w, num=num))(
+    jax.random.split(key, len(flat)), jnp.asarray(flat)
+  )
+  rows = np.asarray(draws).T.reshape(num, conditions, controls)
+  c = np.arange(conditions)[None, :, None]
+  y = np.arange(controls)[None, None, :]
+  return cells.samples[rows, c, y]

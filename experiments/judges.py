@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classifiers of y: trained on pairs (x, y), calibrated, and judged."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ctrl_jax import learner, rewards
+from ctrl_jax.datasets import labelled
+from ctrl_jax.models import classifier
+from ctrl_jax.models.classifier import Classifier
+from ctrl_jax.types import LossFn, RewardFn
+from experiments import keys, loop
+from experiments.problems import Problem
+
+
+class Judge(NamedTuple):
+  """A trained classifier."""
+
+  reward_fn: RewardFn  # log p(y | x) in nats, calibrated
+  logits_fn: Callable[[jax.Array], jax.Array]  # images -> [B, Y]
+  features_fn: Callable[[jax.Array], jax.Array]  # images -> last hidden layer
+  metrics: dict[str, float]  # on images it has not seen
+  reliability: dict[str, np.ndarray]  # curves for the report
+
+
+def train(
+  problem: Problem,
+  config: ConfigDict,
+  *,
+  train: np.ndarray,
+  calibration: np.ndarray,
+  test: np.ndarray,
+  stage: str,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  batch_size: int,
+  **loop_settings: Any,
+) -> Judge:
+  """Trains on one split, fits the temperature on another, tests on a third.
+
+  Args:
+    problem: gives images and labels.
+    config: config.classifier or config.independent.
+    train: indices of images.
+    calibration: indices of images.
+    test: indices of images.
+    stage: names its checkpoints and random numbers.
+    optimizer: gradient transformation.
+    seed: of the batches and of everything random.
+    batch_size: examples an update.
+    **loop_settings: what `loop.fit` takes besides.
+
+  Raises:
+    ValueError: a label outside the controls.
+  """
+  images = jnp.asarray(problem.images)
+  labels = problem.label(images)
+  rewards.check_labels(labels, problem.num_controls, name="y")
+  network = _network(problem, config, images[train])
+  pairs = {"x": problem.images[train], "y": labels[train]}
+  trained = loop.fit(
+    stage,
+    learner.make_learner(_loss(network, config.noise), optimizer, ema_decay=0),
+    network.init(keys.stage_key(seed, f"{stage}/init"), images[:1]),
+    labelled.batches(pairs, seed=seed, batch_size=batch_size).__getitem__,
+    batch_size=batch_size,
+    seed=seed,
+    live=("loss",),
+    **loop_settings,
+  )
+  params = jax.device_get(trained.params)
+
+  def logits_fn(x: jax.Array) -> jax.Array:
+    logits: Any = network.apply(params, x)
+    return logits
+
+  def features_fn(x):
+    _, sown = network.apply(params, x, mutable="intermediates")
+    return jax.tree.leaves(sown)[0]
+
+  temperature = classifier.fit_temperature(
+    logits_fn(images[calibration]), labels[calibration]
+  )
+  metrics, curves = _judge(logits_fn(images[test]), labels[test], temperature)
+  reward_fn = rewards.classifier(logits_fn, temperature=temperature)
+  return Judge(reward_fn, logits_fn, features_fn, metrics, curves)
+
+
+def _network(
+  problem: Problem, config: ConfigDict, images: jax.Array
+) -> Classifier:
+  features = (problem.measure,) if config.feature_gain else ()
+  shift, scale = classifier.standardisation(features, images)
+  scale = tuple(s / config.feature_gain for s in scale)
+  return Classifier(
+    problem.num_controls, tuple(config.hidden), features, shift, scale
+  )
+
+
+def _loss(network: Classifier, noise: float) -> LossFn:
+  """Cross-entropy on images with fresh Gaussian noise of this deviation."""
+
+  def loss_fn(params, example_keys, batch):
+    x = batch["x"]
+    draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))
+    logits: Any = network.apply(params, x + noise * draw(example_keys))
+    log_p = classifier.log_probs(logits)
+    loss = classifier.negative_log_likelihood(log_p, batch["y"])
+    return loss, {"loss": loss}
+
+  return loss_fn
+
+
+def _judge(
+  logits: jax.Array, labels: np.ndarray, temperature: float
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+  """Accuracy, NLL and ECE before and after calibration, with their curves."""
+  metrics = {
+    "accuracy": float(np.mean(np.asarray(logits.argmax(-1)) == labels)),
+    "temperature": temperature,
+  }
+  curves = {}
+  for suffix, t in (("_before", 1.0), ("", temperature)):
+    log_p = classifier.log_probs(logits, t)
+    p = np.exp(np.asarray(log_p, np.float64))
+    bins = classifier.reliability(p, labels)
+    metrics[f"nll{suffix}"] = float(
+      classifier.negative_log_likelihood(log_p, labels)
+    )
+    metrics[f"ece{suffix}"] = classifier.calibration_error(p, labels)
+    curves[f"reliability_confidence{suffix}"] = bins.confidence
+    curves[f"reliability_accuracy{suffix}"] = bins.accuracy
+    curves[f"reliability_count{suffix}"] = bins.counts
+  return metrics, curves

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run leaves behind: results.json and evaluation.npz."""
+
+import importlib.metadata
+import platform
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import scores, workdir
+from experiments.evaluation import Chains, Reference
+from experiments.judges import Judge
+
+LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def collect(
+  this: Any,
+  rewarder: Judge,
+  independent: Judge,
+  reference: Reference,
+  chains: Chains,
+  wall_seconds: dict[str, float],
+  sampling_seconds: dict[str, float],
+) -> dict[str, Any]:
+  """Scores every method, writes evaluation.npz, returns results.json.
+
+  Args:
+    this: the run, `stages.Run`.
+    rewarder: the classifier of the reward.
+    independent: the one that only watches.
+    reference: samples of the pre-trained chain.
+    chains: of the tuned policy.
+    wall_seconds: of each stage.
+    sampling_seconds: for a sample, of pretrained and ctrl.
+  """
+  config, problem = this.config, this.problem
+  gamma, seed = config.reward.gamma, config.seed
+  # A head asks the classifier at every step, in training and in sampling.
+  asked = 1 + problem.kernel.num_steps * bool(config.control.head)
+  trained_on = config.control.num_steps * config.control.batch_size
+  methods = scores.methods(
+    problem,
+    reference,
+    chains,
+    gamma=gamma,
+    best_of=config.evaluate.best_of,
+    reward_queries=trained_on * asked,
+  )
+  exact = methods["pretrained_resampled"].cells
+  table = {
+    name: scores.score(
+      method, problem, independent, exact, gamma=gamma, seed=seed
+    )
+    for name, method in methods.items()
+  }
+  for name, entry in table.items():
+    basis = "ctrl" if name.startswith("ctrl") else "pretrained"
+    evaluations = entry["network_evaluations_per_sample"]
+    entry["sample_seconds"] = (
+      sampling_seconds[basis] * evaluations / problem.kernel.num_steps
+    )
+    entry["train_seconds"] = wall_seconds["control"] if basis == "ctrl" else 0.0
+  arrays = scores.drawings(
+    methods, problem, reference, chains, gamma=gamma, seed=seed
+  )
+  workdir.write_arrays(
+    this.workdir / "evaluation.npz", **arrays, **rewarder.reliability
+  )
+  return {
+    "experiment": config.experiment,
+    "variant": config.variant,
+    "seed": seed,
+    "versions": versions(),
+    "device": device(),
+    "wall_seconds": wall_seconds,
+    "property_name": problem.property_name,
+    "control_names": list(problem.control_names),
+    "problem": {
+      "num_controls": problem.num_controls,
+      "num_conditions": problem.num_conditions,
+      "dims": int(np.prod(problem.sample_shape)),
+      "steps": problem.kernel.num_steps,
+      "eta": config.kernel.eta,
+      "gamma": gamma,
+    },
+    "classifier": rewarder.metrics,
+    "independent_classifier": independent.metrics,
+    "log_evidence": {
+      **scores.jsonable(reference.mean_log_evidence),
+      "table": np.asarray(reference.log_evidence.mean).tolist(),
+    },
+    "methods": table,
+  }
+
+
+def versions() -> dict[str, str]:
+  """Python's and the libraries' versions."""
+  found = {name: importlib.metadata.version(name) for name in LIBRARIES}
+  return {"python": platform.python_version(), **found}
+
+
+def device() -> str:
+  """The kind and number of devices."""
+  first = jax.devices()[0]
+  return f"{jax.device_count()} x {first.device_kind} ({first.platform})"

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a sample takes, with and without the control."""
+
+import time
+from collections.abc import Callable
+
+import jax
+
+from ctrl_jax import sampling
+from ctrl_jax.types import EpsFn
+from experiments import keys
+from experiments.evaluation import cell_labels
+from experiments.problems import Problem
+
+Sampler = Callable[[jax.Array, jax.Array], EpsFn]  # (c, y) -> EpsFn
+
+
+def seconds_per_sample(
+  problem: Problem,
+  samplers: dict[str, Sampler],
+  *,
+  chunk: int,
+  rounds: int = 3,
+) -> dict[str, float]:
+  """Seconds a sample of each sampler, (c, y) -> EpsFn, on one device.
+
+  They take turns, so that a machine that slows down slows them all; the best
+  round counts.
+  """
+  c, y = cell_labels(chunk, problem)
+  chain_keys = keys.example_keys(0, "speed", len(c))
+
+  def compiled(sampler: Sampler) -> Callable[..., jax.Array]:
+    def sample(chain_keys, c, y):
+      start = sampling.initial_noise(chain_keys, problem.sample_shape)
+      chain = sampling.rollout(chain_keys, start, problem.kernel, sampler(c, y))
+      return chain.x
+
+    function = jax.jit(sample)
+    jax.block_until_ready(function(chain_keys, c, y))
+    return function
+
+  functions = {name: compiled(each) for name, each in samplers.items()}
+  best = dict.fromkeys(samplers, float("inf"))
+  for _ in range(rounds):
+    for name, function in functions.items():
+      began = time.perf_counter()
+      jax.block_until_ready(function(chain_keys, c, y))
+      best[name] = min(best[name], time.perf_counter() - began)
+  return {name: seconds / len(c) for name, seconds in best.items()}

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How every figure looks: colours, sizes, names, and a matrix of numbers.
+
+Draw within `matplotlib.rc_context(STYLE)`. Colours are those of Okabe and Ito,
+told apart by colour-blind readers, and a method keeps its colour from figure to
+figure.
+"""
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+
+INK, MUTED, GRID = "#222222", "#6b6b6b", "#e4e4e4"
+GREY, BLUE, VERMILION = "#8c8c8c", "#0072b2", "#d55e00"
+WIDTH = 10.0  # inches; the report shows it at about 100 pixels an inch
+MAX_CONDITIONS = 12  # columns beyond this would be too small to read
+
+STYLE = matplotlib.RcParams(
+  {
+    "font.size": 10,
+    "text.color": INK,
+    "axes.titlesize": 10.5,
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": "#9a9a9a",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "xtick.color": "#9a9a9a",
+    "ytick.color": "#9a9a9a",
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "figure.constrained_layout.hspace": 0.05,
+    "figure.constrained_layout.wspace": 0.04,
+    "savefig.dpi": 160,
+  }
+)
+
+LABELS = {
+  "pretrained": "pre-trained",
+  "pretrained_resampled": "exact target",
+  "ctrl": "CTRL",
+  "ctrl_resampled": "CTRL, resampled",
+  "ppo": "PPO",
+  "smc": "SMC",
+}
+
+
+def label(method: str) -> str:
+  """The name of a method for a reader: `best_of_n` becomes "best of n"."""
+  return LABELS.get(method, method.replace("_", " "))
+
+
+def draw_matrix(
+  ax: Axes, values: np.ndarray, text: str, *, cmap: str, top: float = 0.0
+) -> None:
+  """Draws a matrix, a number in each cell; its scale holds 0 and `top`."""
+  finite = values[np.isfinite(values)]
+  image = ax.imshow(values, cmap=cmap, aspect="auto")
+  image.set_clim(np.min(finite, initial=0), np.max(finite, initial=top))
+  for (row, column), value in np.ndenumerate(values):
+    if not np.isfinite(value) or values.shape[1] > 2 * MAX_CONDITIONS:
+      continue
+    red, green, blue = image.to_rgba(value)[:3]
+    dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+    ink = "white" if dark else INK
+    ax.text(
+      column,
+      row,
+      text.format(value).replace("-", "−"),
+      color=ink,
+      fontsize=8.5,
+      ha="center",
+      va="center",
+    )
+  ax.tick_params(length=0)
+  ax.spines[:].set_visible(False)

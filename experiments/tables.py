@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as text: the tables of methods, and the summary of a run.
+
+The terminal and the page print the same cells. What a run did not measure, a
+null or an absent field, is a dash. No number is computed here that
+`results.json` lacks.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+Results = Mapping[str, Any]
+
+DASH = "–"
+
+
+class Column(NamedTuple):
+  """A column of the table of methods: its heading and how to print a cell."""
+
+  heading: str
+  field: str
+  decimals: int = 3
+  scale: float = 1.0  # 100 for a percentage
+
+
+COLUMNS = (
+  Column("oracle %", "oracle_accuracy", 1, 100),
+  Column("gap (nats)", "gap"),
+  Column("ESS %", "ess_fraction", 1, 100),
+  Column("path KL", "path_kl"),
+  Column("E log p", "log_likelihood"),
+  Column("indep. %", "independent_accuracy", 1, 100),
+  Column("evals", "network_evaluations_per_sample", 0),
+)
+MORE_COLUMNS = (
+  Column("objective J", "objective"),
+  Column("macro F1 %", "macro_f1", 1, 100),
+  Column("MMD²", "fidelity", 4),
+  Column("diversity", "diversity"),
+  Column("reward queries", "reward_queries", 0),
+  Column("training (s)", "train_seconds", 1),
+  Column("sampling (s)", "sample_seconds", 1),
+)
+
+
+def number(value: Any, *, decimals: int = 3, scale: float = 1.0) -> str:
+  """Prints a float, or an estimate {"mean", "stderr"} as mean ± stderr.
+
+  Args:
+    value: the number or the estimate; null and its members print as a dash.
+    decimals: digits after the point.
+    scale: factor applied before printing.
+
+  Returns:
+    The text of a cell, with thousands separated by commas.
+  """
+  if isinstance(value, Mapping):
+    mean, stderr = value.get("mean"), value.get("stderr")
+    text = number(mean, decimals=decimals, scale=scale)
+    if mean is None or stderr is None:
+      return text
+    return f"{text} ± {number(stderr, decimals=decimals, scale=scale)}"
+  return DASH if value is None else f"{scale * value:,.{decimals}f}"
+
+
+def cells(results: Results, columns: Sequence[Column]) -> list[list[str]]:
+  """Rows of printed cells, one row a method, led by the method's name."""
+  return [
+    [name]
+    + [
+      number(method.get(c.field), decimals=c.decimals, scale=c.scale)
+      for c in columns
+    ]
+    for name, method in results["methods"].items()
+  ]
+
+
+def table(results: Results) -> str:
+  """Table of methods as plain text, for the terminal."""
+  heading = ["method"] + [column.heading for column in COLUMNS]
+  rows = [heading, *cells(results, COLUMNS)]
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  rows.insert(1, ["-" * width for width in widths])
+  return "\n".join(
+    "  ".join(
+      cell.rjust(width) if i else cell.ljust(width)
+      for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    for row in rows
+  )
+
+
+def summary(results: Results) -> str:
+  """What a finished run prints: problem, certificate, methods, wall time."""
+  name = ":".join(filter(None, (results["experiment"], results.get("variant"))))
+  gamma = results.get("problem", {}).get("gamma")
+  classifier = results.get("classifier") or {}
+  judged = ", ".join(f"{k} {number(v)}" for k, v in classifier.items())
+  wall = dict(results.get("wall_seconds") or {})
+  total = number(wall.pop("total", None), decimals=0)
+  stages = ", ".join(f"{k} {number(v, decimals=0)}" for k, v in wall.items())
+  gamma = DASH if gamma is None else f"{gamma:g}"
+  return "\n".join(
+    [
+      f"{name}, seed {results['seed']}, gamma {gamma}",
+      f"log Z       {number(results.get('log_evidence'))} nats",
+      f"classifier  {judged or DASH}",
+      "",
+      table(results),
+      "",
+      f"wall        {total} s" + (f" ({stages})" if stages else ""),
+    ]
+  )
