@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a synthetic run: complete, self-contained, true to its data."""
+
+import copy
+import html.parser
+import json
+import re
+
+import numpy as np
+import pytest
+
+from experiments import report, tables
+from tests.toy_results import make_arrays, make_results, make_run
+
+FIGURES = [
+  "confusion", "gap", "kl", "property", "reliability", "samples", "training",
+]  # fmt: skip
+
+
+class Page(html.parser.HTMLParser):
+  """What a browser would load, run and show."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.links, self.tags, self.cells, self.text = [], [], [], ""
+    self.inside = False
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.tags.append(tag)
+    self.links += [v for k, v in attrs if k in ("src", "href", "srcset")]
+    self.inside = tag in ("td", "th")
+    if self.inside:
+      self.cells.append("")
+
+  def handle_endtag(self, tag):
+    self.inside = False
+
+  def handle_data(self, data):
+    self.text += data
+    if self.inside:
+      self.cells[-1] += data
+
+
+@pytest.fixture(scope="module")
+def results():
+  return make_results(np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, results):
+  arrays = make_arrays(np.random.default_rng(0))
+  return make_run(tmp_path_factory.mktemp("run"), results, arrays)
+
+
+@pytest.fixture(scope="module")
+def text(run):
+  path = report.write(run)
+  assert path == run / "report.html"
+  return path.read_text()
+
+
+def test_every_figure_is_saved_and_inlined(run, text):
+  saved = sorted((run / "figures").iterdir())
+  assert [path.stem for path in saved] == FIGURES
+  assert all(path.read_bytes()[:4] == b"\x89PNG" for path in saved)
+  assert text.count("data:image/png;base64,") == len(FIGURES)
+
+
+def test_page_is_self_contained(text):
+  page = Page(text)
+  assert page.links
+  assert all(link.startswith("data:") for link in page.links)
+  assert not {"script", "link", "iframe"} & set(page.tags)
+  assert not re.search(r"url\(|@import|https?://", text)
+
+
+def test_sections_are_in_order(text):
+  order = re.findall(r'<section id="(\w+)"', text)
+  assert order == [
+    "methods", "samples", "property", "confusion", "training", "kl",
+    "reliability", "gap", "configuration", "environment",
+  ]  # fmt: skip
+
+
+def test_page_shows_the_same_cells_as_the_terminal(results, text):
+  shown = Page(text).cells
+  for row in tables.cells(results, tables.COLUMNS):
+    assert all(cell in shown for cell in row[1:])
+
+
+def test_run_that_measured_little(tmp_path, results):
+  bare = {key: results[key] for key in ("experiment", "seed", "problem")}
+  names = ("pretrained", "ctrl")
+  bare |= {"methods": {name: {"gap": None} for name in names}}
+  (tmp_path / "results.json").write_text(json.dumps(bare))
+  text = report.write(tmp_path).read_text()
+  assert not list((tmp_path / "figures").iterdir())
+  assert "<img" not in text
+  assert Page(text).cells.count("–") == 2 * len(
+    tables.COLUMNS + tables.MORE_COLUMNS
+  )
+
+
+def test_strings_are_escaped(tmp_path, results):
+  hostile = "<script>alert('&')</script>"
+  results = copy.deepcopy(results)
+  results |= {"experiment": hostile, "variant": hostile, "device": hostile}
+  results["versions"] = {hostile: hostile}
+  results["methods"] = {hostile: {}}
+  run = make_run(tmp_path / "run", results, {})
+  (run / "config.json").write_text(json.dumps({"name": hostile}))
+  page = Page(report.write(run).read_text())
+  assert "script" not in page.tags
+  assert page.text.count(hostile) >= 7
+
+
+def test_a_failed_write_leaves_the_old_page(run, text, monkeypatch):
+  def full_disk(source, target):
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(report.os, "replace", full_disk)
+  with pytest.raises(OSError, match="space"):
+    report.write(run)
+  assert (run / "report.html").read_text() == text
+  assert not list(run.rglob("*.tmp"))
+
+
+def test_missing_results_is_an_error(tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"results\.json"):
+    report.write(tmp_path)

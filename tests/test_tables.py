@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as text: every cell is a number of the run, or a dash."""
+
+import re
+
+import numpy as np
+import pytest
+
+from experiments import tables
+from tests.toy_results import make_results
+
+
+@pytest.fixture(scope="module")
+def results():
+  return make_results(np.random.default_rng(0))
+
+
+def _rows(columns, cells):
+  """Printed cells by the name of the method and the heading."""
+  headings = [column.heading for column in columns]
+  return {name: dict(zip(headings, row, strict=True)) for name, *row in cells}
+
+
+def test_table_prints_the_results(results):
+  heading, _, *lines = tables.table(results).splitlines()
+  assert {len(line) for line in lines} == {len(heading)}
+  split = [re.split(r"  +", line.strip()) for line in lines]
+  rows = _rows(tables.COLUMNS, split)
+  assert list(rows) == list(results["methods"])
+  assert rows["ctrl"] == {
+    "oracle %": "88.7 ± 0.4",
+    "gap (nats)": "0.131 ± 0.011",
+    "ESS %": "81.2",
+    "path KL": "1.247",
+    "E log p": "-0.312",
+    "indep. %": "87.4",
+    "evals": "50",
+  }
+  assert rows["pretrained_resampled"]["gap (nats)"] == "–"
+  assert rows["pretrained_resampled"]["path KL"] == "–"
+  assert rows["best_of_n"]["gap (nats)"] == rows["best_of_n"]["ESS %"] == "–"
+
+
+def test_further_measurements_of_the_page(results):
+  cells = tables.cells(results, tables.MORE_COLUMNS)
+  assert _rows(tables.MORE_COLUMNS, cells)["ctrl"] == {
+    "objective J": "-1.558",
+    "macro F1 %": "88.1",
+    "MMD²": "0.0023",
+    "diversity": "4.210",
+    "reward queries": "128,000",
+    "training (s)": "141.7",
+    "sampling (s)": "2.3",
+  }
+
+
+@pytest.mark.parametrize(
+  ("value", "printed"),
+  [
+    (None, "–"),
+    ({"mean": None, "stderr": None}, "–"),
+    ({"mean": 0.5, "stderr": None}, "0.500"),
+    ({"mean": 0.5, "stderr": 0.25}, "0.500 ± 0.250"),
+    (128000, "128,000.000"),
+    (float("nan"), "nan"),
+  ],
+)
+def test_number(value, printed):
+  assert tables.number(value) == printed
+
+
+def test_summary_names_the_run(results):
+  lines = tables.summary(results).splitlines()
+  assert lines[0] == "digits, seed 7, gamma 1"
+  assert "-1.427 ± 0.006 nats" in lines[1]
+  assert "accuracy 0.931" in lines[2]
+  assert tables.table(results) in "\n".join(lines)
+  assert lines[-1] == "wall        412 s (prior 181, control 142)"
+
+
+def test_summary_of_little_is_dashes(results):
+  bare = {key: results[key] for key in ("experiment", "seed", "problem")}
+  bare |= {"methods": {name: {"gap": None} for name in ("pretrained", "ctrl")}}
+  assert tables.summary(bare).count("–") == 3 + 2 * len(tables.COLUMNS)

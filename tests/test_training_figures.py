@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The curve that the eye follows in a training figure."""
+
+import numpy as np
+import pytest
+
+from experiments.training_figures import running_mean
+
+
+def test_running_mean_keeps_lines_and_removes_noise():
+  line = np.linspace(-1, 3, 101)
+  np.testing.assert_allclose(
+    running_mean(line, 11)[5:-5], line[5:-5], atol=1e-12
+  )
+  np.testing.assert_allclose(running_mean(np.ones(7), 20), 1.0)
+  # The mean of 25 independent values: a fifth of the deviation. Z = 6 with
+  # 400 effective draws of a standard deviation (relative error 1/sqrt(800)).
+  noise = np.random.default_rng(0).normal(size=10_000)
+  spread = running_mean(noise, 25)[25:-25].std()
+  assert spread == pytest.approx(0.2, rel=6 / np.sqrt(800))
