@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The README's code runs as printed and does what the text says."""
+
+import pathlib
+import re
+
+import pytest
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+
+
+@pytest.mark.slow
+def test_quickstart(capsys):
+  (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+  names: dict = {}
+  exec(compile(code, "README.md", "exec"), names)
+  assert "Certificate(" in capsys.readouterr().out
+  certificate = names["paths"].certificate(
+    names["chains"], names["log_p"], -0.6931, gamma=names["gamma"]
+  )
+  # Untrained, the gap is about 0.9 nat.
+  assert certificate.gap.mean < 0.1 + 3 * certificate.gap.stderr
+  assert certificate.ess > 0.8
+  right = (names["chains"].x[:, 0] > 0) == (names["y"] == 1)
+  assert right.mean() > 0.85
