@@ -49,6 +49,7 @@ class Chains(NamedTuple):
   """What is kept of the chains of a policy; batch first, nats."""
 
   x: np.ndarray  # [B, ...]
+  twin: np.ndarray  # [B, ...], the reference from the same noise
   log_likelihood: np.ndarray  # [B], of the requested y
   log_ratio: np.ndarray  # [B]
   step_kl: np.ndarray  # [B, K]
@@ -172,11 +173,13 @@ def controlled(
   def function(chain_keys, labels):
     c, y = labels
     start = sampling.initial_noise(chain_keys, problem.sample_shape)
-    chain = sampling.rollout(
-      chain_keys, start, problem.kernel, policy.pair_fn(control, c, y)
+    pair_fn = policy.pair_fn(control, c, y)
+    chain = sampling.rollout(chain_keys, start, problem.kernel, pair_fn)
+    twin = sampling.rollout(
+      chain_keys, start, problem.kernel, lambda x, t: pair_fn(x, t).reference
     )
     log_p = reward_fn(chain.x, c, y)
-    return chain.x, log_p, chain.log_ratio, chain.step_kl.T
+    return chain.x, twin.x, log_p, chain.log_ratio, chain.step_kl.T
 
   c, y = cell_labels(num, problem)
   results = run_chains(

@@ -236,12 +236,13 @@ def drawings(
     values = np.asarray(problem.measure(flat)).reshape(drawn.shape[:3])
     by_control = values.transpose(2, 0, 1)
     arrays[f"property_{name}"] = by_control.reshape(len(by_control), -1)
-    if name in ("pretrained", "ctrl"):
-      arrays[f"samples_{name}"] = drawn[:4, ..., 0].transpose(2, 1, 0, 3, 4)
   kl = chains.step_kl.sum(1).reshape(
     -1, problem.num_conditions, problem.num_controls
   )
   log_p = chains.log_likelihood.reshape(kl.shape)
+  for name, images in (("pretrained", chains.twin), ("ctrl", chains.x)):
+    first = images.reshape(*kl.shape, *problem.sample_shape)[:4]
+    arrays[f"samples_{name}"] = first[..., 0].transpose(2, 1, 0, 3, 4)
   table = np.asarray(reference.log_evidence.mean)
   kernel = problem.kernel
   scale = problem.control_scale()

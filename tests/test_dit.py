@@ -45,6 +45,15 @@ def test_no_control_is_a_control_of_zeros():
   assert moved[1] > 1e-2 and moved[0] == moved[2] == 0
 
 
+def test_control_is_added_to_the_conditioning_vector():
+  # The difference of two classes' embeddings makes one class of the other.
+  params = _params()
+  table = params["params"]["class"]["embedding"]
+  other = jnp.array([2, 0, 1])
+  moved = NETWORK.apply(params, X, T, C, table[other] - table[C])
+  _close(moved, NETWORK.apply(params, X, T, other))
+
+
 def test_one_time_for_all_equals_one_time_each():
   params = _params()
   scalar = NETWORK.apply(params, X, jnp.float32(0.5), C)

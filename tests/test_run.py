@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from experiments import devices, flags, workdir
+from experiments import flags, workdir
 from experiments.configs import base
 from experiments.errors import NonFiniteError
 from experiments.outcome import exit_code
@@ -52,20 +52,6 @@ def command(folder: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
     timeout=120,
   )
   return done.returncode, done.stdout, done.stderr
-
-
-@pytest.mark.parametrize("cores", [1, 2, 3, 12, 96])
-def test_cpu_devices_share_every_batch(cores: int) -> None:
-  config = base.get_config()
-  sizes = devices.batch_sizes(config)
-  assert "control.batch_size" in sizes
-  count = devices.num_cpu_devices(config, cores)
-  assert all(size % count == 0 for size in sizes.values())
-  # No larger count would do.
-  for more in range(count + 1, cores + 1):
-    assert any(size % more for size in sizes.values())
-  config.devices = 5
-  assert devices.num_cpu_devices(config, cores) == 5
 
 
 @pytest.fixture

@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
       "experiment": "",  # name; results go to runs/<experiment>[-<variant>]
       "variant": "",  # what follows the colon in --config=FILE:VARIANT
       "seed": 0,  # of everything random
-      "devices": 0,  # devices to use; 0: all, or as many as share every batch
+      "devices": 0,  # to use; 0: all accelerators, or one virtual CPU device
       "problem": {"name": "digits"},  # the family that problems.py builds
       "sde": {
         "name": "vp",  # vp or ve
