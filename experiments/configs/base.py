@@ -99,7 +99,7 @@ def get_config() -> ConfigDict:
       "evaluate": {
         "num_samples": 4000,  # of every method, over all (c, y)
         "num_reference": 20000,  # of the pre-trained model, over all c
-        "chunk": 200,  # samples at a time, over all devices; larger falls out of cache
+        "chunk": 200,  # samples at a time; more than a cache holds is slower
         "best_of": 4,  # candidates of best-of-n
       },
     }
