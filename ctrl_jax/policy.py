@@ -13,7 +13,8 @@ gradient. Every control here is therefore scaled by
 
     m_k = sqrt(1 - alpha_bar_k) = std / sqrt(alpha^2 + std^2) at t_k,     (2)
 
-which keeps w_k m_k^2 nearly flat, and is off where s_k = 0. Since m changes
+which takes the growth of w_k towards the data out of w_k m_k^2, the price of
+what is learned, and is off where s_k = 0. Since m changes
 from step to step, a control cannot be merged into the weights once and for
 all: it is merged anew at each step, at a cost that the batch shares.
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 def _optimiser(**settings: Any) -> dict[str, Any]:
   """Settings that every training stage has: AdamW, cosine decay, the loop."""
   return {
-    "num_steps": 2000,  # updates
+    "num_steps": 1700,  # updates
     "batch_size": 128,  # examples an update, over all devices
     "learning_rate": 1e-3,  # peak
     "warmup_steps": 100,  # updates of linear warm-up
@@ -82,7 +82,7 @@ def get_config() -> ConfigDict:
       "reward": {"gamma": 1.0},  # strength of the control: nats per nat of KL
       "control": _optimiser(
         batch_size=64,
-        num_steps=400,
+        num_steps=360,
         warmup_steps=20,
         adapt="none",  # what of the network is tuned: none, lora or full
         rank=16,  # of the LoRA matrices

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The floor of the gap: what theory says of it without computing it."""
+
+import numpy as np
+import pytest
+
+from ctrl_jax import kernels
+from ctrl_jax.sde import VP
+from experiments.benchmarks import step_floor
+
+
+@pytest.fixture
+def quadratic(monkeypatch):
+  """log p quadratic in u: every optimal step is Gaussian."""
+
+  def use(curvature):
+    monkeypatch.setattr(
+      step_floor,
+      "log_likelihood",
+      lambda y: -0.5 * curvature * (step_floor.GRID - 0.5) ** 2,
+    )
+
+  return use
+
+
+def kernel(steps):
+  return kernels.ddim(VP(), kernels.time_grid(steps, power=1.75))
+
+
+def test_linear_reward_costs_nothing(monkeypatch):
+  """The optimal step is then a shifted one, which the policy can take."""
+  monkeypatch.setattr(
+    step_floor, "log_likelihood", lambda y: 0.3 * step_floor.GRID
+  )
+  log_z, gap = step_floor.floor(kernel(25), VP(), 0)
+  # u_K ~ N(0, v): log E exp(0.3 u) = 0.045 v, and v is about SPREAD^2 = 0.46.
+  assert np.isclose(log_z, 0.045 * step_floor.SPREAD**2, rtol=0.15)
+  assert abs(gap) < 2e-3
+
+
+def test_floor_falls_like_one_over_steps(quadratic):
+  quadratic(20.0)
+  few, many = (step_floor.floor(kernel(k), VP(), 0)[1] for k in (25, 50))
+  assert few > 0.02
+  assert 1.6 < few / many < 2.5
+
+
+def test_sharper_rewards_cost_more(quadratic):
+  gaps = []
+  for curvature in (1.0, 5.0, 25.0):
+    quadratic(curvature)
+    gaps.append(step_floor.floor(kernel(25), VP(), 0)[1])
+  assert 0 < gaps[0] < gaps[1] < gaps[2]
