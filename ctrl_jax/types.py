@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 Params = Any  # a tree of arrays
 Metrics = Mapping[str, jax.Array]
@@ -18,7 +18,6 @@ Keys = Key[Array, "batch"]
 Sample = Float[Array, "batch ..."]
 PerExample = Float[Array, "batch"]
 PerStep = Float[Array, "steps batch"]
-Labels = Int[Array, "batch"]
 Scalar = Float[Array, ""]
 
 

@@ -34,6 +34,7 @@ SLOPE = 8.3 / 0.05 * NOISE  # fall of log p(y | u), nats per unit outside a bin
 
 GRID = np.linspace(-5, 5, 1601)
 QUADRATURE = np.linspace(-4.5, 4.5, 121)
+SHIFTS = np.linspace(-6, 6, 241)
 WEIGHTS = np.exp(-(QUADRATURE**2) / 2) / np.exp(-(QUADRATURE**2) / 2).sum()
 
 
@@ -57,10 +58,10 @@ def floor(kernel: Kernel, sde: VP, y: int) -> tuple[float, float]:
       continue
     ahead = np.interp(mean[:, None] + s * QUADRATURE, GRID, h)
     h = scipy.special.logsumexp(ahead, axis=1, b=WEIGHTS)
-    # E[v(m + s z)] for every shifted mean m on the grid, then the best m.
-    shifted = np.interp(GRID[:, None] + s * QUADRATURE, GRID, v) @ WEIGHTS
-    price = (GRID[None, :] - mean[:, None]) ** 2 / (2 * s**2)
-    v = (shifted[None, :] - price).max(1)
+    # E[v(m + s z)] on the grid of m, then the best of m = mean + s * shift.
+    noisy = np.interp(GRID[:, None] + s * QUADRATURE, GRID, v) @ WEIGHTS
+    shifted = np.interp(mean[:, None] + s * SHIFTS, GRID, noisy)
+    v = (shifted - SHIFTS**2 / 2).max(1)
   start = np.exp(-(GRID**2) / 2)
   start /= start.sum()
   log_z = scipy.special.logsumexp(h, b=start)
@@ -82,9 +83,7 @@ def main() -> None:
   for steps in arguments.steps:
     for power in arguments.power:
       kernel = kernels.ddim(sde, kernels.time_grid(steps, power=power))
-      rows = np.array(
-        [floor(kernel, sde, y) for y in range(len(EDGES) + 1)]
-      )
+      rows = np.array([floor(kernel, sde, y) for y in range(len(EDGES) + 1)])
       by_y = " ".join(f"{value:.3f}" for value in rows[:, 1])
       log_z, gap = rows.mean(0)
       print(f"{steps:5}  {power:5.2f}  {log_z:6.3f}   {gap:23.3f}   {by_y}")
