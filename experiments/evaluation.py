@@ -8,6 +8,7 @@ Methods that resample keep their weights, so their figures carry no further
 noise; `draw` turns them into plain samples where those are needed.
 """
 
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -215,6 +216,11 @@ def weighted(values: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
   return (weights * values).sum(0) / weights.sum(0)
 
 
+@functools.partial(jax.jit, static_argnums=2)
+def _resample(keys: jax.Array, log_weights: jax.Array, num: int) -> jax.Array:
+  return jax.vmap(lambda k, w: paths.resample(k, w, num=num))(keys, log_weights)
+
+
 def draw(cells: Cells, num: int, key: jax.Array) -> np.ndarray:
   """num samples of each (c, y) in proportion to the weights, [num, C, Y, ...].
 
@@ -222,9 +228,7 @@ def draw(cells: Cells, num: int, key: jax.Array) -> np.ndarray:
   """
   n, conditions, controls = cells.log_weights.shape
   flat = cells.log_weights.reshape(n, -1).T
-  draws = jax.vmap(lambda k, w: paths.resample(k, w, num=num))(
-    jax.random.split(key, len(flat)), jnp.asarray(flat)
-  )
+  draws = _resample(jax.random.split(key, len(flat)), jnp.asarray(flat), num)
   rows = np.asarray(draws).T.reshape(num, conditions, controls)
   c = np.arange(conditions)[None, :, None]
   y = np.arange(controls)[None, None, :]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import scores, workdir
+from experiments import instruments, scores, workdir
 from experiments.evaluation import Chains, Reference
 from experiments.judges import Judge
 
@@ -48,11 +48,10 @@ def collect(
     best_of=config.evaluate.best_of,
     reward_queries=trained_on * asked,
   )
+  looking = instruments.make(problem, independent)
   exact = methods["pretrained_resampled"].cells
   table = {
-    name: scores.score(
-      method, problem, independent, exact, gamma=gamma, seed=seed
-    )
+    name: scores.score(method, looking, exact, gamma=gamma, seed=seed)
     for name, method in methods.items()
   }
   for name, entry in table.items():

@@ -24,7 +24,7 @@ from ctrl_jax import metrics, paths
 from ctrl_jax.metrics import Estimate
 from experiments import evaluation, keys
 from experiments.evaluation import Cells, Chains, Reference
-from experiments.judges import Judge
+from experiments.instruments import Instruments
 from experiments.problems import Problem
 
 # Samples of each (c, y) in pairwise distances, whose cost is quadratic.
@@ -131,8 +131,7 @@ def _gap(log_evidence: Estimate, objective: np.ndarray) -> Estimate:
 
 def score(
   method: Method,
-  problem: Problem,
-  independent: Judge,
+  instruments: Instruments,
   exact: Cells,
   *,
   gamma: float,
@@ -141,11 +140,10 @@ def score(
   """The entry of one method in results.json, but for its times."""
   cells = method.cells
   n, conditions, controls = cells.log_weights.shape
-  images = cells.samples.reshape(-1, *problem.sample_shape)
+  images = cells.samples.reshape(-1, *cells.samples.shape[3:])
   requested = np.arange(controls)
-  verdict = problem.label(images).reshape(cells.log_weights.shape)
-  opinion = np.asarray(_in_chunks(independent.logits_fn, images)).argmax(-1)
-  opinion = opinion.reshape(cells.log_weights.shape)
+  verdict = instruments.verdict(images).reshape(cells.log_weights.shape)
+  opinion = instruments.opinion(images).reshape(cells.log_weights.shape)
   table = np.zeros((controls, controls))
   for measured in range(controls):
     share = evaluation.weighted(verdict == measured, cells.log_weights)
@@ -165,7 +163,7 @@ def score(
     else float(gamma * log_p - method.path_kl),
     "gap": None if method.gap is None else jsonable(method.gap),
     "ess_fraction": method.ess,
-    **_spread(cells, exact, independent, seed),
+    **_spread(cells, exact, instruments, seed),
     "reward_queries": method.reward_queries,
     "network_evaluations_per_sample": method.evaluations,
     "train_seconds": None,
@@ -190,32 +188,25 @@ def _share(right: np.ndarray, log_weights: np.ndarray) -> dict[str, float]:
   }
 
 
-def _in_chunks(function: Any, images: np.ndarray, chunk: int = 10_000) -> Any:
-  compiled = jax.jit(function)
-  parts = [
-    np.asarray(compiled(images[i : i + chunk]))
-    for i in range(0, len(images), chunk)
-  ]
-  return np.concatenate(parts)
+_diversity = jax.jit(jax.vmap(metrics.mean_pairwise_distance, in_axes=1))
+_discrepancy = jax.jit(jax.vmap(metrics.mmd2, in_axes=(1, 1)))
 
 
 def _spread(
-  cells: Cells, exact: Cells, independent: Judge, seed: int
+  cells: Cells, exact: Cells, instruments: Instruments, seed: int
 ) -> dict[str, float]:
   """Diversity within each (c, y), and distance to the exact target's law."""
 
   def features(name: str, some: Cells) -> jax.Array:
     drawn = evaluation.draw(some, PAIRS, keys.stage_key(seed, name))
     flat = drawn.reshape(-1, *drawn.shape[3:])
-    result = _in_chunks(independent.features_fn, flat)
+    result = instruments.features(flat)
     return jnp.asarray(result.reshape(PAIRS, -1, result.shape[-1]))
 
   mine, target = features("drawn", cells), features("exact", exact)
-  distances = jax.vmap(metrics.mean_pairwise_distance, in_axes=1)(mine)
-  discrepancy = jax.vmap(metrics.mmd2, in_axes=(1, 1))(mine, target)
   return {
-    "diversity": float(distances.mean()),
-    "fidelity": float(discrepancy.mean()),
+    "diversity": float(_diversity(mine).mean()),
+    "fidelity": float(_discrepancy(mine, target).mean()),
   }
 
 
