@@ -19,8 +19,10 @@ from step to step, a control cannot be merged into the weights once and for
 all: it is merged anew at each step, at a cost that the batch shares.
 
 `lora` and `full` change the network: a label embedding joins its time
-conditioning, and its weights move. `frozen` and `frozen_network` have nothing
-to learn; `steering.with_head` adds an output head to any of them.
+conditioning, and its weights move. The null label, y = -1, has no embedding,
+while the change of the weights stays. `frozen` and `frozen_network` have
+nothing to learn; `steering.with_head` adds an output head to any policy, and
+is off for the null label.
 """
 
 from collections.abc import Callable

@@ -8,10 +8,10 @@ A class-conditional DiT is trained on the 8x8 images, a classifier on pairs
 of seed 0, in six minutes on two CPU cores: gap 0.41 +- 0.03 nats, effective
 sample size 57 %, oracle accuracy 88 % where the exact target has 91 %.
 
-Variants: gamma3, the target sharpened by gamma = 3 (gap 0.53 +- 0.03); slant, another control, by
-image moments; lora and full, which tune the network's weights, by adapters or
-all of them, instead of an output head; smoke, everything in a minute at toy
-sizes, for a look at the machinery only.
+Variants: gamma3, the target sharpened by gamma = 3 (gap 0.53 +- 0.03); slant,
+another control, by image moments; lora and full, which tune the network's
+weights, by adapters or all of them, instead of an output head; smoke, all of
+it in about a minute at toy sizes, for a look at the machinery only.
 """
 
 from ml_collections import ConfigDict
