@@ -11,7 +11,8 @@ sample size 57 %, oracle accuracy 88 % where the exact target has 91 %.
 Variants: gamma3, the target sharpened by gamma = 3 (gap 0.53 +- 0.03); slant,
 another control, by image moments; lora and full, which tune the network's
 weights, by adapters or all of them, instead of an output head; smoke, all of
-it in about a minute at toy sizes, for a look at the machinery only.
+it at toy sizes, for a look at the machinery only: 45 seconds, and as much again
+for the first compilation.
 """
 
 from ml_collections import ConfigDict
