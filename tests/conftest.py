@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sets JAX up for the tests, before anything imports it.
+"""Sets JAX up for the tests, before anything imports it; shared fixtures.
 
 Four devices on the host, so that every test of parallelism runs anywhere; a
 compilation cache beside the code, so that a second run is quick; and an error
@@ -22,5 +22,24 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import jax  # noqa: E402  (reads the settings above)
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+CONFIG = """
+from experiments.configs import base
+
+def get_config(variant=""):
+  config = base.get_config()
+  config.experiment = "toy"
+  config.variant = variant
+  return config
+"""
+
+
+@pytest.fixture
+def config_file(tmp_path: pathlib.Path) -> pathlib.Path:
+  """A config that is the schema with a name."""
+  path = tmp_path / "toy.py"
+  path.write_text(CONFIG)
+  return path

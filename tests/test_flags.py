@@ -13,23 +13,6 @@ pytestmark = pytest.mark.filterwarnings(
   "ignore:the load_module:DeprecationWarning"
 )
 
-CONFIG = """
-from experiments.configs import base
-
-def get_config(variant=""):
-  config = base.get_config()
-  config.experiment = "toy"
-  config.variant = variant
-  return config
-"""
-
-
-@pytest.fixture
-def config_file(tmp_path: pathlib.Path) -> pathlib.Path:
-  path = tmp_path / "toy.py"
-  path.write_text(CONFIG)
-  return path
-
 
 def parse_error(*arguments: str) -> str:
   with pytest.raises(ValueError) as error:

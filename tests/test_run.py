@@ -22,22 +22,6 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 ROOT = pathlib.Path(__file__).parents[1]
-CONFIG = """
-from experiments.configs import base
-
-def get_config(variant=""):
-  config = base.get_config()
-  config.experiment = "toy"
-  config.variant = variant
-  return config
-"""
-
-
-@pytest.fixture
-def config_file(tmp_path: pathlib.Path) -> pathlib.Path:
-  path = tmp_path / "toy.py"
-  path.write_text(CONFIG)
-  return path
 
 
 def command(folder: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
