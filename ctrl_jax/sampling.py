@@ -154,6 +154,9 @@ def rollout(
   cut = steps - backprop_steps
   early = jax.tree.map(lambda column: column[:cut], rows)
   late = jax.tree.map(lambda column: column[cut:], rows)
+  if not cut:
+    (x, log_ratio), (step_kl, path) = jax.lax.scan(body, carry, late)
+    return Rollout(x, step_kl, log_ratio, path)
   carry, before = jax.lax.stop_gradient(jax.lax.scan(step, carry, early))
   (x, log_ratio), after = jax.lax.scan(body, carry, late)
   step_kl, path = jax.tree.map(

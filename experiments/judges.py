@@ -67,7 +67,7 @@ def train(
   trained = loop.fit(
     stage,
     learner.make_learner(_loss(network, config.noise), optimizer, ema_decay=0),
-    network.init(keys.stage_key(seed, f"{stage}/init"), images[:1]),
+    jax.jit(network.init)(keys.stage_key(seed, f"{stage}/init"), images[:1]),
     labelled.batches(pairs, seed=seed, batch_size=batch_size).__getitem__,
     batch_size=batch_size,
     seed=seed,
@@ -84,10 +84,11 @@ def train(
     _, sown = network.apply(params, x, mutable="intermediates")
     return jax.tree.leaves(sown)[0]
 
+  logits = np.asarray(jax.jit(logits_fn)(images))
   temperature = classifier.fit_temperature(
-    logits_fn(images[calibration]), labels[calibration]
+    logits[calibration], labels[calibration]
   )
-  metrics, curves = _judge(logits_fn(images[test]), labels[test], temperature)
+  metrics, curves = _judge(logits[test], labels[test], temperature)
   reward_fn = rewards.classifier(logits_fn, temperature=temperature)
   return Judge(reward_fn, logits_fn, features_fn, metrics, curves)
 
@@ -118,11 +119,11 @@ def _loss(network: Classifier, noise: float) -> LossFn:
 
 
 def _judge(
-  logits: jax.Array, labels: np.ndarray, temperature: float
+  logits: np.ndarray, labels: np.ndarray, temperature: float
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
   """Accuracy, NLL and ECE before and after calibration, with their curves."""
   metrics = {
-    "accuracy": float(np.mean(np.asarray(logits.argmax(-1)) == labels)),
+    "accuracy": float(np.mean(logits.argmax(-1) == labels)),
     "temperature": temperature,
   }
   curves = {}

@@ -32,21 +32,11 @@ from experiments.recorder import Recorder
 BatchFn = Callable[[int], Any]
 
 
-@jax.jit
-def _finite(leaves: list[jax.Array]) -> list[jax.Array]:
-  return [jnp.isfinite(leaf).all() for leaf in leaves]
-
-
 def _check_finite(stage: str, step: int, state: TrainState) -> None:
   """Raises NonFiniteError naming the first array that is not finite."""
-  named = [
-    (jax.tree_util.keystr(path), leaf)
-    for path, leaf in jax.tree.leaves_with_path(state)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact)
-  ]
-  flags = jax.device_get(_finite([leaf for _, leaf in named]))
-  for (name, _), finite in zip(named, flags, strict=True):
-    if not finite:
+  for path, leaf in jax.tree.leaves_with_path(jax.device_get(state)):
+    if not np.isfinite(leaf).all():
+      name = jax.tree_util.keystr(path)
       raise NonFiniteError(stage, step, f"state{name}", "not finite")
 
 
@@ -95,7 +85,8 @@ def _restore(
 ) -> checkpoint.Restored:
   """The newest checkpoint, or the start; says which ones were skipped."""
   # A copy of params, for updates consume the state.
-  state = learner.init(jax.tree.map(jnp.copy, params))
+  init = jax.jit(lambda: learner.init(jax.tree.map(jnp.copy, params)))
+  state = init()
   state = parallel.replicate(state, mesh)
   restored = checkpoint.restore_or_start(directory, state)
   for warning in restored.warnings:

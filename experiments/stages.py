@@ -189,7 +189,7 @@ def train_control(
       backprop_steps=config.backprop_steps or None,
       ema_decay=config.ema_decay,
     ),
-    tuned.init(keys.stage_key(this.config.seed, "control/init")),
+    jax.jit(tuned.init)(keys.stage_key(this.config.seed, "control/init")),
     labelled.batches(
       cells, seed=this.config.seed, batch_size=config.batch_size
     ).__getitem__,
