@@ -7,7 +7,7 @@ logarithm of a softmax is taken as log-softmax: adding a small number inside
 the logarithm, or clamping, would kill the gradient exactly where it is needed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,39 @@ def classifier(
   def reward(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
     log_p = jax.nn.log_softmax(logits_fn(x) / temperature)
     return jnp.take_along_axis(log_p, y[:, None], axis=1)[:, 0]
+
+  return reward
+
+
+def factors(reward_fns: Sequence[RewardFn], sizes: Sequence[int]) -> RewardFn:
+  """log p(y1, ..., yn | x, c) = sum of log p(yi | x, c), for joint labels.
+
+  Assumes that the yi are independent given (x, c). Each factor may then be
+  trained on a data set of its own: no example needs all labels. A joint label
+  is the row-major index over sizes, y = (y1 size2 + y2) size3 + y3 and so on,
+  so that y1 varies slowest.
+
+  Args:
+    reward_fns: log p(yi | x, c) of each factor, for labels 0 ... size_i - 1.
+    sizes: number of labels of each factor.
+
+  Raises:
+    ValueError: no factors, lengths that differ, or a size below 2.
+  """
+  reward_fns, sizes = tuple(reward_fns), tuple(sizes)
+  if len(reward_fns) != len(sizes) or not sizes:
+    raise ValueError(
+      f"{len(reward_fns)} reward functions for {len(sizes)} sizes"
+    )
+  if min(sizes) < 2:
+    raise ValueError(f"every factor needs at least 2 labels, got {sizes}")
+
+  def reward(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
+    labels = jnp.unravel_index(y, sizes)
+    pairs = zip(reward_fns, labels, strict=True)
+    return jnp.stack([reward_fn(x, c, part) for reward_fn, part in pairs]).sum(
+      0
+    )
 
   return reward
 

@@ -45,17 +45,25 @@ def with_head(
     sde: gives alpha and std, to predict x_0.
     scale_fn: t -> m_k of the step at t.
     sample_shape: shape of one sample.
-    num_controls: labels y in 0 ... num_controls - 1; -1 is the null label.
+    num_controls: labels y in 0 ... num_controls - 1, of which -1 is the null
+      label; or 0 when y is a real number, whose null is NaN.
     num_conditions: values of c, or 0 when there is no c.
     hidden_shape: (tokens, d) of the network's hidden tokens, if it has any.
   """
+
+  def given(y):
+    """Whether a control is asked for, and one that exists where it is not."""
+    asked = y >= 0 if num_controls else ~jnp.isnan(y)
+    return asked, jnp.where(asked, y, jnp.zeros_like(y))
 
   def inputs(x, base, t, c, y):
     alpha, std = sde.alpha(t), sde.std(t)
     x0 = (x - std * base.eps) / alpha
 
+    _, label = given(y)
+
     def total(x0):
-      log_p = reward_fn(x0, c, jnp.maximum(y, 0))
+      log_p = reward_fn(x0, c, label)
       return log_p.sum(), log_p
 
     gradient, log_p = jax.grad(total, has_aux=True)(x0)
@@ -64,14 +72,14 @@ def with_head(
     context = [
       jnp.arcsinh(log_p)[:, None],
       jnp.broadcast_to(time, (len(x), 4)),
-      jax.nn.one_hot(y, num_controls),
+      jax.nn.one_hot(y, num_controls) if num_controls else label[:, None],
     ]
     if num_conditions:
       context.append(jax.nn.one_hot(c, num_conditions))
     return HeadInputs(
       x / jnp.hypot(alpha, std),
-      jnp.arcsinh(x0),
-      jnp.arcsinh(4 * gradient),
+      x0,
+      gradient,
       jnp.concatenate(context, axis=1),
       base.hidden,
     )
@@ -79,7 +87,7 @@ def with_head(
   def init(key: jax.Array) -> Params:
     head_key, policy_key = jax.random.split(key)
     image = jnp.zeros((1, *sample_shape))
-    context = jnp.zeros((1, 5 + num_controls + num_conditions))
+    context = jnp.zeros((1, 5 + max(num_controls, 1) + num_conditions))
     hidden = None if hidden_shape is None else jnp.zeros((1, *hidden_shape))
     params = head.init(
       head_key, HeadInputs(image, image, image, context, hidden)
@@ -92,7 +100,8 @@ def with_head(
     def pair(x, t):
       base = pair_of_policy(x, t)
       change: Any = head.apply(control["head"], inputs(x, base, t, c, y))
-      on = scale_fn(t) * (y >= 0).reshape(-1, *(1,) * (x.ndim - 1))
+      asked, _ = given(y)
+      on = scale_fn(t) * asked.reshape(-1, *(1,) * (x.ndim - 1))
       return base._replace(eps=base.eps + on * change)
 
     return pair

@@ -22,7 +22,7 @@ LAYERS = (
   ("types",),
   ("sde", "metrics", "parallel"),
   ("kernels", "learner", "models", "datasets", "checkpoint"),
-  ("sampling",),
+  ("sampling", "linear_quadratic"),
   ("paths",),
   ("rewards", "policy"),
   ("steering",),

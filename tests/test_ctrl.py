@@ -64,8 +64,15 @@ def test_metrics_have_their_closed_forms_summed_over_dimensions():
   np.testing.assert_allclose(found["kl"], kl, rtol=1e-4)
   assert abs(lg.z_score(found["log_likelihood"], expected)) < 3
   assert abs(lg.z_score(losses, kl - gamma * expected)) < 3
-  np.testing.assert_allclose(found["objective"], -losses)
-  np.testing.assert_allclose(found["gap"], 1 + losses, rtol=1e-5, atol=1e-5)
+  # The loss has the closed-form KL and the metrics log w: equal in the mean.
+  np.testing.assert_allclose(
+    losses, found["kl"] - gamma * found["log_likelihood"], rtol=1e-5, atol=1e-5
+  )
+  assert abs(lg.z_score(found["objective"], gamma * expected - kl)) < 3
+  assert np.std(found["objective"] + losses) > 0.1
+  np.testing.assert_allclose(
+    found["gap"], 1 - found["objective"], rtol=1e-5, atol=1e-5
+  )
 
 
 def test_gradient_agrees_with_finite_differences_in_three_directions():

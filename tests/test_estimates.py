@@ -90,3 +90,53 @@ def test_resampling_is_unbiased():
   error = counts.mean(0) - 3 * np.exp(np.asarray(log_w))
   assert np.abs(error).max() < 3.5 * 0.5 / 2000**0.5
   assert counts[:, 2].max() == 0
+
+
+@pytest.mark.parametrize("k", [0.2, 0.5, 0.7, 1.0])
+def test_pareto_k_of_pareto_weights(k):
+  # U^-k is a Pareto law of shape k, and so is its tail above any threshold. A
+  # fit to m of them has a standard deviation of about (1 + k) / sqrt(m), the
+  # bound of unbiased estimates; the prior draws it towards 0.5.
+  repeats, n = 20, 40_000
+  m = 3 * n**0.5
+  log_w = -k * np.log(np.random.default_rng(6).random((repeats, n)))
+  found = [paths.pareto_k(jnp.asarray(row)) for row in log_w]
+  stderr = (1 + k) / (m * repeats) ** 0.5
+  assert abs(np.mean(found) - (m * k + 10 * 0.5) / (m + 10)) < 3 * stderr
+  assert abs(np.std(found, ddof=1) / (1 + k) * m**0.5 - 1) < 3 / 38**0.5
+
+
+def test_pareto_k_judges_log_normal_weights_by_their_variance():
+  normal = jax.random.normal(jax.random.key(7), (4000,))
+  small = paths.pareto_k(0.1 * normal)
+  assert small < 0.3
+  np.testing.assert_allclose(
+    paths.pareto_k(0.1 * normal + 300), small, atol=0.02
+  )
+  assert paths.pareto_k(4 * normal) > 0.7
+
+
+def test_pareto_k_where_no_tail_can_be_fitted():
+  assert paths.pareto_k(jnp.full(30, -7.0)) == 0
+  # Equal but for rounding, and a likelihood that saturates at its bound.
+  noise = jax.random.normal(jax.random.key(8), (400,))
+  assert paths.pareto_k(-7 + 1e-6 * noise) == 0
+  assert paths.pareto_k(jnp.minimum(noise, -1.0)) == 0
+  # One weight against none, and differences beyond what exp can hold.
+  assert paths.pareto_k(jnp.where(jnp.arange(400) == 3, 0, -jnp.inf)) == np.inf
+  assert paths.pareto_k(1e4 * noise) == np.inf
+  assert paths.pareto_k(jnp.where(noise > 2, 3.0, 0.0)) == np.inf
+
+
+@pytest.mark.parametrize(
+  ("log_w", "message"),
+  [
+    (np.arange(24.0), "at least 25 weights, got 24"),
+    (np.append(np.zeros(30), np.nan), "largest log-weight is nan"),
+    (np.append(np.zeros(30), np.inf), "largest log-weight is inf"),
+    (np.full(30, -np.inf), "largest log-weight is -inf"),
+  ],
+)
+def test_pareto_k_refuses_weights_without_a_tail(log_w, message):
+  with pytest.raises(ValueError, match=message):
+    paths.pareto_k(jnp.asarray(log_w))

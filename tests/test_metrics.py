@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import optimize
 
 from ctrl_jax import metrics
 
@@ -40,20 +41,6 @@ def test_log_mean_exp_survives_what_exp_does_not(shift):
   estimate = metrics.log_mean_exp(values)
   np.testing.assert_allclose(estimate.mean, np.log(2) + shift, rtol=1e-6)
   np.testing.assert_allclose(estimate.stderr, 0.5, rtol=1e-4)
-
-
-def test_confusion_has_requests_in_rows():
-  requested = jnp.array([0, 0, 1, 2, 2, 2])
-  measured = jnp.array([0, 1, 1, 0, 2, 2])
-  np.testing.assert_array_equal(
-    metrics.confusion(requested, measured, num_classes=3),
-    [[1, 1, 0], [0, 1, 0], [1, 0, 2]],
-  )
-  weights = jnp.array([0.5, 0.25, 1.0, 2.0, 3.0, 4.0])
-  np.testing.assert_array_equal(
-    metrics.confusion(requested, measured, num_classes=3, weights=weights),
-    [[0.5, 0.25, 0], [0, 1, 0], [2, 0, 7]],
-  )
 
 
 def test_macro_f1():
@@ -100,3 +87,61 @@ def test_mmd2_is_unbiased_between_equal_laws_and_sees_a_shift():
   assert stderr < 0.005
   shifted = jax.vmap(metrics.mmd2)(draws[:, 0], draws[:, 1] + 1.0)
   assert shifted.mean() > 0.1
+
+
+def _squared_w2(a, b):
+  """Squared Wasserstein-2 distance on a line, by optimal assignment."""
+  cost = (np.asarray(a)[:, None] - np.asarray(b)[None]) ** 2
+  return cost[optimize.linear_sum_assignment(cost)].mean()
+
+
+_sliced = jax.jit(metrics.sliced_wasserstein, static_argnames="num_projections")
+
+
+def test_sliced_wasserstein_on_a_line_is_an_optimal_assignment():
+  a, b = jax.random.normal(jax.random.key(2), (2, 40, 1)) * 2 + 1
+  expected = _squared_w2(a[:, 0], b[:, 0] ** 3) ** 0.5
+  found = _sliced(jax.random.key(3), a, b**3, num_projections=5)
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+  assert expected > 1
+
+
+def test_sliced_wasserstein_averages_over_all_directions():
+  a, b = np.random.default_rng(4).normal(size=(2, 15, 2))
+  b = b * [0.3, 3.0]
+  angles = np.linspace(0, np.pi, 180, endpoint=False)
+  squares = np.array(
+    [
+      _squared_w2(a @ v, b @ v)
+      for v in np.stack([np.cos(angles), np.sin(angles)], 1)
+    ]
+  )
+  n = 20_000
+  found = _sliced(jax.random.key(5), *jnp.float32([a, b]), num_projections=n)
+  # The sum over angles converges fast; the error is that of n directions.
+  stderr = squares.std() / n**0.5
+  assert abs(found**2 - squares.mean()) < 3 * stderr
+  assert stderr < 0.01 * squares.mean()
+
+
+@pytest.mark.parametrize("dims", [1, 3, 10])
+def test_sliced_wasserstein_of_a_shift(dims):
+  a = jax.random.normal(jax.random.key(6), (50, dims))
+  v = jnp.arange(1.0, dims + 1)
+  n, square = 4000, float(jnp.sum(v**2))
+  found = _sliced(jax.random.key(7), a, a[::-1] + v[None], num_projections=n)
+  # (v.u)^2 of a random direction u has mean |v|^2 / d and variance
+  # 2 (d - 1) |v|^4 / (d^2 (d + 2)).
+  stderr = square / dims * (2 * (dims - 1) / (dims + 2) / n) ** 0.5
+  assert abs(found**2 - square / dims) < 3 * stderr + 1e-4 * square
+  np.testing.assert_array_equal(
+    _sliced(jax.random.key(7), a, a, num_projections=20), 0
+  )
+
+
+def test_sliced_wasserstein_refuses_what_it_cannot_compare():
+  key, a = jax.random.key(8), jnp.zeros((4, 2))
+  with pytest.raises(ValueError, match="sets of 4 and 1 samples"):
+    metrics.sliced_wasserstein(key, a, a[:1], num_projections=2)
+  with pytest.raises(ValueError, match="must be positive, got 0"):
+    metrics.sliced_wasserstein(key, a, a, num_projections=0)

@@ -74,6 +74,15 @@ def test_log_weights_have_mean_j():
   assert abs(lg.z_score(out.kl, kl)) < 3
 
 
+def test_both_estimators_of_j_agree_along_a_policy_that_is_not_the_optimum():
+  # What is left between them is a martingale of the noise, of mean 0; without
+  # its -sum kl_k it would have mean KL.
+  out, _ = _chains()
+  difference = np.asarray(out.log_ratio + out.kl, np.float64)
+  assert abs(lg.z_score(difference, 0.0)) < 3
+  assert out.kl.mean() > 10 * difference.std(ddof=1) / len(difference) ** 0.5
+
+
 def test_gap_is_the_kl_to_the_target():
   kl, expected = _closed_form()
   gap = LOG_Z - (GAMMA * expected - kl)
@@ -127,11 +136,20 @@ def test_weights_are_constant_at_an_optimum_that_is_representable():
   mean, var = lg.moments(KERNEL, REFERENCE, mean=start, variance=0.0)
   log_z = gamma * u * mean[-1] + 0.5 * (gamma * u) ** 2 * var[-1]
   np.testing.assert_allclose(log_w, log_z, rtol=1e-4)
-  assert np.std(gamma * u * out.x) > 0.5  # the reward alone varies
   found = paths.certificate(
     out, u * out.x[:, 0], log_z * jnp.ones(200), gamma=gamma
   )
   np.testing.assert_allclose(found.ess, 1, rtol=1e-5)
+
+  # The KL is the same on every path, so that with it in place of the log-ratio
+  # J keeps the reward's standard deviation, gamma u sqrt(var). That of 200
+  # samples is known to 1 / sqrt(400) of itself.
+  other = metrics.mean_estimate(gamma * u * out.x[:, 0] - out.kl)
+  stderr = gamma * u * (var[-1] / 200) ** 0.5
+  assert abs(other.stderr / stderr - 1) < 3 / 400**0.5
+  assert abs(other.mean - log_z) < 3 * stderr
+  assert found.objective.stderr < 1e-3 * stderr
+  assert found.gap.stderr < 1e-3 * stderr
 
 
 def test_log_density_is_that_of_gaussian_steps():
@@ -162,11 +180,11 @@ def test_certificate_by_hand():
   log_likelihood = jnp.array([-1.0, -0.5])
   log_z = jnp.array([0.5, 1.0])
   found = paths.certificate(out, log_likelihood, log_z, gamma=2.0)
-  # J: 2 (-1) - 1 = -3 and 2 (-0.5) - 2 = -3. Gap: 3.5 and 4.
-  np.testing.assert_allclose(found.objective.mean, -3)
-  np.testing.assert_allclose(found.objective.stderr, 0, atol=1e-6)
-  np.testing.assert_allclose(found.gap.mean, 3.75)
-  np.testing.assert_allclose(found.gap.stderr, 0.25, rtol=1e-6)
+  # log w: 2 (-1) - 1 = -3 and 2 (-0.5) - 3 = -4. Gap: 3.5 and 5.
+  np.testing.assert_allclose(found.objective.mean, -3.5)
+  np.testing.assert_allclose(found.objective.stderr, 0.5, rtol=1e-6)
+  np.testing.assert_allclose(found.gap.mean, 4.25)
+  np.testing.assert_allclose(found.gap.stderr, 0.75, rtol=1e-6)
   np.testing.assert_allclose(found.path_kl.mean, 1.5)
   np.testing.assert_allclose(found.log_likelihood.mean, -0.75)
   # log w - log Z: -2 - 1 - 0.5 = -3.5 and -1 - 3 - 1 = -5.

@@ -11,7 +11,11 @@ frozen network's last hidden tokens, which know how pixels vary together, and
 finds that direction without another evaluation of the network. `FlatHead`
 does without tokens, for any eps_fn.
 
-Both end in a layer of zeros: a fresh head adds exactly nothing.
+Where the reward's gradient is right up to a factor that depends on time, as it
+is for Gaussians (`linear_quadratic`), nothing else is needed: `FlatHead` has a
+gain on it beside its network.
+
+All end in layers of zeros: a fresh head adds exactly nothing.
 """
 
 from collections.abc import Sequence
@@ -26,17 +30,22 @@ from ctrl_jax.models.mlp import MLP
 
 
 class HeadInputs(NamedTuple):
-  """What a head sees; compressed so that outliers stay of order one."""
+  """What a head sees."""
 
   x: jax.Array  # state, of unit variance [B, ...]
-  x0: jax.Array  # predicted end, arcsinh [B, ...]
-  gradient: jax.Array  # of log p(y | x0), arcsinh [B, ...]
+  x0: jax.Array  # predicted end [B, ...]
+  gradient: jax.Array  # of log p(y | x0) [B, ...]
   context: jax.Array  # log p(y | x0), time, y and c [B, features]
   hidden: jax.Array | None  # the network's last tokens [B, tokens, d]
 
+  @property
+  def images(self) -> tuple[jax.Array, ...]:
+    """x, x0 and gradient, compressed so that outliers stay of order one."""
+    return self.x, jnp.arcsinh(self.x0), jnp.arcsinh(4 * self.gradient)
+
 
 class FlatHead(nn.Module):
-  """An MLP on everything but the hidden tokens.
+  """An MLP on everything but the hidden tokens, and a gain on the gradient.
 
   Attributes:
     widths: of the hidden layers.
@@ -48,10 +57,12 @@ class FlatHead(nn.Module):
   def __call__(self, inputs: HeadInputs) -> jax.Array:
     """Returns the change of eps, of the shape of x."""
     shape = inputs.x.shape
-    columns = [a.reshape(shape[0], -1) for a in inputs[:4]]
+    columns = [image.reshape(shape[0], -1) for image in inputs.images]
     size = columns[0].shape[1]
     mlp = MLP(tuple(self.widths), size, zero_output=True)
-    return mlp(jnp.concatenate(columns, axis=1)).reshape(shape)
+    change = mlp(jnp.concatenate([*columns, inputs.context], axis=1))
+    gain = MLP((64,), size, zero_output=True)(inputs.context)
+    return change.reshape(shape) + gain.reshape(shape) * inputs.gradient
 
 
 class TokenHead(nn.Module):
@@ -77,9 +88,8 @@ class TokenHead(nn.Module):
         "this head reads the network's hidden tokens, and the policy below "
         "gives none: use policy.frozen_network or a FlatHead"
       )
-    images = (inputs.x, inputs.x0, inputs.gradient)
     tokens = [nn.LayerNorm(use_bias=False, use_scale=False)(inputs.hidden)]
-    tokens += [patchify(image, self.patch) for image in images]
+    tokens += [patchify(image, self.patch) for image in inputs.images]
     h = jnp.concatenate(tokens, axis=-1)
     context = nn.silu(nn.Dense(64, name="context")(inputs.context))
     for width in self.widths:
