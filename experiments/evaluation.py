@@ -23,6 +23,7 @@ from ctrl_jax.metrics import Estimate
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params, RewardFn
 from experiments import keys, workdir
+from experiments.exact import Gaussian
 from experiments.logs import Progress
 from experiments.problems import Problem
 
@@ -139,7 +140,7 @@ def reference(
     def function(chain_keys, c):
       start = sampling.initial_noise(chain_keys, problem.sample_shape)
       x = sampling.rollout(chain_keys, start, problem.kernel, eps_fn(c)).x
-      labels = [jnp.full_like(c, y) for y in range(problem.num_controls)]
+      labels = [jnp.full(len(c), y) for y in problem.controls]
       return x, jnp.stack([reward_fn(x, c, y) for y in labels], axis=1)
 
     c = np.arange(repeats * conditions, dtype=np.int32) % conditions
@@ -150,11 +151,21 @@ def reference(
       a.reshape(repeats, conditions, *a.shape[1:]) for a in (samples, log_p)
     )
     workdir.write_arrays(path, samples=samples, log_likelihood=log_p)
-  return Reference(
-    samples,
-    log_p,
-    paths.log_evidence(jnp.asarray(log_p), gamma=gamma),
-    paths.mean_log_evidence(jnp.asarray(log_p), gamma=gamma),
+  return Reference(samples, log_p, *_log_evidence(problem, log_p, gamma))
+
+
+def _log_evidence(
+  problem: Problem, log_p: np.ndarray, gamma: float
+) -> tuple[Estimate, Estimate]:
+  """log Z [C, Y] and its mean: in closed form, or estimated from samples."""
+  if isinstance(problem, Gaussian):
+    exact = jnp.asarray(problem.solution.log_evidence[None], jnp.float32)
+    zero = jnp.zeros(())
+    return Estimate(exact, jnp.zeros_like(exact)), Estimate(exact.mean(), zero)
+  table = jnp.asarray(log_p)
+  return (
+    paths.log_evidence(table, gamma=gamma),
+    paths.mean_log_evidence(table, gamma=gamma),
   )
 
 
@@ -193,7 +204,8 @@ def cell_labels(num: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
   """c and y of num chains, the same number for every (c, y); y fastest."""
   cells = problem.num_conditions * problem.num_controls
   index = np.arange(max(num // cells, 2) * cells, dtype=np.int32) % cells
-  return index // problem.num_controls, index % problem.num_controls
+  y = problem.controls[index % problem.num_controls]
+  return index // problem.num_controls, y
 
 
 def best_of(

@@ -9,31 +9,47 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.datasets import oracles
+from experiments.exact import Exact
+from experiments.images import Images
 from experiments.judges import Judge
-from experiments.problems import Problem
+
+Look = Callable[[np.ndarray], np.ndarray]
 
 
 class Instruments(NamedTuple):
-  """What looks at images [N, ...], each compiled once."""
+  """What looks at samples [N, ...], each compiled once; None: there is none."""
 
-  verdict: Callable[[np.ndarray], np.ndarray]  # the oracle's y, [N]
-  opinion: Callable[[np.ndarray], np.ndarray]  # the independent classifier's
-  features: Callable[[np.ndarray], np.ndarray]  # its last hidden layer, [N, d]
+  verdict: Look | None  # the oracle's probability of every y, [N, Y]
+  opinion: Look | None  # the independent classifier's y, [N]
+  features: Look  # in which distances are measured, [N, d]
 
 
-def make(problem: Problem, independent: Judge) -> Instruments:
-  """Oracle and independent classifier, for any number of images."""
+def of_images(problem: Images, independent: Judge) -> Instruments:
+  """Oracle and independent classifier."""
   edges = jnp.asarray(problem.edges)
+
+  def verdict(x):
+    label = oracles.bin_of(problem.measure(x), edges)
+    return jax.nn.one_hot(label, problem.num_controls)
+
   return Instruments(
-    _in_chunks(lambda x: oracles.bin_of(problem.measure(x), edges)),
+    _in_chunks(verdict),
     _in_chunks(lambda x: independent.logits_fn(x).argmax(-1)),
     _in_chunks(independent.features_fn),
   )
 
 
+def of_exact(problem: Exact) -> Instruments:
+  """The true p(y | x), and distances between the samples themselves."""
+  known = problem.probabilities
+  return Instruments(
+    None if known is None else _in_chunks(known), None, lambda x: x
+  )
+
+
 def _in_chunks(
   function: Callable[[jax.Array], jax.Array], chunk: int = 2000
-) -> Callable[[np.ndarray], np.ndarray]:
+) -> Look:
   compiled = jax.jit(function)
 
   def apply(images: np.ndarray) -> np.ndarray:

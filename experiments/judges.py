@@ -16,7 +16,7 @@ from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.types import LossFn, RewardFn
 from experiments import keys, loop
-from experiments.problems import Problem
+from experiments.images import Images
 
 
 class Judge(NamedTuple):
@@ -30,7 +30,7 @@ class Judge(NamedTuple):
 
 
 def train(
-  problem: Problem,
+  problem: Images,
   config: ConfigDict,
   *,
   train: np.ndarray,
@@ -94,7 +94,7 @@ def train(
 
 
 def _network(
-  problem: Problem, config: ConfigDict, images: jax.Array
+  problem: Images, config: ConfigDict, images: jax.Array
 ) -> Classifier:
   features = (problem.measure,) if config.feature_gain else ()
   shift, scale = classifier.standardisation(features, images)

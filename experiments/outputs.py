@@ -8,17 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import instruments, scores, workdir
+from experiments import distances, drawings, scores, workdir
 from experiments.evaluation import Chains, Reference
-from experiments.judges import Judge
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def collect(
   this: Any,
-  rewarder: Judge,
-  independent: Judge,
+  learned: Any,
   reference: Reference,
   chains: Chains,
   wall_seconds: dict[str, float],
@@ -28,8 +26,7 @@ def collect(
 
   Args:
     this: the run, `stages.Run`.
-    rewarder: the classifier of the reward.
-    independent: the one that only watches.
+    learned: what the control was trained with, `stages.Learned`.
     reference: samples of the pre-trained chain.
     chains: of the tuned policy.
     wall_seconds: of each stage.
@@ -48,12 +45,17 @@ def collect(
     best_of=config.evaluate.best_of,
     reward_queries=trained_on * asked,
   )
-  looking = instruments.make(problem, independent)
   exact = methods["pretrained_resampled"].cells
+  log_z = reference.mean_log_evidence
   table = {
-    name: scores.score(method, looking, exact, gamma=gamma, seed=seed)
+    name: scores.score(
+      method, learned.looking, exact, log_z, gamma=gamma, seed=seed
+    )
     for name, method in methods.items()
   }
+  known = distances.measure(problem, methods, seed=seed)
+  for name, entry in known.methods.items():
+    table[name] |= entry
   for name, entry in table.items():
     basis = "ctrl" if name.startswith("ctrl") else "pretrained"
     evaluations = entry["network_evaluations_per_sample"]
@@ -61,11 +63,11 @@ def collect(
       sampling_seconds[basis] * evaluations / problem.kernel.num_steps
     )
     entry["train_seconds"] = wall_seconds["control"] if basis == "ctrl" else 0.0
-  arrays = scores.drawings(
+  arrays = drawings.arrays_of(
     methods, problem, reference, chains, gamma=gamma, seed=seed
   )
   workdir.write_arrays(
-    this.workdir / "evaluation.npz", **arrays, **rewarder.reliability
+    this.workdir / "evaluation.npz", **arrays, **learned.reliability
   )
   return {
     "experiment": config.experiment,
@@ -84,8 +86,9 @@ def collect(
       "eta": config.kernel.eta,
       "gamma": gamma,
     },
-    "classifier": rewarder.metrics,
-    "independent_classifier": independent.metrics,
+    "classifier": learned.classifier,
+    "independent_classifier": learned.independent,
+    "exact": known.problem,
     "log_evidence": {
       **scores.jsonable(reference.mean_log_evidence),
       "table": np.asarray(reference.log_evidence.mean).tolist(),

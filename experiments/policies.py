@@ -1,17 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config -> Policy: what of a network is tuned, and how it is steered."""
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import policy, steering
-from ctrl_jax.models.heads import TokenHead
+from ctrl_jax.models.heads import FlatHead, TokenHead
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params, RewardFn
-from experiments.problems import Problem
+from experiments.exact import Exact
+from experiments.images import Images
 
 
-def make(
-  problem: Problem, config: ConfigDict, params: Params, reward_fn: RewardFn
+def on_exact(problem: Exact, config: ConfigDict) -> Policy:
+  """The head of config.control on an exact model."""
+  labels = np.issubdtype(problem.controls.dtype, np.integer)
+  return steering.with_head(
+    policy.frozen(problem.reference_fn),
+    FlatHead(tuple(config.head)),
+    problem.reward_fn,
+    problem.sde,
+    policy.scale_at(problem.kernel.times, problem.control_scale()),
+    sample_shape=problem.sample_shape,
+    num_controls=problem.num_controls if labels else 0,
+    num_conditions=problem.num_conditions if problem.num_conditions > 1 else 0,
+  )
+
+
+def on_images(
+  problem: Images, config: ConfigDict, params: Params, reward_fn: RewardFn
 ) -> Policy:
   """The controlled policy of config.control.
 

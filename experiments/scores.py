@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The figures of every method on equal terms, and what the report draws.
+r"""The figures of every method on equal terms.
 
 Samples are weighted within each (c, y) and all (c, y) count equally. Accuracy
 is judged by the oracle; an independent classifier's verdict stands beside it,
@@ -38,6 +38,7 @@ class Method(NamedTuple):
   path_kl: float | None  # KL of its path measure from the pre-trained chain's
   gap: Estimate | None  # None: sampled from the target itself, by weights
   ess: float | None  # as a fraction
+  pareto_k: float | None  # of the weights, where there are any
   evaluations: float  # of the network, for a sample
   reward_queries: int  # evaluations of the classifier, in training or selection
 
@@ -60,7 +61,8 @@ def methods(
     reference.samples[:, :, None], (*log_p.shape, *problem.sample_shape)
   )
   equal = Cells(samples, np.zeros_like(log_p), log_p)
-  ess = _ess(gamma * log_p - table)
+  normalised = gamma * log_p - table
+  ess, tail = _ess(normalised), _tail(normalised)
   target = equal._replace(log_weights=gamma * log_p)
   target_mean = evaluation.weighted(log_p, gamma * log_p)
 
@@ -72,7 +74,7 @@ def methods(
     tuned_p,
   )
   kl = chains.step_kl.sum(1).reshape(shape)
-  tuned_ess = _ess(log_w - table)
+  tuned_ess, tuned_tail = _ess(log_w - table), _tail(log_w - table)
 
   chosen = evaluation.best_of(reference.samples, log_p, n=best_of)
   chosen_kl = math.log(best_of) - (best_of - 1) / best_of
@@ -81,20 +83,22 @@ def methods(
     return _gap(reference.mean_log_evidence, objective)
 
   return {
-    "pretrained": Method(equal, 0.0, gap(gamma * log_p), ess, steps, 0),
+    "pretrained": Method(equal, 0.0, gap(gamma * log_p), ess, None, steps, 0),
     "pretrained_resampled": Method(
       target,
       float((gamma * target_mean - table).mean()),
       None,
       None,
+      tail,
       steps / ess,
       samples.shape[0] * problem.num_conditions,
     ),
     "ctrl": Method(
       tuned,
       float(kl.mean()),
-      gap(gamma * tuned_p - kl),
+      gap(log_w),  # of mean J, and sharper than its definition: see `paths`
       tuned_ess,
+      None,
       steps,
       reward_queries,
     ),
@@ -103,6 +107,7 @@ def methods(
       None,
       None,
       None,
+      tuned_tail,
       steps / tuned_ess,
       reward_queries + kl.size,
     ),
@@ -110,6 +115,7 @@ def methods(
       chosen,
       chosen_kl,
       gap(gamma * chosen.log_likelihood - chosen_kl),
+      None,
       None,
       steps * best_of,
       chosen.log_likelihood[:, :, 0].size * best_of,
@@ -119,6 +125,11 @@ def methods(
 
 def _ess(normalised: np.ndarray) -> float:
   return float(paths.effective_sample_size(jnp.asarray(normalised.ravel())))
+
+
+def _tail(normalised: np.ndarray) -> float:
+  """Pareto k of pooled weights; a large number where it has no bound."""
+  return min(paths.pareto_k(jnp.asarray(normalised.ravel())), 99.0)
 
 
 def _gap(log_evidence: Estimate, objective: np.ndarray) -> Estimate:
@@ -133,42 +144,58 @@ def score(
   method: Method,
   instruments: Instruments,
   exact: Cells,
+  log_evidence: Estimate,
   *,
   gamma: float,
   seed: int,
 ) -> dict[str, Any]:
   """The entry of one method in results.json, but for its times."""
   cells = method.cells
-  n, conditions, controls = cells.log_weights.shape
-  images = cells.samples.reshape(-1, *cells.samples.shape[3:])
-  requested = np.arange(controls)
-  verdict = instruments.verdict(images).reshape(cells.log_weights.shape)
-  opinion = instruments.opinion(images).reshape(cells.log_weights.shape)
-  table = np.zeros((controls, controls))
-  for measured in range(controls):
-    share = evaluation.weighted(verdict == measured, cells.log_weights)
-    table[:, measured] = share.mean(0) * n * conditions
   log_p = evaluation.weighted(cells.log_likelihood, cells.log_weights).mean()
+  objective = None
+  if method.gap is not None:
+    objective = float(log_evidence.mean - method.gap.mean)
+  elif method.path_kl is not None:
+    objective = float(gamma * log_p - method.path_kl)
   return {
-    "oracle_accuracy": _share(verdict == requested, cells.log_weights),
-    "macro_f1": float(metrics.macro_f1(jnp.asarray(table))),
-    "confusion": np.rint(table).astype(int).tolist(),
-    "independent_accuracy": float(
-      evaluation.weighted(opinion == requested, cells.log_weights).mean()
-    ),
+    **_verdict(cells, instruments),
     "log_likelihood": float(log_p),
     "path_kl": method.path_kl,
-    "objective": None
-    if method.path_kl is None
-    else float(gamma * log_p - method.path_kl),
+    "objective": objective,
     "gap": None if method.gap is None else jsonable(method.gap),
     "ess_fraction": method.ess,
+    "pareto_k": method.pareto_k,
     **_spread(cells, exact, instruments, seed),
     "reward_queries": method.reward_queries,
     "network_evaluations_per_sample": method.evaluations,
     "train_seconds": None,
     "sample_seconds": None,
   }
+
+
+def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
+  """Whether samples are what was asked for; null where nobody can tell."""
+  shape = cells.log_weights.shape
+  n, conditions, controls = shape
+  samples = cells.samples.reshape(-1, *cells.samples.shape[3:])
+  found: dict[str, Any] = dict.fromkeys(
+    ("oracle_accuracy", "macro_f1", "confusion", "independent_accuracy")
+  )
+  if instruments.verdict is not None:
+    verdict = instruments.verdict(samples).reshape(*shape, controls)
+    table = np.zeros((controls, controls))
+    for measured in range(controls):
+      share = evaluation.weighted(verdict[..., measured], cells.log_weights)
+      table[:, measured] = share.mean(0) * n * conditions
+    right = np.einsum("ncyy->ncy", verdict)
+    found["oracle_accuracy"] = _share(right, cells.log_weights)
+    found["macro_f1"] = float(metrics.macro_f1(jnp.asarray(table)))
+    found["confusion"] = np.rint(table).astype(int).tolist()
+  if instruments.opinion is not None:
+    right = instruments.opinion(samples).reshape(shape) == np.arange(controls)
+    share = evaluation.weighted(right, cells.log_weights)
+    found["independent_accuracy"] = float(share.mean())
+  return found
 
 
 def jsonable(estimate: Estimate) -> dict[str, float]:
@@ -207,41 +234,4 @@ def _spread(
   return {
     "diversity": float(_diversity(mine).mean()),
     "fidelity": float(_discrepancy(mine, target).mean()),
-  }
-
-
-def drawings(
-  all_methods: dict[str, Method],
-  problem: Problem,
-  reference: Reference,
-  chains: Chains,
-  *,
-  gamma: float,
-  seed: int,
-) -> dict[str, np.ndarray]:
-  """Arrays of evaluation.npz; the report documents and draws them."""
-  arrays: dict[str, np.ndarray] = {"property_edges": problem.edges}
-  for name, method in all_methods.items():
-    drawn = evaluation.draw(method.cells, PAIRS, keys.stage_key(seed, name))
-    flat = jnp.asarray(drawn.reshape(-1, *drawn.shape[3:]))
-    values = np.asarray(problem.measure(flat)).reshape(drawn.shape[:3])
-    by_control = values.transpose(2, 0, 1)
-    arrays[f"property_{name}"] = by_control.reshape(len(by_control), -1)
-  kl = chains.step_kl.sum(1).reshape(
-    -1, problem.num_conditions, problem.num_controls
-  )
-  log_p = chains.log_likelihood.reshape(kl.shape)
-  for name, images in (("pretrained", chains.twin), ("ctrl", chains.x)):
-    first = images.reshape(*kl.shape, *problem.sample_shape)[:4]
-    arrays[f"samples_{name}"] = first[..., 0].transpose(2, 1, 0, 3, 4)
-  table = np.asarray(reference.log_evidence.mean)
-  kernel = problem.kernel
-  scale = problem.control_scale()
-  return arrays | {
-    "kl_weight": kernel.kl_weight,
-    "kl_weight_preconditioned": kernel.kl_weight * scale**2,
-    "kl_spent": chains.step_kl.mean(0),
-    "times": kernel.times,
-    "gap_table": (table - (gamma * log_p - kl).mean(0)).T,
-    "log_evidence_table": table.T,
   }

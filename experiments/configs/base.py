@@ -6,7 +6,7 @@ result; no other key exists, and a misspelt one is an error. `validate` checks
 values, by the last part of a field's name: one rule for every learning rate.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -39,29 +39,59 @@ def _classifier(**settings: Any) -> dict[str, Any]:
   )
 
 
+def _common() -> dict[str, Any]:
+  """What every experiment has."""
+  return {
+    "experiment": "",  # name; results go to runs/<experiment>[-<variant>]
+    "variant": "",  # what follows the colon in --config=FILE:VARIANT
+    "seed": 0,  # of everything random
+    "devices": 0,  # to use; 0: all accelerators, or one virtual CPU device
+    "sde": {
+      "name": "vp",  # vp or ve
+      "beta_min": 0.1,  # vp: noise rate at time 0
+      "beta_max": 20.0,  # vp: noise rate at time 1
+      "std_min": 0.01,  # ve: noise at time 0, in units of x
+      "std_max": 50.0,  # ve: noise at time 1, in units of x
+    },
+    "kernel": {
+      "name": "ddim",  # ddim, ddpm or euler_maruyama
+      "num_steps": 25,  # K, reverse steps
+      "eta": 1.0,  # ddim: noise of a step, 1 is the posterior's
+      "power": 2.0,  # above 1: shorter steps towards the end
+      "t_min": 0.0,  # diffusion time at which sampling ends
+    },
+    "reward": {"gamma": 1.0},  # strength of the control: nats per nat of KL
+    "control": _optimiser(
+      batch_size=64,
+      num_steps=400,
+      warmup_steps=20,
+      adapt="none",  # what of the network is tuned: none, lora or full
+      rank=16,  # of the LoRA matrices
+      learning_rate=1e-2,  # peak, for what is tuned of the network
+      embedding_learning_rate=3e-2,  # peak, for the embedding of y
+      head=(128, 128),  # widths of the output head; (): none
+      head_learning_rate=1e-2,  # peak, for the head
+      clip_norm=1.0,  # largest norm of the gradient
+      ema_decay=0.98,
+      backprop_steps=0,  # last reverse steps to differentiate; 0: all
+      save_every=100,
+      log_every=10,
+    ),
+    "evaluate": {
+      "num_samples": 4000,  # of every method, over all (c, y)
+      "num_reference": 20000,  # of the pre-trained model, over all c
+      "chunk": 200,  # samples at a time; more than a cache holds is slower
+      "best_of": 4,  # candidates of best-of-n
+    },
+  }
+
+
 def get_config() -> ConfigDict:
-  """Returns the schema with its defaults, locked against new keys."""
+  """The schema of images with its defaults, locked against new keys."""
   config = ConfigDict(
-    {
-      "experiment": "",  # name; results go to runs/<experiment>[-<variant>]
-      "variant": "",  # what follows the colon in --config=FILE:VARIANT
-      "seed": 0,  # of everything random
-      "devices": 0,  # to use; 0: all accelerators, or one virtual CPU device
-      "problem": {"name": "digits"},  # the family that problems.py builds
-      "sde": {
-        "name": "vp",  # vp or ve
-        "beta_min": 0.1,  # vp: noise rate at time 0
-        "beta_max": 20.0,  # vp: noise rate at time 1
-        "std_min": 0.01,  # ve: noise at time 0, in units of x
-        "std_max": 50.0,  # ve: noise at time 1, in units of x
-      },
-      "kernel": {
-        "name": "ddim",  # ddim, ddpm or euler_maruyama
-        "num_steps": 25,  # K, reverse steps
-        "eta": 1.0,  # ddim: noise of a step, 1 is the posterior's
-        "power": 2.0,  # above 1: shorter steps towards the end
-        "t_min": 0.0,  # diffusion time at which sampling ends
-      },
+    _common()
+    | {
+      "problem": {"name": "digits"},  # the family that families.py makes
       "data": {
         "dir": "",  # folder of data sets; "": in the workdir
         "control": "ink",  # quantity that y bins: ink or slant
@@ -79,32 +109,37 @@ def get_config() -> ConfigDict:
       ),
       "classifier": _classifier(),  # gives the reward
       "independent": _classifier(feature_gain=0.0),  # only watches
-      "reward": {"gamma": 1.0},  # strength of the control: nats per nat of KL
-      "control": _optimiser(
-        batch_size=64,
-        num_steps=400,
-        warmup_steps=20,
-        adapt="none",  # what of the network is tuned: none, lora or full
-        rank=16,  # of the LoRA matrices
-        learning_rate=1e-2,  # peak, for what is tuned of the network
-        embedding_learning_rate=3e-2,  # peak, for the embedding of y
-        head=(128, 128),  # widths of the output head; (): none
-        head_learning_rate=1e-2,  # peak, for the head
-        clip_norm=1.0,  # largest norm of the gradient
-        ema_decay=0.98,
-        backprop_steps=0,  # last reverse steps to differentiate; 0: all
-        save_every=100,
-        log_every=10,
-      ),
-      "evaluate": {
-        "num_samples": 4000,  # of every method, over all (c, y)
-        "num_reference": 20000,  # of the pre-trained model, over all c
-        "chunk": 200,  # samples at a time; more than a cache holds is slower
-        "best_of": 4,  # candidates of best-of-n
-      },
     }
   )
   return config.lock()
+
+
+def gaussian_config() -> ConfigDict:
+  """The schema of a Gaussian prior and a real control, locked."""
+  problem = {
+    "name": "gaussian",
+    "seed": 0,  # of the prior and of the likelihood
+    "dims": 2,
+    "num_controls": 5,  # values of y that are evaluated, evenly spaced
+    "control_range": 2.0,  # y is trained and evaluated this far either way
+    "likelihood_std": 1.0,  # deviation of y given x, in deviations of x
+  }
+  return ConfigDict(_common() | {"problem": problem}).lock()
+
+
+def mixture_config() -> ConfigDict:
+  """The schema of a Gaussian mixture and a softmax classifier, locked."""
+  problem = {
+    "name": "mixture",
+    "seed": 0,  # of the modes and of the classifier
+    "dims": 2,
+    "num_modes": 8,
+    "num_conditions": 1,  # values of c, each with mode weights of its own
+    "num_controls": 3,  # values of y, or of its first factor
+    "second_factor": 0,  # values of a second, independent factor; 0: none
+    "sharpness": 2.0,  # slope of the logits, nats per deviation of x
+  }
+  return ConfigDict(_common() | {"problem": problem}).lock()
 
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -138,6 +173,12 @@ RULES: dict[str, Rule] = {
   "num_layers": _AT_LEAST_1,
   "num_heads": _AT_LEAST_1,
   "patch": _AT_LEAST_1,
+  "num_modes": _AT_LEAST_1,
+  "num_conditions": _AT_LEAST_1,
+  "second_factor": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
+  "sharpness": _POSITIVE,
+  "control_range": _POSITIVE,
+  "likelihood_std": _POSITIVE,
   "batch_size": _AT_LEAST_1,
   "learning_rate": _POSITIVE,
   "embedding_learning_rate": _POSITIVE,
@@ -179,6 +220,22 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     else:
       fields[f"{prefix}{key}"] = value
   return fields
+
+
+def choose(
+  changes: Mapping[str, Callable[[], Any]], variant: str, file: str
+) -> None:
+  """Makes the changes of a variant.
+
+  Raises:
+    ValueError: an unknown variant of this config file.
+  """
+  if variant not in changes:
+    raise ValueError(
+      f"{file} has no variant {variant!r}: use one of "
+      f"{', '.join(filter(None, changes))}"
+    )
+  changes[variant]()
 
 
 def validate(config: ConfigDict) -> None:

@@ -38,12 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     ),
     "smoke": lambda: _smoke(config),
   }
-  if variant not in changes:
-    raise ValueError(
-      f"digits.py has no variant {variant!r}: use one of "
-      f"{', '.join(filter(None, changes))}"
-    )
-  changes[variant]()
+  base.choose(changes, variant, "digits.py")
   return config
 
 

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config -> Problem, one function a family."""
+
+import pathlib
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from experiments import exact, images
+from experiments.exact import Exact
+from experiments.images import Images
+
+FAMILIES: dict[str, Callable[[ConfigDict, pathlib.Path], Images | Exact]] = {
+  "digits": images.digits,
+  "gaussian": exact.gaussian,
+  "mixture": exact.mixture,
+}
+
+
+def make(config: ConfigDict, workdir: pathlib.Path) -> Images | Exact:
+  """The problem of config.problem; data sets go under workdir.
+
+  Raises:
+    ValueError: a setting that cannot be run.
+  """
+  return FAMILIES[config.problem.name](config, workdir)

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a control is trained with: a pre-trained model and a classifier.
+
+An exact problem comes with both; on images a run trains them, and a second
+classifier that only watches.
+"""
+
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ctrl_jax import learner
+from ctrl_jax.datasets import labelled
+from ctrl_jax.objectives import denoising
+from ctrl_jax.policy import Policy
+from ctrl_jax.types import EpsFn, Params, RewardFn
+from experiments import instruments, judges, keys, loop, policies
+from experiments.exact import Exact
+from experiments.images import Images
+from experiments.instruments import Instruments
+from experiments.judges import Judge
+from experiments.logs import Log
+from experiments.problems import Problem
+
+
+class Run(NamedTuple):
+  """What every stage needs to know."""
+
+  config: ConfigDict
+  workdir: pathlib.Path
+  problem: Problem
+  mesh: Mesh
+  log: Log
+
+
+class Learned(NamedTuple):
+  """What a control is trained with, and what judges its samples."""
+
+  reference_fn: Callable[[Any], EpsFn]  # c -> the pre-trained model
+  reward_fn: RewardFn
+  policy: Policy
+  looking: Instruments
+  classifier: dict[str, float]  # figures of the reward's classifier
+  independent: dict[str, float]  # of the one that only watches
+  reliability: dict[str, np.ndarray]  # curves for the report
+
+
+class Clock:
+  """Runs stages and remembers how long they took."""
+
+  def __init__(self, this: Run) -> None:
+    """Starts with no stage; this is handed to every stage."""
+    self.this = this
+    self.seconds: dict[str, float] = {}
+
+  def __call__(self, name: str, stage: Callable[..., Any], *args: Any) -> Any:
+    """stage(this, *args), timed."""
+    start = time.perf_counter()
+    result = stage(self.this, *args)
+    self.seconds[name] = time.perf_counter() - start
+    return result
+
+
+def given(this: Run, problem: Exact) -> Learned:
+  """Prior and classifier of an exact problem, which need no training."""
+  return Learned(
+    problem.reference_fn,
+    problem.reward_fn,
+    policies.on_exact(problem, this.config.control),
+    instruments.of_exact(problem),
+    {},
+    {},
+    {},
+  )
+
+
+def train(this: Run, problem: Images, timed: Clock) -> Learned:
+  """Trains prior and classifiers on the images of a problem."""
+  params = timed("prior", prior, problem)
+  rewarder = timed("classifier", classifier, problem, "classifier")
+  independent = timed("independent", classifier, problem, "independent")
+  return Learned(
+    lambda c: lambda x, t: problem.eps(params, x, t, c),
+    rewarder.reward_fn,
+    policies.on_images(
+      problem, this.config.control, params, rewarder.reward_fn
+    ),
+    instruments.of_images(problem, independent),
+    rewarder.metrics,
+    independent.metrics,
+    rewarder.reliability,
+  )
+
+
+def prior(this: Run, problem: Images) -> Params:
+  """Trains the pre-trained model p_pre(x | c); returns its averaged weights."""
+  config = this.config.prior
+  loss_fn = denoising.make_loss(problem.eps, problem.sde)
+  trained = loop.fit(
+    "prior",
+    learner.make_learner(
+      loss_fn, adam(config.learning_rate, config), ema_decay=config.ema_decay
+    ),
+    problem.init_network(keys.stage_key(this.config.seed, "prior/init")),
+    labelled.batches(
+      {"x": problem.images, "c": problem.conditions},
+      seed=this.config.seed,
+      batch_size=config.batch_size,
+    ).__getitem__,
+    live=("loss",),
+    **loop_settings(this, config),
+  )
+  return jax.device_get(trained.ema_params)
+
+
+def classifier(this: Run, problem: Images, stage: str) -> Judge:
+  """The classifier that gives the reward, or the one that only watches.
+
+  Both see pairs (x, y) alone: c is never used, as y is independent of c given
+  x. The second sees none of the first one's images, and pixels only, so that
+  it is not deceived by what deceives the first.
+  """
+  train, calibration, test = problem.splits
+  if stage == "independent":
+    held_out = np.concatenate([calibration, test])
+    calibration, test = np.array_split(train, 2)
+    train = held_out
+  config = this.config[stage]
+  return judges.train(
+    problem,
+    config,
+    train=train,
+    calibration=calibration,
+    test=test,
+    stage=stage,
+    optimizer=adam(config.learning_rate, config),
+    **loop_settings(this, config),
+  )
+
+
+def adam(
+  learning_rate: float, config: ConfigDict
+) -> optax.GradientTransformation:
+  """AdamW with linear warm-up and cosine decay to 2% of the rate."""
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0,
+    learning_rate,
+    min(config.warmup_steps, config.num_steps // 2),
+    config.num_steps,
+    end_value=0.02 * learning_rate,
+  )
+  return optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
+
+
+def loop_settings(this: Run, config: ConfigDict) -> dict[str, Any]:
+  """What `loop.fit` takes from the config and the run."""
+  return {
+    "num_steps": config.num_steps,
+    "batch_size": config.batch_size,
+    "log_every": config.log_every,
+    "save_every": config.save_every,
+    "seed": this.config.seed,
+    "workdir": this.workdir,
+    "mesh": this.mesh,
+    "log": this.log,
+  }
