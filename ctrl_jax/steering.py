@@ -69,9 +69,10 @@ def with_head(
     gradient, log_p = jax.grad(total, has_aux=True)(x0)
     log_snr = jnp.log(alpha / std)
     time = jnp.stack([t, log_snr, jnp.sin(6 * t), jnp.cos(6 * t)])
+    time = jnp.broadcast_to(time, (len(x), 4))
     context = [
       jnp.arcsinh(log_p)[:, None],
-      jnp.broadcast_to(time, (len(x), 4)),
+      time,
       jax.nn.one_hot(y, num_controls) if num_controls else label[:, None],
     ]
     if num_conditions:
@@ -80,6 +81,7 @@ def with_head(
       x / jnp.hypot(alpha, std),
       x0,
       gradient,
+      time,
       jnp.concatenate(context, axis=1),
       base.hidden,
     )
@@ -90,7 +92,8 @@ def with_head(
     context = jnp.zeros((1, 5 + max(num_controls, 1) + num_conditions))
     hidden = None if hidden_shape is None else jnp.zeros((1, *hidden_shape))
     params = head.init(
-      head_key, HeadInputs(image, image, image, context, hidden)
+      head_key,
+      HeadInputs(image, image, image, jnp.zeros((1, 4)), context, hidden),
     )
     return {**policy.init(policy_key), "head": params}
 

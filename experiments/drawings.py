@@ -49,7 +49,8 @@ def arrays_of(
   log_w = gamma * chains.log_likelihood + chains.log_ratio
   if len(problem.sample_shape) == 3:
     for name, images in (("pretrained", chains.twin), ("ctrl", chains.x)):
-      first = images.reshape(*kl.shape, *problem.sample_shape)[:4]
+      first = images.reshape(-1, *kl.shape[1:], *problem.sample_shape)
+      first = first[: evaluation.TWINS]
       arrays[f"samples_{name}"] = first[..., 0].transpose(2, 1, 0, 3, 4)
   table = np.asarray(reference.log_evidence.mean)
   kernel = problem.kernel

@@ -29,6 +29,8 @@ from experiments.problems import Problem
 
 Tree = Any
 
+TWINS = 4  # chains of each (c, y) that are compared with the reference's
+
 
 class Reference(NamedTuple):
   """Independent samples of the pre-trained chain, n for each c."""
@@ -51,7 +53,7 @@ class Chains(NamedTuple):
   """What is kept of the chains of a policy; batch first, nats."""
 
   x: np.ndarray  # [B, ...]
-  twin: np.ndarray  # [B, ...], the reference from the same noise
+  twin: np.ndarray  # the first of them by the reference, from the same noise
   log_likelihood: np.ndarray  # [B], of the requested y
   log_ratio: np.ndarray  # [B]
   step_kl: np.ndarray  # [B, K]
@@ -187,17 +189,22 @@ def controlled(
     start = sampling.initial_noise(chain_keys, problem.sample_shape)
     pair_fn = policy.pair_fn(control, c, y)
     chain = sampling.rollout(chain_keys, start, problem.kernel, pair_fn)
-    twin = sampling.rollout(
-      chain_keys, start, problem.kernel, lambda x, t: pair_fn(x, t).reference
-    )
     log_p = reward_fn(chain.x, c, y)
-    return chain.x, twin.x, log_p, chain.log_ratio, chain.step_kl.T
+    return chain.x, log_p, chain.log_ratio, chain.step_kl.T
+
+  def twin(chain_keys, labels):
+    c, y = labels
+    start = sampling.initial_noise(chain_keys, problem.sample_shape)
+    pair_fn = policy.pair_fn(control, c, y)
+    return sampling.rollout(
+      chain_keys, start, problem.kernel, lambda x, t: pair_fn(x, t).reference
+    ).x
 
   c, y = cell_labels(num, problem)
-  results = run_chains(
-    function, (c, y), seed=seed, name="evaluate", chunk=chunk, mesh=mesh
-  )
-  return Chains(*results)
+  few = TWINS * problem.num_conditions * problem.num_controls
+  run = functools.partial(run_chains, seed=seed, name="evaluate", mesh=mesh)
+  x, *rest = run(function, (c, y), chunk=chunk)
+  return Chains(x, run(twin, (c[:few], y[:few]), chunk=few), *rest)
 
 
 def cell_labels(num: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:

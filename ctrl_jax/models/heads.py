@@ -11,9 +11,9 @@ frozen network's last hidden tokens, which know how pixels vary together, and
 finds that direction without another evaluation of the network. `FlatHead`
 does without tokens, for any eps_fn.
 
-Where the reward's gradient is right up to a factor that depends on time, as it
-is for Gaussians (`linear_quadratic`), nothing else is needed: `FlatHead` has a
-gain on it beside its network.
+Where the gradient is right but for factors that depend on time, as it is for
+Gaussians (`linear_quadratic`), nothing else is needed: `FlatHead` has such a
+gain beside its network.
 
 All end in layers of zeros: a fresh head adds exactly nothing.
 """
@@ -35,6 +35,7 @@ class HeadInputs(NamedTuple):
   x: jax.Array  # state, of unit variance [B, ...]
   x0: jax.Array  # predicted end [B, ...]
   gradient: jax.Array  # of log p(y | x0) [B, ...]
+  time: jax.Array  # features of diffusion time [B, 4]
   context: jax.Array  # log p(y | x0), time, y and c [B, features]
   hidden: jax.Array | None  # the network's last tokens [B, tokens, d]
 
@@ -61,7 +62,7 @@ class FlatHead(nn.Module):
     size = columns[0].shape[1]
     mlp = MLP(tuple(self.widths), size, zero_output=True)
     change = mlp(jnp.concatenate([*columns, inputs.context], axis=1))
-    gain = MLP((64,), size, zero_output=True)(inputs.context)
+    gain = MLP((64, 64), size, zero_output=True)(inputs.time)
     return change.reshape(shape) + gain.reshape(shape) * inputs.gradient
 
 

@@ -55,7 +55,7 @@ def _common() -> dict[str, Any]:
     },
     "kernel": {
       "name": "ddim",  # ddim, ddpm or euler_maruyama
-      "num_steps": 25,  # K, reverse steps
+      "num_steps": 32,  # K, reverse steps
       "eta": 1.0,  # ddim: noise of a step, 1 is the posterior's
       "power": 2.0,  # above 1: shorter steps towards the end
       "t_min": 0.0,  # diffusion time at which sampling ends
@@ -63,7 +63,7 @@ def _common() -> dict[str, Any]:
     "reward": {"gamma": 1.0},  # strength of the control: nats per nat of KL
     "control": _optimiser(
       batch_size=64,
-      num_steps=400,
+      num_steps=330,
       warmup_steps=20,
       adapt="none",  # what of the network is tuned: none, lora or full
       rank=16,  # of the LoRA matrices
