@@ -11,7 +11,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help setup demo format lint test-fast test lock clean
+.PHONY: help setup demo exactness format lint test-fast test lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -23,6 +23,9 @@ setup: $(SETUP) ## install the locked dependencies and this project in .venv
 demo: setup ## train a control on digits and report how exact it is
 	@$(BIN)/python -m experiments.run \
 	  --config=experiments/configs/digits.py --workdir=runs/digits
+
+exactness: setup ## hold every exact problem against its answer; about 45 minutes
+	@$(BIN)/python -m experiments.exactness
 
 format: setup ## rewrite the code in the one style
 	@$(BIN)/ruff check --quiet --fix-only .

@@ -47,8 +47,8 @@ def arrays_of(
     -1, problem.num_conditions, problem.num_controls
   )
   log_w = gamma * chains.log_likelihood + chains.log_ratio
-  if len(problem.sample_shape) == 3:
-    for name, images in (("pretrained", chains.twin), ("ctrl", chains.x)):
+  if chains.twins is not None:
+    for name, images in (("pretrained", chains.twins), ("ctrl", chains.x)):
       first = images.reshape(-1, *kl.shape[1:], *problem.sample_shape)
       first = first[: evaluation.TWINS]
       arrays[f"samples_{name}"] = first[..., 0].transpose(2, 1, 0, 3, 4)

@@ -24,12 +24,13 @@ from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params, RewardFn
 from experiments import keys, workdir
 from experiments.exact import Gaussian
+from experiments.images import Images
 from experiments.logs import Progress
 from experiments.problems import Problem
 
 Tree = Any
 
-TWINS = 4  # chains of each (c, y) that are compared with the reference's
+TWINS = 4  # images of each (c, y) drawn beside the reference's
 
 
 class Reference(NamedTuple):
@@ -53,7 +54,7 @@ class Chains(NamedTuple):
   """What is kept of the chains of a policy; batch first, nats."""
 
   x: np.ndarray  # [B, ...]
-  twin: np.ndarray  # the first of them by the reference, from the same noise
+  twins: np.ndarray | None  # images of the reference from the same noise
   log_likelihood: np.ndarray  # [B], of the requested y
   log_ratio: np.ndarray  # [B]
   step_kl: np.ndarray  # [B, K]
@@ -201,10 +202,13 @@ def controlled(
     ).x
 
   c, y = cell_labels(num, problem)
-  few = TWINS * problem.num_conditions * problem.num_controls
   run = functools.partial(run_chains, seed=seed, name="evaluate", mesh=mesh)
   x, *rest = run(function, (c, y), chunk=chunk)
-  return Chains(x, run(twin, (c[:few], y[:few]), chunk=few), *rest)
+  twins = None
+  if isinstance(problem, Images):
+    few = TWINS * problem.num_conditions * problem.num_controls
+    twins = run(twin, (c[:few], y[:few]), chunk=few)
+  return Chains(x, twins, *rest)
 
 
 def cell_labels(num: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:

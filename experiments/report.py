@@ -57,6 +57,13 @@ def _draw_samples(run: finished.Run) -> dict[str, Figure]:
       control_names=names,
       property_name=results.get("property_name") or "controlled quantity",
     )
+  points = {
+    method: a[f"points_{method}"]
+    for method in HISTOGRAMS
+    if f"points_{method}" in a
+  }
+  if points and next(iter(points.values())).shape[-1] > 1:
+    drawn["points"] = sample_figures.point_clouds(points, control_names=names)
   counts = {
     name: np.array(method["confusion"])
     for name, method in results["methods"].items()
@@ -159,8 +166,10 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
       for heading, columns in (
         ("main", tables.COLUMNS),
         ("more", tables.MORE_COLUMNS),
+        ("exact", tables.measured(run.results, tables.EXACT_COLUMNS)),
       )
     },
+    warnings=tables.warnings(run.results),
     config=json.dumps(run.config, indent=2) if run.config else "",
     label=style.label,
     number=tables.number,

@@ -164,3 +164,32 @@ def confusion_matrices(
   panels[0, 0].set_ylabel("requested")
   fig.supxlabel("judged by the oracle", fontsize=10, color=MUTED)
   return fig
+
+
+def point_clouds(
+  points: Mapping[str, np.ndarray], *, control_names: Sequence[str]
+) -> Figure:
+  """First two coordinates of samples, a row a method and a column a control.
+
+  Args:
+    points: [Y, N, d], d >= 2, for each method.
+    control_names: of the Y columns.
+  """
+  columns = min(len(control_names), 6)
+  size = WIDTH / max(columns, 3)
+  fig = Figure((WIDTH, len(points) * size + 0.4), layout="constrained")
+  panels = fig.subplots(
+    len(points), columns, sharex=True, sharey=True, squeeze=False
+  )
+  pooled = np.concatenate([p[..., :2].reshape(-1, 2) for p in points.values()])
+  low, high = np.percentile(pooled, [0.2, 99.8], axis=0)
+  for row, (name, clouds) in zip(panels, points.items(), strict=True):
+    color = VERMILION if name == "ctrl" else GREY
+    for y, ax in enumerate(row):
+      ax.scatter(*clouds[y, :, :2].T, s=3, color=color, alpha=0.5, linewidth=0)
+      ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
+      ax.set(xticks=[], yticks=[])
+    row[0].set_ylabel(label(name))
+  for ax, name in zip(panels[0], control_names, strict=False):
+    ax.set_title(name)
+  return fig

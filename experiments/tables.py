@@ -36,11 +36,24 @@ MORE_COLUMNS = (
   Column("objective J", "objective"),
   Column("macro F1 %", "macro_f1", 1, 100),
   Column("MMD²", "fidelity", 4),
+  Column("Pareto k", "pareto_k", 2),
   Column("diversity", "diversity"),
   Column("reward queries", "reward_queries", 0),
   Column("training (s)", "train_seconds", 1),
   Column("sampling (s)", "sample_seconds", 1),
 )
+# Of problems whose target is known exactly; see `distances`.
+EXACT_COLUMNS = (
+  Column("SW", "sliced_wasserstein"),
+  Column("SW ÷ floor", "sliced_wasserstein_ratio", 2),
+  Column("MMD²", "mmd2", 4),
+  Column("mode weights", "mode_weights_error"),
+  Column("rarest mode", "rarest_mode_kept", 2),
+  Column("error of mean", "mean_error"),
+  Column("of covariance", "covariance_error"),
+)
+# From which on importance weights cannot be trusted; see `paths.pareto_k`.
+HEAVY_TAIL = 0.7
 
 
 def number(value: Any, *, decimals: int = 3, scale: float = 1.0) -> str:
@@ -75,10 +88,28 @@ def cells(results: Results, columns: Sequence[Column]) -> list[list[str]]:
   ]
 
 
-def table(results: Results) -> str:
+def measured(results: Results, columns: Sequence[Column]) -> list[Column]:
+  """The columns that some method has a value for."""
+  methods = results["methods"].values()
+  return [
+    c for c in columns if any(m.get(c.field) is not None for m in methods)
+  ]
+
+
+def warnings(results: Results) -> list[str]:
+  """A line for every method whose weights have too heavy a tail."""
+  return [
+    f"{name}: Pareto k = {method['pareto_k']:.2f}, above {HEAVY_TAIL}: its "
+    "weights cannot be trusted; docs/exactness.md says what to do"
+    for name, method in results["methods"].items()
+    if (method.get("pareto_k") or 0) > HEAVY_TAIL
+  ]
+
+
+def table(results: Results, columns: Sequence[Column] = COLUMNS) -> str:
   """Table of methods as plain text, for the terminal."""
-  heading = ["method"] + [column.heading for column in COLUMNS]
-  rows = [heading, *cells(results, COLUMNS)]
+  heading = ["method"] + [column.heading for column in columns]
+  rows = [heading, *cells(results, columns)]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   rows.insert(1, ["-" * width for width in widths])
   return "\n".join(
@@ -100,6 +131,7 @@ def summary(results: Results) -> str:
   total = number(wall.pop("total", None), decimals=0)
   stages = ", ".join(f"{k} {number(v, decimals=0)}" for k, v in wall.items())
   gamma = DASH if gamma is None else f"{gamma:g}"
+  exact = measured(results, EXACT_COLUMNS)
   return "\n".join(
     [
       f"{name}, seed {results['seed']}, gamma {gamma}",
@@ -108,6 +140,8 @@ def summary(results: Results) -> str:
       "",
       table(results),
       "",
+      *([table(results, exact), ""] if exact else []),
+      *(f"warning     {line}" for line in warnings(results)),
       f"wall        {total} s" + (f" ({stages})" if stages else ""),
     ]
   )

@@ -34,7 +34,10 @@ def test_wrong_values_are_named(field: str, value: object, remedy: str) -> None:
 
 def test_every_number_has_a_rule() -> None:
   """A new field of the schema is checked, or is no number."""
-  fields = base.flatten(base.get_config())
+  schemas = (base.get_config, base.gaussian_config, base.mixture_config)
+  fields = {}
+  for schema in schemas:
+    fields |= base.flatten(schema())
   for field, value in fields.items():
     number = isinstance(value, int | float | tuple)
     last = field.rpartition(".")[2]

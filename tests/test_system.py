@@ -90,8 +90,11 @@ def test_numbers_are_consistent(straight):
   for name in ("pretrained", "ctrl", "best_of_n"):
     row = results["methods"][name]
     objective = gamma * row["log_likelihood"] - row["path_kl"]
-    assert np.isclose(row["objective"], objective, rtol=1e-4)
-    assert np.isclose(row["gap"]["mean"], log_z - objective, rtol=1e-4)
+    # Two estimates of J, of which the tuned policy's is that of log w.
+    atol = 4 * row["gap"]["stderr"] if name == "ctrl" else 0
+    assert np.isclose(row["objective"], objective, rtol=1e-4, atol=atol)
+    gap = log_z - row["objective"]
+    assert np.isclose(row["gap"]["mean"], gap, rtol=1e-4)
     # KL(P || P*) is never negative, up to sampling.
     assert row["gap"]["mean"] > -4 * row["gap"]["stderr"]
   exact = results["methods"]["pretrained_resampled"]

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs every problem with a known answer, and writes the table of the docs.
+
+  python -m experiments.exactness [--seeds 0 1 2 3 4] [--only NAME ...]
+
+Each run is `python -m experiments.run` in runs/exactness/NAME-SEED, where SEED
+is that of the problem; a finished one is not run again, an interrupted one
+continues. The table goes between the markers of docs/exactness.md.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+CONFIGS = pathlib.Path("experiments/configs")
+PAGE = pathlib.Path("docs/exactness.md")
+BEGIN, END = "<!-- table: make exactness -->", "<!-- end of table -->"
+
+
+class Row(NamedTuple):
+  """A problem of the table, and the largest gap that it may leave."""
+
+  config: str  # FILE:VARIANT
+  title: str
+  bar: float  # nats
+
+
+ROWS: Mapping[str, Row] = {
+  "gaussian": Row("gaussian.py", "Gaussian, γ = 1", 0.01),
+  "gaussian-gamma3": Row("gaussian.py:gamma3", "Gaussian, γ = 3", 0.01),
+  "gaussian-gamma10": Row("gaussian.py:gamma10", "Gaussian, γ = 10", 0.01),
+  "gaussian-d16": Row("gaussian.py:d16", "Gaussian, 16 dimensions", 0.05),
+  "mixture": Row("mixture.py", "mixture, γ = 1", 0.05),
+  "mixture-gamma10": Row("mixture.py:gamma10", "mixture, γ = 10", 0.2),
+  "mixture-two_factors": Row(
+    "mixture.py:two_factors", "mixture, y = (y1, y2)", 0.05
+  ),
+  "mixture-three_conditions": Row(
+    "mixture.py:three_conditions", "mixture, 3 conditions", 0.05
+  ),
+}
+
+HEADINGS = (
+  "problem",
+  "gap before",
+  "gap, mean",
+  "bar",
+  "gap, worst",
+  "log Z ±",
+  "ESS %",
+  "SW ÷ floor",
+  "resampled SW ÷ floor",
+  "rarest mode kept",
+  "error of mean",
+  "of covariance",
+  "seconds",
+)
+
+
+def run(name: str, seed: int, root: pathlib.Path) -> Mapping[str, Any]:
+  """Results of one problem at one seed, run if need be.
+
+  Raises:
+    subprocess.CalledProcessError: the run failed; it has said why.
+  """
+  folder = root / f"{name}-{seed}"
+  command = [
+    sys.executable,
+    "-m",
+    "experiments.run",
+    f"--config={CONFIGS / ROWS[name].config}",
+    f"--config.problem.seed={seed}",
+    f"--workdir={folder}",
+  ]
+  if not (folder / "results.json").exists():
+    print(" ".join(command[1:]), flush=True)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+  results: Mapping[str, Any] = json.loads((folder / "results.json").read_text())
+  return results
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+  """Mean over seeds ± its standard error."""
+  array = np.array(values)
+  text = f"{array.mean():.{digits}f}"
+  if len(array) < 2:
+    return text
+  stderr = array.std(ddof=1) / len(array) ** 0.5
+  return f"{text} ± {stderr:.{digits}f}"
+
+
+def cells(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[str]:
+  """A line of the table, in the order of HEADINGS."""
+  ctrl = [each["methods"]["ctrl"] for each in runs]
+  gaps = [each["gap"]["mean"] for each in ctrl]
+  before = [each["methods"]["pretrained"]["gap"]["mean"] for each in runs]
+  log_z = max(each["log_evidence"]["stderr"] for each in runs)
+  ess = [100 * each["ess_fraction"] for each in ctrl]
+  line = [row.title, _mean(before, 2), _mean(gaps, 4), f"{row.bar:g}"]
+  line += [f"{max(gaps):.4f}", f"{log_z:.3f}", f"{np.mean(ess):.1f}"]
+  if "sliced_wasserstein_ratio" in ctrl[0]:
+    again = [each["methods"]["ctrl_resampled"] for each in runs]
+    for method in (ctrl, again):
+      line.append(_mean([m["sliced_wasserstein_ratio"] for m in method], 2))
+    line += [f"{min(m['rarest_mode_kept'] for m in ctrl):.2f}", "", ""]
+  else:
+    line += ["", "", ""]
+    for moment in ("mean_error", "covariance_error"):
+      errors = [m[moment]["mean"] for m in ctrl]
+      line.append(f"{max(errors):.3f} (σ {ctrl[0][moment]['stderr']:.3f})")
+  wall = [each["wall_seconds"]["total"] for each in runs]
+  return [*line, f"{np.mean(wall):.0f}"]
+
+
+def table(
+  lines: Sequence[Sequence[str]],
+  seeds: Sequence[int],
+  example: Mapping[str, Any],
+) -> str:
+  """The Markdown between the markers; versions are those of one run."""
+  rows = [HEADINGS, ["---"] * len(HEADINGS), *lines]
+  found = ", ".join(f"{name} {v}" for name, v in example["versions"].items())
+  return "\n".join(
+    [
+      *("| " + " | ".join(row) + " |" for row in rows),
+      "",
+      f"Problem seeds {', '.join(map(str, seeds))}; {example['device']}; "
+      f"{found}.",
+    ]
+  )
+
+
+def write(text: str, page: pathlib.Path = PAGE) -> None:
+  """Replaces what is between the markers of a page.
+
+  Raises:
+    ValueError: the page has no markers.
+  """
+  old = page.read_text()
+  if BEGIN not in old or END not in old:
+    raise ValueError(f"{page} lacks the line {BEGIN} or {END}")
+  head, rest = old.split(BEGIN)
+  page.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
+
+
+def main() -> None:
+  """Runs what the command line says and rewrites the table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+  parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
+  parser.add_argument("--workdir", default="runs/exactness")
+  arguments = parser.parse_args()
+  root = pathlib.Path(arguments.workdir)
+  lines, missed = [], []
+  for name in arguments.only:
+    runs = [run(name, seed, root) for seed in arguments.seeds]
+    lines.append(cells(ROWS[name], runs))
+    gaps = [each["methods"]["ctrl"]["gap"]["mean"] for each in runs]
+    if np.mean(gaps) > ROWS[name].bar:
+      missed.append(f"{name}: gap {np.mean(gaps):.4f} > {ROWS[name].bar}")
+  text = table(lines, arguments.seeds, runs[0])
+  print(text)
+  if arguments.only == list(ROWS):
+    write(text)
+  sys.exit("\n".join(missed))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Problems drawn from a seed: scaled as promised, and consistent."""
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctrl_jax import sampling
+from experiments import exact
+from experiments.configs import gaussian, mixture
+
+NOWHERE = pathlib.Path("unused")
+
+
+def make(module, family, **changes):
+  config = module.get_config()
+  config.kernel.num_steps = 20
+  config.update_from_flattened_dict(changes)
+  return family(config, NOWHERE)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 17])
+@pytest.mark.parametrize("dims", [1, 2, 5])
+def test_mixture_has_mean_0_and_variance_1(seed, dims):
+  config = mixture.get_config("three_conditions").problem
+  config.update(seed=seed, dims=dims, num_modes=5)
+  prior = exact.draw_mixture(config)
+  assert prior.weights.shape == (3, 5)
+  weights = prior.weights.mean(0)
+  np.testing.assert_allclose(weights @ prior.means, 0, atol=1e-12)
+  outer = prior.means[:, :, None] * prior.means[:, None]
+  second = np.einsum("m,mij->ij", weights, prior.covariances + outer)
+  np.testing.assert_allclose(np.trace(second) / dims, 1)
+
+
+def test_problem_seed_alone_draws_the_problem():
+  changes = {"problem.seed": 3}
+  first, same, other = (
+    make(mixture, exact.mixture, **c)
+    for c in (changes, changes | {"seed": 9}, {"problem.seed": 4})
+  )
+  np.testing.assert_array_equal(first.prior.means, same.prior.means)
+  assert np.abs(first.prior.means - other.prior.means).max() > 0.1
+
+
+def test_two_factors_are_independent_given_x():
+  config = {"problem.num_controls": 3, "problem.second_factor": 2}
+  problem = make(mixture, exact.mixture, **config)
+  assert problem.num_controls == 6
+  x = jax.random.normal(jax.random.key(0), (50, 2))
+  p = np.asarray(problem.probabilities(x)).reshape(50, 3, 2)
+  np.testing.assert_allclose(p.sum((1, 2)), 1, rtol=1e-5)
+  product = p.sum(2)[:, :, None] * p.sum(1)[:, None, :]
+  np.testing.assert_allclose(p, product, atol=1e-6)
+  # Neither factor is a constant.
+  assert p.sum(2).std(0).min() > 0.01
+  assert p.sum(1).std(0).min() > 0.01
+
+
+def test_every_label_is_some_modes_likeliest_neighbour():
+  # A class takes over near a mode: no label is so rare that nobody has it.
+  for seed in range(5):
+    problem = make(mixture, exact.mixture, **{"problem.seed": seed})
+    x = jnp.asarray(problem.prior.means, jnp.float32)
+    p = np.asarray(problem.probabilities(x))
+    assert p.max(0).min() > 0.05
+
+
+def test_gaussian_controls_and_their_evidence():
+  problem = make(gaussian, exact.gaussian, **{"problem.dims": 3})
+  requests = problem.requests(problem.solution.log_evidence[None])
+  assert requests["y"].min() == problem.controls[0]
+  assert requests["y"].max() == problem.controls[-1]
+  at = np.interp(problem.controls, requests["y"], requests["log_evidence"])
+  np.testing.assert_allclose(at, problem.solution.log_evidence, atol=1e-4)
+
+
+def test_gaussian_evidence_agrees_with_samples_of_its_chain():
+  problem = make(gaussian, exact.gaussian, **{"reward.gamma": 2.0})
+  keys = jax.random.split(jax.random.key(1), 40000)
+  start = sampling.initial_noise(keys, (2,))
+  x = sampling.rollout(
+    keys, start, problem.kernel, problem.reference_fn(None)
+  ).x
+  y = jnp.full(len(x), problem.controls[3])
+  power = np.exp(2 * np.asarray(problem.reward_fn(x, None, y), np.float64))
+  z = power.mean() / np.exp(problem.solution.log_evidence[3]) - 1
+  assert abs(z) < 4 * power.std() / power.mean() / np.sqrt(len(power))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"control.adapt": "lora"}, "no network to adapt"),
+    ({"control.head": ()}, "nothing is trained"),
+    ({"kernel.eta": 0.0}, "deterministic"),
+  ],
+)
+def test_what_an_exact_problem_cannot_do(changes, message):
+  for module, family in ((gaussian, exact.gaussian), (mixture, exact.mixture)):
+    with pytest.raises(ValueError, match=message):
+      make(module, family, **changes)

@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of the docs, and small runs of what it measures."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from experiments import exactness
+
+METHOD = {
+  "gap": {"mean": 0.0123, "stderr": 0.001},
+  "ess_fraction": 0.9,
+  "sliced_wasserstein_ratio": 1.1,
+  "rarest_mode_kept": 0.8,
+}
+RESULTS = {
+  "methods": {"pretrained": METHOD, "ctrl": METHOD, "ctrl_resampled": METHOD},
+  "log_evidence": {"mean": -1.0, "stderr": 0.002},
+  "wall_seconds": {"total": 50.0},
+  "versions": {"jax": "0.10.2"},
+  "device": "cpu",
+}
+
+
+def test_row_has_a_cell_for_every_heading():
+  row = exactness.ROWS["mixture"]
+  cells = exactness.cells(row, [RESULTS, RESULTS])
+  assert len(cells) == len(exactness.HEADINGS)
+  assert dict(zip(exactness.HEADINGS, cells, strict=True))["gap, mean"] == (
+    "0.0123 ± 0.0000"
+  )
+  error = {"mean": 0.02, "stderr": 0.01}
+  moments = {
+    "gap": METHOD["gap"],
+    "ess_fraction": 0.9,
+    "mean_error": error,
+    "covariance_error": error,
+  }
+  methods = {"pretrained": moments, "ctrl": moments, "ctrl_resampled": moments}
+  gaussian = exactness.cells(row, [RESULTS | {"methods": methods}])
+  assert len(gaussian) == len(exactness.HEADINGS)
+
+
+def test_page_is_rewritten_between_its_markers(tmp_path):
+  page = tmp_path / "page.md"
+  page.write_text(f"before\n{exactness.BEGIN}\nold\n{exactness.END}\nafter\n")
+  text = exactness.table([["a"] * len(exactness.HEADINGS)], [0, 1], RESULTS)
+  exactness.write(text, page)
+  exactness.write(text, page)  # again: no copies pile up
+  written = page.read_text()
+  assert written.startswith("before\n") and written.endswith("\nafter\n")
+  assert "\nold\n" not in written and written.count("Problem seeds") == 1
+  page.write_text("nothing here")
+  with pytest.raises(ValueError, match="lacks the line"):
+    exactness.write(text, page)
+
+
+def test_docs_have_the_markers_and_every_row_a_config():
+  text = exactness.PAGE.read_text()
+  assert exactness.BEGIN in text and exactness.END in text
+  for row in exactness.ROWS.values():
+    assert (exactness.CONFIGS / row.config.partition(":")[0]).exists()
+
+
+def run(folder: pathlib.Path, config: str, **changes: object) -> dict:
+  """Results of a run of the command line."""
+  settings = [f"--config.{k}={v}" for k, v in changes.items()]
+  subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "experiments.run",
+      f"--config=experiments/configs/{config}",
+      f"--workdir={folder}",
+      *settings,
+    ],
+    check=True,
+    capture_output=True,
+  )
+  assert (folder / "report.html").stat().st_size > 50_000
+  return json.loads((folder / "results.json").read_text())
+
+
+@pytest.mark.slow
+def test_gaussian_reaches_the_floor_of_its_steps(tmp_path):
+  results = run(
+    tmp_path,
+    "gaussian.py:gamma3",
+    **{
+      "problem.seed": 11,  # looked at nowhere else
+      "kernel.num_steps": 100,
+      "control.num_steps": 200,
+      "evaluate.num_samples": 20000,
+      "evaluate.num_reference": 1000,
+    },
+  )
+  ctrl, known = results["methods"]["ctrl"], results["exact"]
+  least = known["step_gap"] + known["start_gap"]
+  gap = ctrl["gap"]
+  assert least - 4 * gap["stderr"] < gap["mean"] < least + 0.01
+  # The best policy's law is not the target's, by what its steps leave.
+  error = ctrl["mean_error"]
+  assert error["mean"] < 4 * error["stderr"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["two_factors", "three_conditions"])
+def test_mixture_comes_near_its_target(tmp_path, variant):
+  results = run(
+    tmp_path,
+    f"mixture.py:{variant}",
+    **{
+      "problem.seed": 12,
+      "kernel.num_steps": 25,
+      "control.num_steps": 150,
+      "control.batch_size": 128,
+      "evaluate.num_reference": 60000,
+    },
+  )
+  methods = results["methods"]
+  assert methods["pretrained"]["gap"]["mean"] > 0.3
+  assert methods["ctrl"]["gap"]["mean"] < 0.1
+  assert methods["ctrl"]["sliced_wasserstein_ratio"] < 2
+  assert methods["ctrl_resampled"]["sliced_wasserstein_ratio"] < 1.3
+  assert methods["ctrl"]["rarest_mode_kept"] > 0.3
+  assert methods["ctrl_resampled"]["pareto_k"] < 0.7
