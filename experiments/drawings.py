@@ -9,7 +9,8 @@ from experiments.evaluation import Chains, Reference
 from experiments.problems import Problem
 from experiments.scores import Method
 
-DRAWN = 100  # samples of each (c, y)
+DRAWN = 100  # images of each (c, y)
+POINTS = 1000  # vectors of each (c, y)
 
 
 def arrays_of(
@@ -33,10 +34,12 @@ def arrays_of(
     gap_table, log_evidence_table: [Y, C].
   """
   arrays: dict[str, np.ndarray] = {"property_edges": problem.edges}
+  vectors = len(problem.sample_shape) == 1
+  num = POINTS if vectors else DRAWN
   for name, method in all_methods.items():
-    drawn = evaluation.draw(method.cells, DRAWN, keys.stage_key(seed, name))
+    drawn = evaluation.draw(method.cells, num, keys.stage_key(seed, name))
     flat = jnp.asarray(drawn.reshape(-1, *drawn.shape[3:]))
-    if len(problem.sample_shape) == 1:
+    if vectors:
       points = drawn.transpose(2, 1, 0, 3)
       arrays[f"points_{name}"] = points.reshape(len(points), -1, flat.shape[1])
     if problem.measure is not None:

@@ -186,7 +186,7 @@ def point_clouds(
   for row, (name, clouds) in zip(panels, points.items(), strict=True):
     color = VERMILION if name == "ctrl" else GREY
     for y, ax in enumerate(row):
-      ax.scatter(*clouds[y, :, :2].T, s=3, color=color, alpha=0.5, linewidth=0)
+      ax.scatter(*clouds[y, :, :2].T, s=4, color=color, alpha=0.4, linewidth=0)
       ax.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
       ax.set(xticks=[], yticks=[])
     row[0].set_ylabel(label(name))
