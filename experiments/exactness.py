@@ -38,12 +38,6 @@ ROWS: Mapping[str, Row] = {
   "gaussian-d16": Row("gaussian.py:d16", "Gaussian, 16 dimensions", 0.05),
   "mixture": Row("mixture.py", "mixture, γ = 1", 0.05),
   "mixture-gamma10": Row("mixture.py:gamma10", "mixture, γ = 10", 0.2),
-  "mixture-two_factors": Row(
-    "mixture.py:two_factors", "mixture, y = (y1, y2)", 0.05
-  ),
-  "mixture-three_conditions": Row(
-    "mixture.py:three_conditions", "mixture, 3 conditions", 0.05
-  ),
 }
 
 HEADINGS = (

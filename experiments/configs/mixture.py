@@ -5,8 +5,8 @@
 
 Eight modes in two dimensions and a softmax classifier of three labels, drawn
 from problem.seed. The 200,000 paths of the pre-trained chain, weighed by the
-exact classifier, are the target. Expected of any problem.seed, in a minute and
-a half on two CPU cores: a gap of 0.02 nat, all of it the floor of 50 steps,
+exact classifier, are the target. Expected of any problem.seed, in about a
+minute on two CPU cores: a gap of 0.02 nat, all of it the floor of 50 steps,
 and samples no further from the target than its own.
 
 Variants: gamma10, a sharp and rare target; two_factors, y = (y1, y2) whose
@@ -28,7 +28,7 @@ def get_config(variant: str = "") -> ConfigDict:
   config = base.mixture_config()
   config.experiment, config.variant = "mixture", variant
   config.kernel.num_steps = 50
-  config.control.update(num_steps=500, batch_size=256)
+  config.control.update(num_steps=300, batch_size=256)
   config.evaluate.update(num_samples=12000, num_reference=200000, chunk=4000)
   changes = {
     "": lambda: None,
