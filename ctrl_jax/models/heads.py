@@ -103,4 +103,6 @@ class TokenHead(nn.Module):
       kernel_init=nn.initializers.zeros,
       name="pixels",
     )(h)
-    return unpatchify(change, inputs.x.shape)
+    gain = MLP((64, 64), 1, zero_output=True)(inputs.time)
+    gain = gain.reshape(-1, *(1,) * (inputs.x.ndim - 1))
+    return unpatchify(change, inputs.x.shape) + gain * inputs.gradient
