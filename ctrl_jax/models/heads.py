@@ -103,6 +103,4 @@ class TokenHead(nn.Module):
       kernel_init=nn.initializers.zeros,
       name="pixels",
     )(h)
-    gain = MLP((64, 64), 1, zero_output=True)(inputs.time)
-    gain = gain.reshape(-1, *(1,) * (inputs.x.ndim - 1))
-    return unpatchify(change, inputs.x.shape) + gain * inputs.gradient
+    return unpatchify(change, inputs.x.shape)
