@@ -102,6 +102,25 @@ def test_run_that_measured_little(tmp_path, results):
   )
 
 
+def test_vectors_are_points(tmp_path, results):
+  rng = np.random.default_rng(0)
+  arrays = {
+    f"points_{name}": rng.normal(size=(4, 50, 2))
+    for name in ("pretrained", "pretrained_resampled", "ctrl")
+  }
+  results["methods"]["ctrl"] |= {
+    "sliced_wasserstein": 0.05, "sliced_wasserstein_ratio": 1.07,
+    "pareto_k": 0.9,
+  }  # fmt: skip
+  run = make_run(tmp_path / "run", results, arrays)
+  text = report.write(run).read_text()
+  assert (run / "figures" / "points.png").exists()
+  assert 'id="samples"' not in text and 'id="points"' in text
+  assert "Against the exact target" in text
+  assert "1.07" in Page(text).cells
+  assert "Pareto k = 0.90" in text
+
+
 def test_strings_are_escaped(tmp_path, results):
   hostile = "<script>alert('&')</script>"
   results = copy.deepcopy(results)

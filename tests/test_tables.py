@@ -47,6 +47,7 @@ def test_further_measurements_of_the_page(results):
     "objective J": "-1.558",
     "macro F1 %": "88.1",
     "MMD²": "0.0023",
+    "Pareto k": "–",
     "diversity": "4.210",
     "reward queries": "128,000",
     "training (s)": "141.7",
@@ -82,3 +83,20 @@ def test_summary_of_little_is_dashes(results):
   bare = {key: results[key] for key in ("experiment", "seed", "problem")}
   bare |= {"methods": {name: {"gap": None} for name in ("pretrained", "ctrl")}}
   assert tables.summary(bare).count("–") == 3 + 2 * len(tables.COLUMNS)
+
+
+def test_weights_that_cannot_be_trusted_are_named(results):
+  assert tables.warnings(results) == []
+  results["methods"]["ctrl_resampled"]["pareto_k"] = 0.83
+  results["methods"]["pretrained_resampled"]["pareto_k"] = 0.69
+  (line,) = tables.warnings(results)
+  assert line.startswith("ctrl_resampled: Pareto k = 0.83")
+  assert line in tables.summary(results)
+
+
+def test_distances_are_printed_where_they_were_measured(results):
+  assert "SW ÷ floor" not in tables.summary(results)
+  results["methods"]["ctrl"]["sliced_wasserstein_ratio"] = 1.126
+  summary = tables.summary(results)
+  assert "SW ÷ floor" in summary and "1.13" in summary
+  assert "error of mean" not in summary
