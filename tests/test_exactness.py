@@ -121,9 +121,13 @@ def test_mixture_comes_near_its_target(tmp_path, variant):
     },
   )
   methods = results["methods"]
-  assert methods["pretrained"]["gap"]["mean"] > 0.3
+  before = methods["pretrained"]
+  assert before["gap"]["mean"] > 0.3
   assert methods["ctrl"]["gap"]["mean"] < 0.1
-  assert methods["ctrl"]["sliced_wasserstein_ratio"] < 2
+  # A tenth of the training of the docs' table, whose bars are for all of it.
+  assert (
+    methods["ctrl"]["sliced_wasserstein"] < before["sliced_wasserstein"] / 3
+  )
   assert methods["ctrl_resampled"]["sliced_wasserstein_ratio"] < 1.3
   assert methods["ctrl"]["rarest_mode_kept"] > 0.3
   assert methods["ctrl_resampled"]["pareto_k"] < 0.7
