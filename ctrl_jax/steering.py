@@ -56,11 +56,9 @@ def with_head(
     asked = y >= 0 if num_controls else ~jnp.isnan(y)
     return asked, jnp.where(asked, y, jnp.zeros_like(y))
 
-  def inputs(x, base, t, c, y):
+  def inputs(x, base, t, c, y, label):
     alpha, std = sde.alpha(t), sde.std(t)
     x0 = (x - std * base.eps) / alpha
-
-    _, label = given(y)
 
     def total(x0):
       log_p = reward_fn(x0, c, label)
@@ -99,11 +97,12 @@ def with_head(
 
   def pair_fn(control: Params, c: Condition, y: jax.Array) -> PairFn:
     pair_of_policy = policy.pair_fn(control, c, y)
+    asked, label = given(y)
 
     def pair(x, t):
       base = pair_of_policy(x, t)
-      change: Any = head.apply(control["head"], inputs(x, base, t, c, y))
-      asked, _ = given(y)
+      seen = inputs(x, base, t, c, y, label)
+      change: Any = head.apply(control["head"], seen)
       on = scale_fn(t) * asked.reshape(-1, *(1,) * (x.ndim - 1))
       return base._replace(eps=base.eps + on * change)
 

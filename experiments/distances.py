@@ -121,9 +121,8 @@ def _mode_weights(problem: Exact, cells: Cells) -> np.ndarray:
     for y in range(controls):
       x = jnp.asarray(cells.samples[:, c, y])
       shares = np.asarray(responsibilities(x, jnp.full(n, c)))
-      log_w = cells.log_weights[:, c, y]
-      weights = np.exp(log_w - log_w.max())
-      rows.append(weights @ shares / weights.sum())
+      log_w = cells.log_weights[:, c, y, None]
+      rows.append(evaluation.weighted(shares, log_w))
   return np.stack(rows).reshape(conditions, controls, -1)
 
 

@@ -3,7 +3,7 @@
 
 The pre-trained model and the classifier are exact, so what is left between the
 tuned sampler and its target is control alone. Everything is drawn from
-config.problem.seed, and scaled so that x has mean 0 and variance 1.
+config.problem.seed and scaled so that x has variance 1; a mixture has mean 0.
 """
 
 import dataclasses

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments import tables
+
 CONFIGS = pathlib.Path("experiments/configs")
 PAGE = pathlib.Path("docs/exactness.md")
 BEGIN, END = "<!-- table: make exactness -->", "<!-- end of table -->"
@@ -79,16 +81,6 @@ def run(name: str, seed: int, root: pathlib.Path) -> Mapping[str, Any]:
   return results
 
 
-def _mean(values: Sequence[float], digits: int) -> str:
-  """Mean over seeds ± its standard error."""
-  array = np.array(values)
-  text = f"{array.mean():.{digits}f}"
-  if len(array) < 2:
-    return text
-  stderr = array.std(ddof=1) / len(array) ** 0.5
-  return f"{text} ± {stderr:.{digits}f}"
-
-
 def cells(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[str]:
   """A line of the table, in the order of HEADINGS."""
   ctrl = [each["methods"]["ctrl"] for each in runs]
@@ -96,12 +88,19 @@ def cells(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[str]:
   before = [each["methods"]["pretrained"]["gap"]["mean"] for each in runs]
   log_z = max(each["log_evidence"]["stderr"] for each in runs)
   ess = [100 * each["ess_fraction"] for each in ctrl]
-  line = [row.title, _mean(before, 2), _mean(gaps, 4), f"{row.bar:g}"]
+  line = [
+    row.title,
+    tables.over_seeds(before, 2),
+    tables.over_seeds(gaps, 4),
+    f"{row.bar:g}",
+  ]
   line += [f"{max(gaps):.4f}", f"{log_z:.3f}", f"{np.mean(ess):.1f}"]
   if "sliced_wasserstein_ratio" in ctrl[0]:
     again = [each["methods"]["ctrl_resampled"] for each in runs]
     for method in (ctrl, again):
-      line.append(_mean([m["sliced_wasserstein_ratio"] for m in method], 2))
+      line.append(
+        tables.over_seeds([m["sliced_wasserstein_ratio"] for m in method], 2)
+      )
     line += [f"{min(m['rarest_mode_kept'] for m in ctrl):.2f}", "", ""]
   else:
     line += ["", "", ""]

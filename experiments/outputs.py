@@ -10,13 +10,14 @@ import numpy as np
 
 from experiments import distances, drawings, scores, workdir
 from experiments.evaluation import Chains, Reference
+from experiments.pretraining import Learned, Run
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def collect(
-  this: Any,
-  learned: Any,
+  this: Run,
+  learned: Learned,
   reference: Reference,
   chains: Chains,
   wall_seconds: dict[str, float],
@@ -25,8 +26,8 @@ def collect(
   """Scores every method, writes evaluation.npz, returns results.json.
 
   Args:
-    this: the run, `stages.Run`.
-    learned: what the control was trained with, `stages.Learned`.
+    this: the run.
+    learned: what the control was trained with.
     reference: samples of the pre-trained chain.
     chains: of the tuned policy.
     wall_seconds: of each stage.

@@ -9,6 +9,8 @@ null or an absent field, is a dash. No number is computed here that
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 Results = Mapping[str, Any]
 
 DASH = "–"
@@ -74,6 +76,16 @@ def number(value: Any, *, decimals: int = 3, scale: float = 1.0) -> str:
       return text
     return f"{text} ± {number(stderr, decimals=decimals, scale=scale)}"
   return DASH if value is None else f"{scale * value:,.{decimals}f}"
+
+
+def over_seeds(values: Sequence[float], digits: int) -> str:
+  """Mean and, of several seeds, its standard error."""
+  array = np.array(values)
+  text = f"{array.mean():.{digits}f}"
+  if len(array) < 2:
+    return text
+  stderr = array.std(ddof=1) / len(array) ** 0.5
+  return f"{text} ± {stderr:.{digits}f}"
 
 
 def cells(results: Results, columns: Sequence[Column]) -> list[list[str]]:

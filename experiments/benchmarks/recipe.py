@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import parallel, paths, sampling
 from ctrl_jax.learner import TrainState
-from experiments import evaluation, exact, keys, outputs, workdir
+from experiments import evaluation, exact, keys, outputs, tables, workdir
 from experiments.benchmarks.recipe_variants import (
   VARIANTS,
   Trainer,
@@ -182,15 +182,6 @@ def run(
   return study
 
 
-def _cell(values: Sequence[float], digits: int) -> str:
-  """Mean and, of several seeds, its standard error."""
-  text = f"{np.mean(values):.{digits}f}"
-  if len(values) < 2:
-    return text
-  error = np.std(values, ddof=1) / len(values) ** 0.5
-  return f"{text} ± {error:.{digits}f}"
-
-
 def markdown(
   study: dict[str, Any], names: Sequence[str], seeds: Sequence[int]
 ) -> str:
@@ -210,11 +201,11 @@ def markdown(
     table = gaps(name)
     more = "–"
     if "default" in names:
-      more = _cell(table[:, -1] - gaps("default")[:, -1], 4)
-    ess = _cell([one["curve"][-1]["ess"] for one in own], 3)
-    ms = _cell([one["milliseconds"] for one in own], 0)
-    ratio = _cell([one["ratio"] for one in own], 2)
-    cells = [_cell(column, 4) for column in table.T]
+      more = tables.over_seeds(table[:, -1] - gaps("default")[:, -1], 4)
+    ess = tables.over_seeds([one["curve"][-1]["ess"] for one in own], 3)
+    ms = tables.over_seeds([one["milliseconds"] for one in own], 0)
+    ratio = tables.over_seeds([one["ratio"] for one in own], 2)
+    cells = [tables.over_seeds(column, 4) for column in table.T]
     lines.append([name, *cells, more, ess, ms, ratio])
   return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schema of every experiment: all fields, their units, their defaults.
 
-An experiment's file calls `get_config`, changes what it needs, and returns the
-result; no other key exists, and a misspelt one is an error. `validate` checks
-values, by the last part of a field's name: one rule for every learning rate.
+An experiment's file takes one of the schemas, `get_config` for images,
+`gaussian_config` or `mixture_config`, changes what it needs, and returns it; no
+other key exists, and a misspelt one is an error. `validate` checks values, by
+the last part of a field's name: one rule for every learning rate.
 """
 
 from collections.abc import Callable, Mapping
@@ -79,7 +80,7 @@ def _common() -> dict[str, Any]:
     ),
     "evaluate": {
       "num_samples": 4000,  # of every method, over all (c, y)
-      "num_reference": 20000,  # of the pre-trained model, over all c
+      "num_reference": 8000,  # of the pre-trained model, over all c
       "chunk": 200,  # samples at a time; more than a cache holds is slower
       "best_of": 4,  # candidates of best-of-n
     },

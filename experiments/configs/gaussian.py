@@ -5,8 +5,8 @@
 
 The control y is any real number; training draws it from a range, and samples
 for five of its values are held against the exact target of the 500-step
-chain. Expected of any problem.seed, in a minute on two CPU cores: a gap below
-0.01 nat, most of it the closed-form floor of the steps.
+chain. Expected of any problem.seed, in one to three minutes on two busy CPU
+cores: a gap below 0.01 nat, most of it the closed-form floor of the steps.
 
 Variants: gamma3 and gamma10, the target sharpened; d16, sixteen dimensions;
 smoke, all of it at toy sizes.

@@ -5,10 +5,11 @@
 
 Eight modes in two dimensions and a softmax classifier of three labels, drawn
 from problem.seed. The 200,000 paths of the pre-trained chain, weighed by the
-exact classifier, are the target. Expected of any problem.seed, in about a
-minute on two CPU cores: a gap of 0.02 to 0.03 nat, more than half of it the
-floor of 50 steps (`experiments.benchmarks.error_budget`), and samples about as
-near to the target as exact ones.
+exact classifier, are the target. Measured on problem seeds 0 to 4, in one to
+two minutes on two busy CPU cores: a gap of 0.01 to 0.09 nat, of which 0.014 to
+0.018 are the floor of 50 steps where it was computed
+(`experiments.benchmarks.error_budget`), and samples 2 to 5 times as far from
+the target as exact ones; docs/exactness.md says what is still wrong.
 
 Variants: gamma10, a sharp and rare target; two_factors, y = (y1, y2) whose
 classifiers need not share a data set; three_conditions, with a condition c
