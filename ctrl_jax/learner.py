@@ -27,6 +27,10 @@ class TrainState(NamedTuple):
   ema_params: Params  # exponential moving average of params
 
 
+# (params, keys [B], batch) -> (data, metrics)
+CollectFn = Callable[[Params, jax.Array, Any], tuple[Any, Metrics]]
+
+
 class Learner(NamedTuple):
   """A training algorithm.
 
@@ -44,6 +48,8 @@ def make_learner(
   loss_fn: LossFn,
   optimizer: optax.GradientTransformation,
   *,
+  collect_fn: CollectFn | None = None,
+  inner_steps: int = 1,
   ema_decay: float = 0.999,
   axis_name: str | None = "batch",
 ) -> Learner:
@@ -53,17 +59,26 @@ def make_learner(
   short run is not dominated by its start.
 
   Args:
-    loss_fn: mean loss of one share of the batch.
+    loss_fn: mean loss of one share of the batch, or of what was collected.
     optimizer: gradient transformation.
+    collect_fn: makes of a batch, once an update and without a gradient, the
+      data that the loss sees; None: the loss sees the batch itself.
+    inner_steps: steps of the optimiser on the same data. Metrics are those
+      before the first.
     ema_decay: largest decay, in [0, 1); 0 makes ema_params equal params.
     axis_name: mapped axis over which gradients and metrics are averaged; None
       when update is called outside `parallel.pmap`.
 
   Raises:
-    ValueError: ema_decay outside [0, 1).
+    ValueError: ema_decay outside [0, 1), or inner_steps < 1.
   """
   if not 0 <= ema_decay < 1:
     raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
+  if inner_steps < 1:
+    raise ValueError(f"inner_steps must be 1 or more, got {inner_steps}")
+
+  def mean(tree: Any) -> Any:
+    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
   def init(params: Params) -> TrainState:
     # A copy: a donated state must not hold the same buffer twice.
@@ -71,21 +86,36 @@ def make_learner(
     step = jnp.zeros((), jnp.int32)
     return TrainState(step, params, optimizer.init(params), ema_params)
 
+  def descend(params, opt_state, keys, data):
+    gradient, metrics = mean(
+      jax.grad(loss_fn, has_aux=True)(params, keys, data)
+    )
+    updates, opt_state = optimizer.update(gradient, opt_state, params)
+    metrics = dict(metrics, gradient_norm=optax.tree.norm(gradient))
+    return optax.apply_updates(params, updates), opt_state, metrics
+
   def update(
     state: TrainState, keys: jax.Array, batch: Any
   ) -> tuple[TrainState, Metrics]:
-    gradient, metrics = jax.grad(loss_fn, has_aux=True)(
-      state.params, keys, batch
+    collected: Metrics = {}
+    if collect_fn is not None:
+      batch, collected = collect_fn(state.params, keys, batch)
+      batch, collected = jax.lax.stop_gradient((batch, mean(collected)))
+    params, opt_state, metrics = descend(
+      state.params, state.opt_state, keys, batch
     )
-    if axis_name is not None:
-      gradient, metrics = jax.lax.pmean((gradient, metrics), axis_name)
-    updates, opt_state = optimizer.update(
-      gradient, state.opt_state, state.params
-    )
-    params = optax.apply_updates(state.params, updates)
+    if inner_steps > 1:
+      params, opt_state = jax.lax.fori_loop(
+        1,
+        inner_steps,
+        lambda _, carry: descend(carry[0], carry[1], keys, batch)[:2],
+        (params, opt_state),
+      )
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
-    metrics = dict(metrics, gradient_norm=optax.tree.norm(gradient))
-    return TrainState(state.step + 1, params, opt_state, ema_params), metrics
+    return (
+      TrainState(state.step + 1, params, opt_state, ema_params),
+      {**collected, **metrics},
+    )
 
   return Learner(init, update)

@@ -32,10 +32,11 @@ from ctrl_jax.types import EpsFn, Keys, PerExample, PerStep, Sample
 
 
 class Path(NamedTuple):
-  """Everything a chain went through; the states before and noise of a step."""
+  """Everything a chain went through, step by step."""
 
-  x: Float[Array, "steps batch ..."]
-  noise: Float[Array, "steps batch ..."]
+  x: Float[Array, "steps batch ..."]  # the state before the step
+  noise: Float[Array, "steps batch ..."]  # z_k
+  eps: Float[Array, "steps batch ..."]  # prediction that the step followed
 
 
 class Predictions(NamedTuple):
@@ -113,7 +114,7 @@ def rollout(
       grow with K; no effect on values or gradients.
     backprop_steps: gradients flow through the last so many steps only, one cut
       per trajectory; None: all of them.
-    keep_path: also return states and noise, [K, batch, ...] each.
+    keep_path: also return states, noise and predictions, [K, batch, ...] each.
 
   Raises:
     ValueError: backprop_steps outside [1, K], or two references.
@@ -142,7 +143,7 @@ def rollout(
       kl = weight * _sum_squares(difference)
       score = jnp.sum(difference * noise, axis=tuple(range(1, x.ndim)))
       log_ratio = log_ratio - noise_coef * score - kl
-    path = Path(x, noise) if keep_path else None
+    path = Path(x, noise, eps) if keep_path else None
     return (a * x + b * eps + s * noise, log_ratio), (kl, path)
 
   rows = (jnp.arange(steps),) + tuple(

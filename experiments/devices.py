@@ -6,7 +6,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
-from experiments.configs.base import flatten
+from experiments.configs.rules import flatten
 
 
 def batch_sizes(config: ConfigDict) -> dict[str, int]:

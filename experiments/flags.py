@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.configs import base
+from experiments.configs import rules
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
@@ -70,7 +70,7 @@ def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
 
   Of two, the one of the same last name is nearer.
   """
-  fields = list(base.flatten(config))
+  fields = list(rules.flatten(config))
   for argument in overrides:
     key = argument.partition("=")[0].partition("config.")[2]
     if key in fields:

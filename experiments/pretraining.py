@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,6 +21,7 @@ from ctrl_jax.objectives import denoising
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import EpsFn, Params, RewardFn
 from experiments import instruments, judges, keys, loop, policies
+from experiments.algorithms import adam
 from experiments.exact import Exact
 from experiments.images import Images
 from experiments.instruments import Instruments
@@ -143,20 +143,6 @@ def classifier(this: Run, problem: Images, stage: str) -> Judge:
     optimizer=adam(config.learning_rate, config),
     **loop_settings(this, config),
   )
-
-
-def adam(
-  learning_rate: float, config: ConfigDict
-) -> optax.GradientTransformation:
-  """AdamW with linear warm-up and cosine decay to 2% of the rate."""
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0,
-    learning_rate,
-    min(config.warmup_steps, config.num_steps // 2),
-    config.num_steps,
-    end_value=0.02 * learning_rate,
-  )
-  return optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
 
 
 def loop_settings(this: Run, config: ConfigDict) -> dict[str, Any]:

@@ -22,7 +22,7 @@ same command continues.
 import sys
 
 from experiments import devices, flags, outcome, workdir
-from experiments.configs import base
+from experiments.configs import rules
 
 
 def run() -> None:
@@ -31,7 +31,7 @@ def run() -> None:
     print((__doc__ or "").strip())
     return
   config, folder, distributed = flags.parse(sys.argv)
-  base.validate(config)
+  rules.validate(config)
   workdir.prepare(folder, config)
   if not (folder / "results.json").exists():
     leads = devices.start(config, distributed=distributed)

@@ -12,14 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from ctrl_jax import parallel
 from ctrl_jax.datasets import labelled
-from ctrl_jax.objectives import ctrl
 from ctrl_jax.types import Params
 from experiments import (
+  algorithms,
   evaluation,
   families,
   keys,
@@ -35,7 +34,6 @@ from experiments.pretraining import (
   Clock,
   Learned,
   Run,
-  adam,
   loop_settings,
 )
 
@@ -88,42 +86,22 @@ def sample_reference(this: Run, learned: Learned) -> Reference:
 
 
 def train_control(this: Run, learned: Learned, reference: Reference) -> Params:
-  """CTRL: trains the control; returns its averaged parameters."""
+  """Trains the control; returns its averaged parameters."""
   problem, config = this.problem, this.config.control
   requests = problem.requests(np.asarray(reference.log_evidence.mean))
-  rates = {
-    "embedding": config.embedding_learning_rate,
-    "lora": config.learning_rate,
-    "change": config.learning_rate,
-    "head": config.head_learning_rate,
-  }
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    optax.partition(
-      {part: adam(rate, config) for part, rate in rates.items()},
-      lambda tree: {
-        part: jax.tree.map(lambda _, part=part: part, leaves)
-        for part, leaves in tree.items()
-      },
-    ),
-  )
   trained = loop.fit(
     "control",
-    ctrl.make_learner(
-      learned.policy,
-      learned.reward_fn,
-      problem.kernel,
-      optimizer,
-      gamma=this.config.reward.gamma,
-      sample_shape=problem.sample_shape,
-      backprop_steps=config.backprop_steps or None,
-      ema_decay=config.ema_decay,
+    algorithms.control_learner(
+      problem, learned.policy, learned.reward_fn, this.config
     ),
     jax.jit(learned.policy.init)(
       keys.stage_key(this.config.seed, "control/init")
     ),
     labelled.batches(
-      requests, seed=this.config.seed, batch_size=config.batch_size
+      requests,
+      seed=this.config.seed,
+      batch_size=config.batch_size,
+      repeats=algorithms.group_size(config),
     ).__getitem__,
     live=("objective", "gap"),
     **loop_settings(this, config),

@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.configs.base import flatten
+from experiments.configs.rules import flatten
 
 # What may change between runs of a folder, because results do not depend on
 # it, but for rounding in the case of devices.

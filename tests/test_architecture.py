@@ -25,7 +25,7 @@ LAYERS = (
   ("sampling", "linear_quadratic"),
   ("paths",),
   ("rewards", "policy"),
-  ("steering",),
+  ("steering", "transitions"),
   ("objectives", "guidance"),
   ("stable_diffusion",),
 )

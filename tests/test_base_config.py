@@ -3,7 +3,7 @@
 
 import pytest
 
-from experiments.configs import base
+from experiments.configs import base, rules
 
 
 @pytest.mark.parametrize(
@@ -26,10 +26,10 @@ from experiments.configs import base
 def test_wrong_values_are_named(field: str, value: object, remedy: str) -> None:
   config = base.get_config()
   config.experiment = "toy"
-  base.validate(config)
+  rules.validate(config)
   config.update_from_flattened_dict({field: value})
   with pytest.raises(ValueError, match=f"{field} is .*: .*{remedy}"):
-    base.validate(config)
+    rules.validate(config)
 
 
 def test_every_number_has_a_rule() -> None:
@@ -37,13 +37,13 @@ def test_every_number_has_a_rule() -> None:
   schemas = (base.get_config, base.gaussian_config, base.mixture_config)
   fields = {}
   for schema in schemas:
-    fields |= base.flatten(schema())
+    fields |= rules.flatten(schema())
   for field, value in fields.items():
     number = isinstance(value, int | float | tuple)
     last = field.rpartition(".")[2]
-    assert last in base.RULES or isinstance(value, bool) or not number, field
-  assert base.CHOICES.keys() <= fields.keys()
-  assert base.RULES.keys() <= {field.rpartition(".")[2] for field in fields}
+    assert last in rules.RULES or isinstance(value, bool) or not number, field
+  assert rules.CHOICES.keys() <= fields.keys()
+  assert rules.RULES.keys() <= {field.rpartition(".")[2] for field in fields}
 
 
 def test_schema_is_locked() -> None:

@@ -238,3 +238,15 @@ def test_bins_hold_equal_shares_and_edges_go_up():
 def test_quantile_edges_refuse(values, num_bins, message):
   with pytest.raises(ValueError, match=message):
     oracles.quantile_edges(values, num_bins)
+
+
+def test_repeated_rows_stand_side_by_side_and_every_row_comes_once_an_epoch():
+  arrays = {"y": np.arange(6)}
+  found = labelled.batches(arrays, seed=1, batch_size=6, repeats=3)
+  rows = [found[step]["y"].reshape(2, 3) for step in range(3)]
+  for row in rows:
+    assert (row == row[:, :1]).all()
+  assert sorted(np.concatenate(rows)[:, 0]) == list(range(6))
+  for repeats in (0, 4):
+    with pytest.raises(ValueError, match="whole number of groups"):
+      labelled.batches(arrays, seed=1, batch_size=6, repeats=repeats)

@@ -162,7 +162,7 @@ def test_log_density_is_that_of_gaussian_steps():
     std=np.array([0.5, 4.0, 0.0]),
   )
   x = jnp.array([2.0, 2.3, 0.1])[:, None, None]  # x_0, x_1, x_2
-  path = sampling.Path(x, jnp.zeros_like(x))
+  path = sampling.Path(x, jnp.zeros_like(x), jnp.zeros_like(x))
   eps_fn = lambda x, t: 0 * x + jnp.where(t > 0.8, 1.0, 2.0)
   # Means: 0.5 2 + 1 = 2.0, and 2.3 - 2 = 0.3; log N(r; 0, s^2) of each.
   expected = -0.5 * (0.6**2 + 0.05**2) - np.log(0.5 * 4.0 * 2 * np.pi)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from experiments import flags, workdir
-from experiments.configs import base
+from experiments.configs import base, rules
 from experiments.errors import NonFiniteError
 from experiments.outcome import exit_code
 
@@ -63,7 +63,7 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
   assert code(KeyboardInterrupt()) == 130
   assert "same command continues" in capsys.readouterr().err
   # A ValueError of ours is the user's; one from elsewhere is a bug of ours.
-  assert exit_code(lambda: base.validate(base.get_config())) == 2
+  assert exit_code(lambda: rules.validate(base.get_config())) == 2
   assert "experiment is ''" in capsys.readouterr().err
   with pytest.raises(ValueError):
     exit_code(lambda: json.loads("{"))

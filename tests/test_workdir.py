@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from experiments import workdir
-from experiments.configs import base
+from experiments.configs import base, rules
 
 
 def test_workdir_belongs_to_one_config(tmp_path: pathlib.Path) -> None:
   config, folder = base.get_config(), tmp_path / "a" / "b"
   workdir.prepare(folder, config)
   stored = json.loads((folder / "config.json").read_text())
-  assert base.flatten(stored)["control.rank"] == config.control.rank
+  assert rules.flatten(stored)["control.rank"] == config.control.rank
   assert [path.name for path in folder.iterdir()] == ["config.json"]
   config.seed = 1  # nothing was trained: the first config binds nobody
   workdir.prepare(folder, config)

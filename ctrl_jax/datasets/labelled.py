@@ -74,6 +74,7 @@ class Batches:
   num_examples: int
   seed: int
   batch_size: int
+  repeats: int = 1
 
   def __getitem__(self, step: int) -> dict[str, np.ndarray]:
     """Returns the rows of every array at `batch_indices(step)`.
@@ -88,13 +89,18 @@ class Batches:
       step,
       num_examples=self.num_examples,
       seed=self.seed,
-      batch_size=self.batch_size,
+      batch_size=self.batch_size // self.repeats,
     )
+    index = np.repeat(index, self.repeats)
     return {name: array[index] for name, array in self.arrays.items()}
 
 
 def batches(
-  arrays: Mapping[str, np.ndarray], *, seed: int, batch_size: int
+  arrays: Mapping[str, np.ndarray],
+  *,
+  seed: int,
+  batch_size: int,
+  repeats: int = 1,
 ) -> Batches:
   """Shuffled batches for ever, by step number: `batches(...)[step]`.
 
@@ -102,10 +108,11 @@ def batches(
     arrays: named arrays of equal first dimension n.
     seed: not negative; of the order of every epoch.
     batch_size: rows of a batch.
+    repeats: how often each row stands in its batch, side by side.
 
   Raises:
-    ValueError: no arrays, arrays of unequal or zero length, batch_size < 1 or
-      seed < 0.
+    ValueError: no arrays, arrays of unequal or zero length, batch_size < 1,
+      seed < 0, or a batch that is no whole number of repeats.
   """
   lengths = {name: len(array) for name, array in arrays.items()}
   if len(set(lengths.values())) != 1 or 0 in lengths.values():
@@ -114,5 +121,10 @@ def batches(
     raise ValueError(
       f"need batch_size >= 1 and seed >= 0, got {batch_size} and {seed}"
     )
+  if repeats < 1 or batch_size % repeats:
+    raise ValueError(
+      f"a batch of {batch_size} is no whole number of groups of {repeats}"
+    )
   host = {name: np.asarray(array) for name, array in arrays.items()}
-  return Batches(host, next(iter(lengths.values())), seed, batch_size)
+  rows = next(iter(lengths.values()))
+  return Batches(host, rows, seed, batch_size, repeats)

@@ -32,6 +32,7 @@ import optax
 
 from ctrl_jax import learner, paths, sampling
 from ctrl_jax.kernels import Kernel
+from ctrl_jax.objectives import progress
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import LossFn, Metrics, Params, RewardFn
 
@@ -79,16 +80,10 @@ def make_loss(
     log_likelihood = reward_fn(chain.x, c, y)
     loss = jnp.mean(chain.kl - gamma * log_likelihood)
     log_w = paths.log_weights(chain, log_likelihood, gamma=gamma)
-    objective = jax.lax.stop_gradient(log_w.mean())
-    log_evidence = batch["log_evidence"].mean()
-    metrics = {
-      "objective": objective,
-      "log_evidence": log_evidence,
-      "gap": log_evidence - objective,
-      "kl": chain.kl.mean(),
-      "log_likelihood": log_likelihood.mean(),
-    }
-    return loss, metrics
+    found = progress.metrics(
+      log_w, chain.kl, log_likelihood, batch["log_evidence"]
+    )
+    return loss, found
 
   return loss_fn
 

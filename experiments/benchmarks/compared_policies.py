@@ -16,7 +16,6 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from ctrl_jax import learner, paths, sampling
@@ -24,7 +23,7 @@ from ctrl_jax.datasets import labelled
 from ctrl_jax.policy import Policy
 from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import Params, RewardFn
-from experiments import evaluation, exact, keys, loop, pretraining
+from experiments import algorithms, evaluation, exact, keys, loop, pretraining
 from experiments.benchmarks import optimal_control
 from experiments.benchmarks.optimal_control import Grid, Optimum
 from experiments.pretraining import Run
@@ -80,10 +79,7 @@ def imitate(
     ).kl.mean()
     return kl, {"kl": kl}
 
-  optimizer = optax.chain(
-    optax.clip_by_global_norm(config.clip_norm),
-    pretraining.adam(config.head_learning_rate, config),
-  )
+  optimizer = algorithms.control_optimizer(config)
   trained = loop.fit(
     "imitate",
     learner.make_learner(loss_fn, optimizer, ema_decay=config.ema_decay),

@@ -60,7 +60,7 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.compared_policies import Controlled
 from experiments.benchmarks.optimal_control import Grid, Optimum
-from experiments.configs import base, mixture
+from experiments.configs import mixture, rules
 from experiments.pretraining import Run
 
 PAIRS = 2000
@@ -202,7 +202,7 @@ def configure(seed: int, gamma: float, overrides: list[str]) -> ConfigDict:
   )
   config.seed = config.problem.seed = seed
   config.reward.gamma = gamma
-  base.validate(config)
+  rules.validate(config)
   if config.evaluate.num_reference < 2 * PAIRS:
     raise ValueError(
       f"evaluate.num_reference is {config.evaluate.num_reference}: the "

@@ -40,7 +40,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from ctrl_jax import learner, paths, policy, sampling, steering
@@ -51,7 +50,7 @@ from ctrl_jax.models.heads import FlatHead, HeadInputs
 from ctrl_jax.objectives import ctrl
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import LossFn, RewardFn
-from experiments import keys, pretraining
+from experiments import algorithms, keys
 from experiments.exact import Exact
 
 WINDOW = 0.2  # least m_k of a step that the window controls
@@ -181,10 +180,7 @@ def make_trainer(
       gamma=config.reward.gamma,
       sample_shape=problem.sample_shape,
     ),
-    optax.chain(
-      optax.clip_by_global_norm(control.clip_norm),
-      pretraining.adam(control.head_learning_rate, control),
-    ),
+    algorithms.control_optimizer(control),
     ema_decay=control.ema_decay,
     axis_name=None,
   )

@@ -3,14 +3,14 @@
 
 An experiment's file takes one of the schemas, `get_config` for images,
 `gaussian_config` or `mixture_config`, changes what it needs, and returns it; no
-other key exists, and a misspelt one is an error. `validate` checks values, by
-the last part of a field's name: one rule for every learning rate.
+other key exists, and a misspelt one is an error. `rules` says which values are
+allowed.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_dict
 
 
 def _optimiser(**settings: Any) -> dict[str, Any]:
@@ -74,7 +74,26 @@ def _common() -> dict[str, Any]:
       head_learning_rate=1e-2,  # peak, for the head
       clip_norm=1.0,  # largest norm of the gradient
       ema_decay=0.98,
-      backprop_steps=0,  # last reverse steps to differentiate; 0: all
+      objective="ctrl",  # the policy update: of the settings that follow
+      ctrl={
+        # Last reverse steps to differentiate; None: all.
+        "backprop_steps": config_dict.placeholder(int),
+      },
+      path_consistency={
+        "group": 0,  # chains of one (c, y) that estimate log Z; 0: known
+        "temper": (1.0,),  # shares of the control that chains follow in turn
+        "max_residual": 5.0,  # nats, from which on the loss is linear
+      },
+      adjoint_matching={},
+      reward_weighted={
+        "behaviour": "policy",  # whose paths: policy or pretrained
+        "max_weight": 20.0,  # the largest weight of a path
+      },
+      ppo={
+        "group": 16,  # chains of one (c, y) that advantages are compared in
+        "inner_steps": 4,  # of the optimiser, on the same paths
+        "clip": 0.2,  # how far probabilities may move, as a ratio
+      },
       save_every=100,
       log_every=10,
     ),
@@ -143,86 +162,6 @@ def mixture_config() -> ConfigDict:
   return ConfigDict(_common() | {"problem": problem}).lock()
 
 
-Rule = tuple[Callable[[Any], bool], str]
-
-
-def _widths(value: Any) -> bool:
-  return all(isinstance(width, int) and width >= 1 for width in value)
-
-
-_POSITIVE: Rule = (lambda v: 0 < v < float("inf"), "use a number above 0")
-_NOT_NEGATIVE: Rule = (lambda v: v >= 0, "use 0 or more")
-_AT_LEAST_1: Rule = (lambda v: v >= 1, "use 1 or more")
-_FRACTION: Rule = (lambda v: 0 <= v < 1, "use a number in [0, 1)")
-_NEEDS_NOISE = "use a number in (0, 1]: without noise nothing can be controlled"
-
-# By the last part of a field's name.
-RULES: dict[str, Rule] = {
-  "experiment": (bool, "give the experiment a name"),
-  "seed": _NOT_NEGATIVE,
-  "devices": _NOT_NEGATIVE,
-  "beta_min": _POSITIVE,
-  "beta_max": _POSITIVE,
-  "std_min": _POSITIVE,
-  "std_max": _POSITIVE,
-  "num_steps": _AT_LEAST_1,
-  "eta": (lambda v: 0 < v <= 1, _NEEDS_NOISE),
-  "power": _POSITIVE,
-  "t_min": _FRACTION,
-  "num_controls": (lambda v: v >= 2, "use 2 or more"),
-  "dims": _AT_LEAST_1,
-  "num_layers": _AT_LEAST_1,
-  "num_heads": _AT_LEAST_1,
-  "patch": _AT_LEAST_1,
-  "num_modes": _AT_LEAST_1,
-  "num_conditions": _AT_LEAST_1,
-  "second_factor": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
-  "sharpness": _POSITIVE,
-  "control_range": _POSITIVE,
-  "likelihood_std": _POSITIVE,
-  "batch_size": _AT_LEAST_1,
-  "learning_rate": _POSITIVE,
-  "embedding_learning_rate": _POSITIVE,
-  "head_learning_rate": _POSITIVE,
-  "warmup_steps": _NOT_NEGATIVE,
-  "b2": _FRACTION,
-  "weight_decay": _NOT_NEGATIVE,
-  "clip_norm": _POSITIVE,
-  "ema_decay": _FRACTION,
-  "log_every": _AT_LEAST_1,
-  "save_every": _AT_LEAST_1,
-  "hidden": (_widths, "use whole numbers above 0, such as (128, 128)"),
-  "head": (_widths, "use whole numbers above 0, such as (128, 128)"),
-  "noise": _NOT_NEGATIVE,
-  "feature_gain": _NOT_NEGATIVE,
-  "gamma": _POSITIVE,
-  "rank": _AT_LEAST_1,
-  "backprop_steps": _NOT_NEGATIVE,
-  "num_samples": _AT_LEAST_1,
-  "num_reference": _AT_LEAST_1,
-  "chunk": _AT_LEAST_1,
-  "best_of": _AT_LEAST_1,
-}
-
-CHOICES = {
-  "sde.name": ("vp", "ve"),
-  "kernel.name": ("ddim", "ddpm", "euler_maruyama"),
-  "data.control": ("ink", "slant"),
-  "control.adapt": ("none", "lora", "full"),
-}
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-  """Fields of nested mappings by dotted name: {"reward.gamma": 1.0, ...}."""
-  fields: dict[str, Any] = {}
-  for key, value in tree.items():
-    if isinstance(value, ConfigDict | dict):
-      fields |= flatten(value, f"{prefix}{key}.")
-    else:
-      fields[f"{prefix}{key}"] = value
-  return fields
-
-
 def choose(
   changes: Mapping[str, Callable[[], Any]], variant: str, file: str
 ) -> None:
@@ -237,18 +176,3 @@ def choose(
       f"{', '.join(filter(None, changes))}"
     )
   changes[variant]()
-
-
-def validate(config: ConfigDict) -> None:
-  """Checks every field by itself.
-
-  Raises:
-    ValueError: the first wrong value, with its field and a remedy.
-  """
-  for field, value in flatten(config).items():
-    allowed = CHOICES.get(field)
-    if allowed and value not in allowed:
-      raise ValueError(f"{field} is {value!r}: use one of {', '.join(allowed)}")
-    holds, remedy = RULES.get(field.rpartition(".")[2], (lambda _: True, ""))
-    if not holds(value):
-      raise ValueError(f"{field} is {value!r}: {remedy}")

@@ -30,7 +30,9 @@ def get_config(variant: str = "") -> ConfigDict:
   config = base.mixture_config()
   config.experiment, config.variant = "mixture", variant
   config.kernel.num_steps = 50
-  config.control.update(num_steps=300, batch_size=256)
+  config.control.update(
+    objective="path_consistency", num_steps=400, batch_size=256
+  )
   config.evaluate.update(num_samples=12000, num_reference=200000, chunk=4000)
   changes = {
     "": lambda: None,

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Config -> the optimiser and the policy update that train a control."""
+
+from collections.abc import Callable
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from ctrl_jax.learner import Learner
+from ctrl_jax.objectives import (
+  adjoint_matching,
+  ctrl,
+  path_consistency,
+  ppo,
+  reward_weighted,
+)
+from ctrl_jax.policy import Policy
+from ctrl_jax.types import RewardFn
+from experiments.problems import Problem
+
+# By control.objective; control.<objective> holds each one's own settings.
+MAKE_LEARNER: dict[str, Callable[..., Learner]] = {
+  "ctrl": ctrl.make_learner,
+  "path_consistency": path_consistency.make_learner,
+  "adjoint_matching": adjoint_matching.make_learner,
+  "reward_weighted": reward_weighted.make_learner,
+  "ppo": ppo.make_learner,
+}
+
+
+def adam(
+  learning_rate: float, config: ConfigDict, *, inner_steps: int = 1
+) -> optax.GradientTransformation:
+  """AdamW with linear warm-up and cosine decay to 2% of the rate.
+
+  Args:
+    learning_rate: its peak.
+    config: of a stage.
+    inner_steps: of the optimiser in an update.
+  """
+  schedule = optax.warmup_cosine_decay_schedule(
+    0.0,
+    learning_rate,
+    inner_steps * min(config.warmup_steps, config.num_steps // 2),
+    inner_steps * config.num_steps,
+    end_value=0.02 * learning_rate,
+  )
+  return optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
+
+
+def control_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+  """Clipped AdamW with a rate for each part of a control; of config.control."""
+  rates = {
+    "embedding": config.embedding_learning_rate,
+    "lora": config.learning_rate,
+    "change": config.learning_rate,
+    "head": config.head_learning_rate,
+  }
+  inner_steps = config[config.objective].get("inner_steps", 1)
+  return optax.chain(
+    optax.clip_by_global_norm(config.clip_norm),
+    optax.partition(
+      {
+        part: adam(rate, config, inner_steps=inner_steps)
+        for part, rate in rates.items()
+      },
+      lambda tree: {
+        part: jax.tree.map(lambda _, part=part: part, leaves)
+        for part, leaves in tree.items()
+      },
+    ),
+  )
+
+
+def group_size(config: ConfigDict) -> int:
+  """Chains of one (c, y) that the policy update of config.control wants."""
+  return max(config[config.objective].get("group", 0), 1)
+
+
+def control_learner(
+  problem: Problem, policy: Policy, reward_fn: RewardFn, config: ConfigDict
+) -> Learner:
+  """The policy update of config.control.objective."""
+  settings = config.control
+  return MAKE_LEARNER[settings.objective](
+    policy,
+    reward_fn,
+    problem.kernel,
+    control_optimizer(settings),
+    gamma=config.reward.gamma,
+    sample_shape=problem.sample_shape,
+    ema_decay=settings.ema_decay,
+    **settings[settings.objective],
+  )

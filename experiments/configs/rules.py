@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which values the fields of a config may have.
+
+By the last part of a field's name, so that there is one rule for every
+learning rate; fields that take one of a few words are listed whole.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _widths(value: Any) -> bool:
+  return all(isinstance(width, int) and width >= 1 for width in value)
+
+
+_POSITIVE: Rule = (lambda v: 0 < v < float("inf"), "use a number above 0")
+_NOT_NEGATIVE: Rule = (lambda v: v >= 0, "use 0 or more")
+_AT_LEAST_1: Rule = (lambda v: v >= 1, "use 1 or more")
+_FRACTION: Rule = (lambda v: 0 <= v < 1, "use a number in [0, 1)")
+_NEEDS_NOISE = "use a number in (0, 1]: without noise nothing can be controlled"
+
+# By the last part of a field's name.
+RULES: dict[str, Rule] = {
+  "experiment": (bool, "give the experiment a name"),
+  "seed": _NOT_NEGATIVE,
+  "devices": _NOT_NEGATIVE,
+  "beta_min": _POSITIVE,
+  "beta_max": _POSITIVE,
+  "std_min": _POSITIVE,
+  "std_max": _POSITIVE,
+  "num_steps": _AT_LEAST_1,
+  "eta": (lambda v: 0 < v <= 1, _NEEDS_NOISE),
+  "power": _POSITIVE,
+  "t_min": _FRACTION,
+  "num_controls": (lambda v: v >= 2, "use 2 or more"),
+  "dims": _AT_LEAST_1,
+  "num_layers": _AT_LEAST_1,
+  "num_heads": _AT_LEAST_1,
+  "patch": _AT_LEAST_1,
+  "num_modes": _AT_LEAST_1,
+  "num_conditions": _AT_LEAST_1,
+  "second_factor": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
+  "sharpness": _POSITIVE,
+  "control_range": _POSITIVE,
+  "likelihood_std": _POSITIVE,
+  "batch_size": _AT_LEAST_1,
+  "learning_rate": _POSITIVE,
+  "embedding_learning_rate": _POSITIVE,
+  "head_learning_rate": _POSITIVE,
+  "warmup_steps": _NOT_NEGATIVE,
+  "b2": _FRACTION,
+  "weight_decay": _NOT_NEGATIVE,
+  "clip_norm": _POSITIVE,
+  "ema_decay": _FRACTION,
+  "log_every": _AT_LEAST_1,
+  "save_every": _AT_LEAST_1,
+  "hidden": (_widths, "use whole numbers above 0, such as (128, 128)"),
+  "head": (_widths, "use whole numbers above 0, such as (128, 128)"),
+  "noise": _NOT_NEGATIVE,
+  "feature_gain": _NOT_NEGATIVE,
+  "gamma": _POSITIVE,
+  "rank": _AT_LEAST_1,
+  "backprop_steps": (
+    lambda v: v is None or v >= 1,
+    "use 1 or more, or leave it out for all",
+  ),
+  "group": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
+  "temper": (
+    lambda v: 1.0 in v and all(0 <= share <= 1 for share in v),
+    "use numbers in [0, 1], one of them 1",
+  ),
+  "max_residual": _POSITIVE,
+  "max_weight": _POSITIVE,
+  "inner_steps": _AT_LEAST_1,
+  "clip": _POSITIVE,
+  "num_samples": _AT_LEAST_1,
+  "num_reference": _AT_LEAST_1,
+  "chunk": _AT_LEAST_1,
+  "best_of": _AT_LEAST_1,
+}
+
+CHOICES = {
+  "sde.name": ("vp", "ve"),
+  "kernel.name": ("ddim", "ddpm", "euler_maruyama"),
+  "data.control": ("ink", "slant"),
+  "control.adapt": ("none", "lora", "full"),
+  "control.objective": (
+    "ctrl",
+    "path_consistency",
+    "adjoint_matching",
+    "reward_weighted",
+    "ppo",
+  ),
+  "control.reward_weighted.behaviour": ("policy", "pretrained"),
+}
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+  """Fields of nested mappings by dotted name: {"reward.gamma": 1.0, ...}."""
+  fields: dict[str, Any] = {}
+  for key, value in tree.items():
+    if isinstance(value, ConfigDict | dict):
+      fields |= flatten(value, f"{prefix}{key}.")
+    else:
+      fields[f"{prefix}{key}"] = value
+  return fields
+
+
+def validate(config: ConfigDict) -> None:
+  """Checks every field by itself.
+
+  Raises:
+    ValueError: the first wrong value, with its field and a remedy.
+  """
+  for field, value in flatten(config).items():
+    allowed = CHOICES.get(field)
+    if allowed and value not in allowed:
+      raise ValueError(f"{field} is {value!r}: use one of {', '.join(allowed)}")
+    holds, remedy = RULES.get(field.rpartition(".")[2], (lambda _: True, ""))
+    if not holds(value):
+      raise ValueError(f"{field} is {value!r}: {remedy}")

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Advantages, ratios and the first gradient of PPO."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ctrl_jax import transitions
+from ctrl_jax.objectives import ctrl, ppo
+from tests import linear_gaussian as lg
+from tests import toy_control as toy
+
+GAMMA = 1.0
+KERNEL = toy.make_kernel(6)
+POLICY = toy.make_policy()
+START = POLICY.init(jax.random.key(0))
+
+
+def _ppo(**settings):
+  return ppo.make_learner(
+    POLICY,
+    toy.reward,
+    KERNEL,
+    optax.sgd(1.0),
+    gamma=GAMMA,
+    sample_shape=toy.SHAPE,
+    axis_name=None,
+    ema_decay=0.0,
+    **settings,
+  )
+
+
+def test_the_ratio_is_one_before_the_first_inner_step_and_moves_after():
+  y = jnp.zeros(8, int)
+  batch = {"c": y, "y": y, "log_evidence": jnp.zeros(8)}
+  control = toy.perturbed(START, size=0.1)
+  moved = {}
+  for steps in (1, 3):
+    algorithm = _ppo(group=4, inner_steps=steps)
+    state = algorithm.init(control)
+    state, found = jax.jit(algorithm.update)(state, lg.keys(8), batch)
+    # Up to rounding, as the predictions are computed anew.
+    assert abs(float(found["largest_ratio"]) - 1) < 1e-5
+    moved[steps] = state.params
+  change = jax.tree.map(lambda a, b: a - b, moved[1], moved[3])
+  assert optax.tree.norm(change) > 1e-3
+
+
+def test_the_first_gradient_of_ppo_is_ctrls_in_units_of_the_returns_deviation():
+  # Groups of 512, so that the deviation is nearly a constant.
+  control, n, group = toy.perturbed(START, size=0.1), 60, 512
+  algorithm = _ppo(group=group, inner_steps=1)
+  state = algorithm.init(control)
+  y = jnp.zeros(group, int)
+  batch = {"c": y, "y": y, "log_evidence": jnp.zeros(group)}
+  loss_fn = ctrl.make_loss(
+    POLICY, toy.reward, KERNEL, gamma=GAMMA, sample_shape=toy.SHAPE
+  )
+
+  @jax.jit
+  def both(seed):
+    keys = jax.random.split(jax.random.key(seed), group)
+    after = algorithm.update(state, keys, batch)[0].params
+    mine = jax.tree.map(lambda a, b: a - b, control, after)  # of sgd(1)
+    theirs = jax.grad(loss_fn, has_aux=True)(control, keys, batch)[0]
+    return [
+      jnp.concatenate([x.ravel() for x in jax.tree.leaves(t)])
+      for t in (mine, theirs)
+    ]
+
+  mine, theirs = map(np.array, zip(*map(both, range(n)), strict=True))
+  chain, _ = transitions.collect(
+    POLICY,
+    control,
+    lg.keys(9000),
+    KERNEL,
+    None,
+    jnp.zeros(9000, int),
+    sample_shape=toy.SHAPE,
+  )
+  earned = GAMMA * toy.reward(chain.x, None, jnp.zeros(9000, int))
+  sigma = np.std(earned - chain.kl + chain.step_kl[0])
+  direction = theirs[n // 2 :].mean(0)  # as other chains find it
+  a, b = sigma * mine[: n // 2] @ direction, theirs[: n // 2] @ direction
+  error = np.sqrt((a.var() + b.var()) / len(a))
+  assert abs(a.mean() - b.mean()) < 3.5 * error + 0.02 * b.mean()
+  assert b.mean() > 10 * error
+
+
+def test_advantages_compare_chains_of_one_request():
+  returns = jnp.array([[1.0, 3.0, 10.0, 30.0], [2.0, 2.0, 0.0, 4.0]])
+  found, sigma = ppo.advantages(returns, group=2)
+  np.testing.assert_allclose(sigma, [1, 1, 10, 10], rtol=2e-3)
+  np.testing.assert_allclose(found[0], [-1, 1, -1, 1], rtol=2e-3)
+  np.testing.assert_allclose(found[1], [0, 0, -0.2, 0.2], rtol=2e-3)
+  for group in (1, 3):
+    with pytest.raises(ValueError, match="groups of 2 and more"):
+      ppo.advantages(returns, group=group)
