@@ -7,6 +7,7 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
+from ctrl_jax import parallel
 from ctrl_jax.learner import Learner
 from ctrl_jax.objectives import (
   adjoint_matching,
@@ -79,9 +80,22 @@ def group_size(config: ConfigDict) -> int:
 
 
 def control_learner(
-  problem: Problem, policy: Policy, reward_fn: RewardFn, config: ConfigDict
+  problem: Problem,
+  policy: Policy,
+  reward_fn: RewardFn,
+  config: ConfigDict,
+  *,
+  axis_name: str | None = parallel.AXIS,
 ) -> Learner:
-  """The policy update of config.control.objective."""
+  """The policy update of config.control.objective.
+
+  Args:
+    problem: gives the sampler.
+    policy: what is trained.
+    reward_fn: log p(y | x, c).
+    config: of the experiment.
+    axis_name: mapped axis of devices; None on one device without it.
+  """
   settings = config.control
   return MAKE_LEARNER[settings.objective](
     policy,
@@ -91,5 +105,6 @@ def control_learner(
     gamma=config.reward.gamma,
     sample_shape=problem.sample_shape,
     ema_decay=settings.ema_decay,
+    axis_name=axis_name,
     **settings[settings.objective],
   )

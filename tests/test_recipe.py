@@ -19,6 +19,7 @@ from experiments.logs import Log
 
 def _smoke():
   config = mixture.get_config("smoke")
+  config.control.objective = "ctrl"
   config.evaluate.num_reference = 600
   return config
 
@@ -31,7 +32,14 @@ TABLE = np.array([[-0.5, -1.0, -1.5]])
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "name",
-  ["default", "landing", "backprop_1", "gradient_scale", "no_gradient"],
+  [
+    "default",
+    "landing",
+    "path_consistency",
+    "backprop_1",
+    "gradient_scale",
+    "no_gradient",
+  ],
 )
 def test_variant_starts_at_the_reference_and_moves(name, monkeypatch):
   monkeypatch.setattr(recipe, "CHAINS", 30)

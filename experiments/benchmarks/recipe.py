@@ -53,9 +53,14 @@ def train(trainer: Trainer, state: TrainState, num: int) -> TrainState:
 
 
 def curve(
-  trainer: Trainer, problem: Exact, config: ConfigDict, table: np.ndarray
+  trainer: Trainer,
+  problem: Exact,
+  config: ConfigDict,
+  table: np.ndarray,
+  *,
+  marks: Sequence[int] = MARKS,
 ) -> list[dict[str, float]]:
-  """Trains, and measures the averaged parameters after each of MARKS."""
+  """Trains, and measures the averaged parameters at marks and at the end."""
   labels = jax.tree.map(
     lambda column: jnp.asarray(np.resize(column, CHAINS)),
     problem.requests(table),
@@ -73,7 +78,7 @@ def curve(
 
   state, seconds, rows = trainer.start, 0.0, []
   updates = config.control.num_steps
-  for mark in [*(mark for mark in MARKS if mark < updates), updates]:
+  for mark in [*(int(mark) for mark in marks if mark < updates), updates]:
     began = time.perf_counter()
     state = train(trainer, state, mark - int(state.step))
     seconds += time.perf_counter() - began
@@ -222,7 +227,9 @@ def main() -> None:
   parser.add_argument("--json", type=pathlib.Path)
   arguments = parser.parse_args()
   config = mixture.get_config()
-  config.control.update(num_steps=arguments.updates, batch_size=arguments.batch)
+  config.control.update(
+    objective="ctrl", num_steps=arguments.updates, batch_size=arguments.batch
+  )
   study = run(config, arguments.variants, arguments.seeds, arguments.json)
   print(markdown(study, arguments.variants, arguments.seeds))
 

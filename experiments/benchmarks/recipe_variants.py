@@ -13,6 +13,8 @@ landing: "sticking the landing" (Roeder et al., arXiv 1703.09194). The mean of
   the path, it is zero on every path. It is computed as the whole derivative of
   log w plus the score, the derivative of sum_k (b_k / s_k) z_k . eps_theta(x_k)
   on the states and noises as they came: the policy once more at all of them.
+path_consistency: the score function's gradient of the same divergence, see
+  `ctrl_jax.objectives.path_consistency`; none passes through the sampler.
 backprop_1, backprop_5: only the last steps are differentiated, which is biased;
   DRaFT-K (Clark et al., arXiv 2309.17400), AlignProp (Prabhudesai et al., arXiv
   2310.03739). Nothing then holds the earlier steps, which share the parameters:
@@ -32,7 +34,6 @@ no_ema: the parameters themselves, not their moving average.
 no_clip: gradients of any norm.
 """
 
-import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -47,7 +48,6 @@ from ctrl_jax.datasets import labelled
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.learner import TrainState
 from ctrl_jax.models.heads import FlatHead, HeadInputs
-from ctrl_jax.objectives import ctrl
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import LossFn, RewardFn
 from experiments import algorithms, keys
@@ -119,18 +119,19 @@ class BlindHead(FlatHead):
 class Variant(NamedTuple):
   """One change of the recipe; the fields' values here are the default's."""
 
-  make_loss: Callable[..., LossFn] = ctrl.make_loss
+  make_loss: Callable[..., LossFn] | None = None  # None: the config's update
   scale: Callable[[Exact], np.ndarray] = Exact.control_scale
   head: type[FlatHead] = FlatHead
   wrap: Callable[[Policy, Exact], Policy] = lambda base, problem: base
-  changes: Mapping[str, float] = {}  # of config.control
+  changes: Mapping[str, Any] = {}  # of config.control
 
 
 VARIANTS = {
   "default": Variant(),
   "landing": Variant(make_loss=landing_loss),
-  "backprop_1": Variant(functools.partial(ctrl.make_loss, backprop_steps=1)),
-  "backprop_5": Variant(functools.partial(ctrl.make_loss, backprop_steps=5)),
+  "path_consistency": Variant(changes={"objective": "path_consistency"}),
+  "backprop_1": Variant(changes={"ctrl": {"backprop_steps": 1}}),
+  "backprop_5": Variant(changes={"ctrl": {"backprop_steps": 5}}),
   "no_scale": Variant(scale=unscaled),
   "window": Variant(scale=window),
   "gradient_scale": Variant(scale=unscaled, wrap=scale_gradient),
@@ -170,20 +171,27 @@ def make_trainer(
   problem: Exact, config: ConfigDict, variant: Variant, table: np.ndarray
 ) -> Trainer:
   """Trains as `stages.train_control` does, on one device; table: log Z."""
-  control = ConfigDict({**config.control, **variant.changes})
+  config = config.copy_and_resolve_references()
+  config.control.update(variant.changes)
+  control = config.control
   tuned = make_policy(problem, control, variant)
-  algorithm = learner.make_learner(
-    variant.make_loss(
-      tuned,
-      problem.reward_fn,
-      problem.kernel,
-      gamma=config.reward.gamma,
-      sample_shape=problem.sample_shape,
-    ),
-    algorithms.control_optimizer(control),
-    ema_decay=control.ema_decay,
-    axis_name=None,
-  )
+  if variant.make_loss is None:
+    algorithm = algorithms.control_learner(
+      problem, tuned, problem.reward_fn, config, axis_name=None
+    )
+  else:
+    algorithm = learner.make_learner(
+      variant.make_loss(
+        tuned,
+        problem.reward_fn,
+        problem.kernel,
+        gamma=config.reward.gamma,
+        sample_shape=problem.sample_shape,
+      ),
+      algorithms.control_optimizer(control),
+      ema_decay=control.ema_decay,
+      axis_name=None,
+    )
   root = keys.stage_key(config.seed, "control")
 
   def update(state, batch):
@@ -192,7 +200,10 @@ def make_trainer(
     return algorithm.update(state, chain_keys, batch)[0]
 
   batches = labelled.batches(
-    problem.requests(table), seed=config.seed, batch_size=control.batch_size
+    problem.requests(table),
+    seed=config.seed,
+    batch_size=control.batch_size,
+    repeats=algorithms.group_size(control),
   )
   init_key = keys.stage_key(config.seed, "control/init")
   start = algorithm.init(jax.jit(tuned.init)(init_key))

@@ -64,7 +64,7 @@ def _common() -> dict[str, Any]:
     "reward": {"gamma": 1.0},  # strength of the control: nats per nat of KL
     "control": _optimiser(
       batch_size=64,
-      num_steps=330,
+      num_steps=300,
       warmup_steps=20,
       adapt="none",  # what of the network is tuned: none, lora or full
       rank=16,  # of the LoRA matrices
@@ -72,7 +72,7 @@ def _common() -> dict[str, Any]:
       embedding_learning_rate=3e-2,  # peak, for the embedding of y
       head=(128, 128),  # widths of the output head; (): none
       head_learning_rate=1e-2,  # peak, for the head
-      clip_norm=1.0,  # largest norm of the gradient
+      clip_norm=10.0,  # largest norm of the gradient
       ema_decay=0.98,
       objective="ctrl",  # the policy update: of the settings that follow
       ctrl={

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Every policy update on the mixture, at equal numbers of network evaluations.
+
+  python -m experiments.benchmarks.objectives [--seeds 0 1 2] [--gamma 1]
+
+One prior, one classifier, one sampler, one head, batches of one size. What
+differs is how often a chain's step evaluates the frozen network in an update,
+counting a derivative with respect to x as two evaluations:
+
+    ctrl              1 forward, 1 recomputed, 2 backward          = 4
+    path_consistency  1 to sample, 2 to compare (once recomputed)  = 3
+    reward_weighted   the same                                     = 3
+    adjoint_matching  1 to sample, 3 for the adjoint, 2 to regress = 6
+    ppo               1 to sample, 2 for each of 4 inner steps     = 9
+
+The budget is what `--updates` of ctrl cost; the others make as many updates as
+it pays for. The learning rate of each is the best of RATES on the first seed,
+with half of the budget: the same search for all, of 1.5 budgets.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import exact, outputs, tables, workdir
+from experiments.benchmarks import recipe
+from experiments.benchmarks.recipe_variants import Variant, make_trainer
+from experiments.configs import mixture
+
+EVALUATIONS = {  # of the network, for each step of a chain in an update
+  "ctrl": 4,
+  "path_consistency": 3,
+  "adjoint_matching": 6,
+  "reward_weighted": 3,
+  "ppo": 9,
+}
+RATES = (3e-3, 1e-2, 3e-2)
+COLUMNS = "policy update,rate,updates,{},ESS,seconds"
+
+
+def configure(
+  name: str, *, rate: float, updates: int, gamma: float, seed: int
+) -> ConfigDict:
+  """The mixture trained by one policy update, within a budget.
+
+  Args:
+    name: of the policy update.
+    rate: learning rate of the head.
+    updates: of ctrl, which set the budget.
+    gamma: guidance strength.
+    seed: of the problem and of the run.
+  """
+  config = mixture.get_config()
+  config.seed = config.problem.seed = seed
+  config.reward.gamma = gamma
+  config.control.update(
+    objective=name,
+    head_learning_rate=rate,
+    num_steps=updates * EVALUATIONS["ctrl"] // EVALUATIONS[name],
+  )
+  return config
+
+
+def train(config: ConfigDict, table: np.ndarray) -> dict[str, Any]:
+  """The curve of one run, and the number of its updates."""
+  problem = exact.mixture(config, pathlib.Path())
+  trainer = make_trainer(problem, config, Variant(), table)
+  quarters = np.arange(5) * config.control.num_steps // 4
+  rows = recipe.curve(trainer, problem, config, table, marks=quarters[:-1])
+  return {"updates": config.control.num_steps, "curve": rows}
+
+
+def compare(
+  names: Sequence[str], seeds: Sequence[int], *, updates: int, gamma: float
+) -> dict[str, Any]:
+  """For every policy update: its search, its rate and its runs, by seed."""
+  evidence = {}
+  for seed in seeds:
+    config = configure("ctrl", rate=1e-2, updates=1, gamma=gamma, seed=seed)
+    problem = exact.mixture(config, pathlib.Path())
+    evidence[seed] = np.array(recipe.log_evidence(problem, config)["table"])
+  found = {}
+  for name in names:
+    search, runs = {}, {}
+    for rate in RATES:
+      config = configure(
+        name, rate=rate, updates=updates // 2, gamma=gamma, seed=seeds[0]
+      )
+      search[rate] = train(config, evidence[seeds[0]])["curve"][-1]["gap"]
+    # A run that diverged has a gap that is no number: it is not the best.
+    best = min(RATES, key=lambda rate: np.nan_to_num(search[rate], nan=np.inf))
+    for seed in seeds:
+      config = configure(
+        name, rate=best, updates=updates, gamma=gamma, seed=seed
+      )
+      runs[seed] = train(config, evidence[seed])
+    found[name] = {"search": search, "rate": best, "runs": runs}
+    print(f"{name}: {search}", flush=True)
+  return found
+
+
+def markdown(found: dict[str, Any]) -> str:
+  """The table: means over seeds, with standard errors."""
+  quarters = ",".join(f"gap at {share} %" for share in (0, 25, 50, 75, 100))
+  titles = COLUMNS.format(quarters).split(",")
+  lines = [titles, ["---"] * len(titles)]
+  for name, row in found.items():
+    runs = list(row["runs"].values())
+    gaps = np.array([[mark["gap"] for mark in run["curve"]] for run in runs])
+    last = [run["curve"][-1] for run in runs]
+    cells = [name, f"{row['rate']:g}", str(runs[0]["updates"])]
+    cells += [tables.over_seeds(column, 3) for column in gaps.T]
+    cells.append(tables.over_seeds([one["ess"] for one in last], 2))
+    cells.append(tables.over_seeds([one["seconds"] for one in last], 0))
+    lines.append(cells)
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main() -> None:
+  """Runs the comparison and prints its table."""
+  parser = argparse.ArgumentParser(
+    description="Policy updates at equal numbers of network evaluations."
+  )
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+  parser.add_argument("--updates", type=int, default=400, help="of ctrl")
+  parser.add_argument("--gamma", type=float, default=1.0)
+  parser.add_argument(
+    "--only", nargs="+", choices=EVALUATIONS, default=list(EVALUATIONS)
+  )
+  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+  given = parser.parse_args()
+  found = compare(
+    given.only, given.seeds, updates=given.updates, gamma=given.gamma
+  )
+  print(markdown(found))
+  if given.json:
+    header = {"versions": outputs.versions(), "device": outputs.device()}
+    workdir.write_json(given.json, {**header, "results": found})
+
+
+if __name__ == "__main__":
+  main()
