@@ -12,6 +12,7 @@ from experiments.images import Images
 
 FAMILIES: dict[str, Callable[[ConfigDict, pathlib.Path], Images | Exact]] = {
   "digits": images.digits,
+  "fashion": images.fashion,
   "gaussian": exact.gaussian,
   "mixture": exact.mixture,
 }

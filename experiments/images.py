@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of images: a data set, the oracle that labels it, and a network."""
+"""Problems of images: a data set, oracles that label it, and a network.
+
+y has one factor, or two, each of which bins a measured quantity and is known
+of images of its own: no classifier ever sees two labels of one image.
+"""
 
 import dataclasses
+import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +19,54 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import policy
 from ctrl_jax.datasets import digits as digits_data
-from ctrl_jax.datasets import labelled, oracles
+from ctrl_jax.datasets import fashion_mnist, jpeg, labelled, oracles
+from ctrl_jax.models.classifier import FeatureFn
 from ctrl_jax.models.dit import DiT
 from ctrl_jax.types import Params
+from experiments import downloads
 from experiments.problems import Problem, make_kernel, make_sde
+
+FRACTIONS = (0.6, 0.2, 0.2)  # of labelled pairs: train, calibration, test
+
+
+class Quantity(NamedTuple):
+  """Something to measure of images."""
+
+  name: str
+  measure: Callable[[jax.Array], jax.Array | np.ndarray]  # the oracle: [N]
+  feature: FeatureFn  # what a classifier may see of it: smooth
+
+
+QUANTITIES = {
+  "ink": Quantity("ink (mean intensity)", oracles.ink, oracles.ink),
+  "slant": Quantity(
+    "slant (pixels sideways per pixel up)", oracles.slant, oracles.slant
+  ),
+  "jpeg": Quantity(
+    f"size as JPEG of quality {jpeg.QUALITY} (bytes)",
+    jpeg.size,
+    jpeg.code_lengths,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Factor:
+  """A label of images: the bin of a quantity."""
+
+  quantity: Quantity
+  edges: np.ndarray
+  splits: tuple[np.ndarray, ...]  # train, calibration, test of pairs (x, y)
+
+  @property
+  def num_labels(self) -> int:
+    """Number of bins."""
+    return len(self.edges) + 1
+
+  def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
+    """The oracle's label of each image, int32 [N]; -1 for one of NaN."""
+    measured = self.quantity.measure(jnp.asarray(images))
+    return np.asarray(oracles.bin_of(measured, jnp.asarray(self.edges)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,8 +75,7 @@ class Images(Problem):
 
   images: np.ndarray  # [N, height, width, channels], in [-1, 1]
   conditions: np.ndarray  # c of each image [N], int32
-  measure: Callable[[jax.Array], jax.Array]  # images -> [N], the oracle
-  splits: tuple[np.ndarray, ...]  # train, calibration, test of the pairs (x, y)
+  factors: tuple[Factor, ...]  # of y, the first varies slowest
   network: DiT
 
   @property
@@ -37,9 +86,11 @@ class Images(Problem):
     return patches, self.network.dims
 
   def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
-    """The oracle's y of each image, int32 [N]."""
-    measured = self.measure(jnp.asarray(images))
-    return np.asarray(oracles.bin_of(measured, jnp.asarray(self.edges)))
+    """The oracles' y of each image, int32 [N]; -1 for one of NaN."""
+    labels = [factor.label(images) for factor in self.factors]
+    sizes = [factor.num_labels for factor in self.factors]
+    joint = np.ravel_multi_index(labels, sizes, mode="clip")
+    return np.where(np.min(labels, axis=0) < 0, -1, joint).astype(np.int32)
 
   def init_network(self, key: jax.Array) -> Params:
     """Fresh parameters of the network."""
@@ -69,32 +120,69 @@ class Images(Problem):
     return self.predict(params, x, t, c).eps
 
 
-CONTROLS = {
-  "ink": ("ink (mean intensity)", oracles.ink),
-  "slant": ("slant (pixels sideways per pixel up)", oracles.slant),
-}
-
-
 def digits(config: ConfigDict, workdir: pathlib.Path) -> Images:
-  """Scikit-learn's digits; y is a quantile bin of their ink or slant."""
-  data_dir = config.data.dir or os.path.join(workdir, "data")
-  data = digits_data.load(data_dir)
-  property_name, measure = CONTROLS[config.data.control]
-  values = np.asarray(measure(jnp.asarray(data.images)))
+  """Scikit-learn's digits, 8x8; c is the digit."""
+  data = digits_data.load(config.data.dir or os.path.join(workdir, "data"))
+  num = config.data.num_images or len(data.images)
+  return _problem(config, data.images[:num], data.labels[:num])
+
+
+def fashion(config: ConfigDict, workdir: pathlib.Path) -> Images:
+  """Fashion-MNIST, 28x28; c is the garment.
+
+  Its files are read from config.data.dir; without that, from where Debian
+  installs them, and downloaded where it has not.
+  """
+  records = workdir / "data"
+  source = pathlib.Path(config.data.dir or fashion_mnist.DEBIAN)
+  if not config.data.dir and not fashion_mnist.is_in(source):
+    source = records / "downloads"
+    for name, md5 in fashion_mnist.MD5.items():
+      downloads.fetch(f"{fashion_mnist.URL}/{name}", source / name, md5=md5)
+  data = fashion_mnist.load(source, records, num_images=config.data.num_images)
+  return _problem(config, data.images, data.labels)
+
+
+def _problem(
+  config: ConfigDict, images: np.ndarray, conditions: np.ndarray
+) -> Images:
+  """The problem of ten classes of images that config.data describes."""
+  names = filter(None, (config.data.control, config.data.second_control))
+  factors = _factors(config, images, [QUANTITIES[name] for name in names])
+  sizes = [factor.num_labels for factor in factors]
+  num = math.prod(sizes)
+  parts = zip(*np.unravel_index(np.arange(num), sizes), strict=True)
+  only = factors[0] if len(factors) == 1 else None
   sde = make_sde(config.sde)
-  bins = config.data.num_controls
   return Images(
-    images=data.images,
-    conditions=data.labels,
-    sample_shape=data.images.shape[1:],
-    controls=np.arange(bins, dtype=np.int32),
-    num_conditions=digits_data.NUM_CLASSES,
-    measure=measure,
-    edges=oracles.quantile_edges(values, bins),
-    property_name=property_name,
-    control_names=tuple(f"y = {i}" for i in range(bins)),
-    splits=tuple(labelled.split(len(data.images), seed=config.seed)),
+    images=images,
+    conditions=conditions,
+    factors=factors,
+    sample_shape=images.shape[1:],
+    controls=np.arange(num, dtype=np.int32),
+    num_conditions=10,
+    measure=only.quantity.measure if only else None,
+    edges=only.edges if only else np.zeros(0),
+    property_name=only.quantity.name if only else "",
+    control_names=tuple(
+      f"y = {', '.join(str(label) for label in part)}" for part in parts
+    ),
     sde=sde,
     kernel=make_kernel(config.kernel, sde),
-    network=DiT(num_classes=digits_data.NUM_CLASSES, **config.model),
+    network=DiT(num_classes=10, **config.model),
   )
+
+
+def _factors(
+  config: ConfigDict, images: np.ndarray, quantities: Sequence[Quantity]
+) -> tuple[Factor, ...]:
+  """Bins of equal shares; the images are divided among the factors."""
+  shares = [f / len(quantities) for f in FRACTIONS] * len(quantities)
+  pieces = labelled.split(len(images), seed=config.seed, fractions=shares)
+  factors = []
+  for i, quantity in enumerate(quantities):
+    values = np.asarray(quantity.measure(jnp.asarray(images)))
+    edges = oracles.quantile_edges(values, config.data.num_controls)
+    splits = tuple(pieces[3 * i : 3 * i + 3])
+    factors.append(Factor(quantity=quantity, edges=edges, splits=splits))
+  return tuple(factors)

@@ -5,10 +5,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax.datasets import oracles
 from experiments.exact import Exact
 from experiments.images import Images
 from experiments.judges import Judge
@@ -25,15 +23,13 @@ class Instruments(NamedTuple):
 
 
 def of_images(problem: Images, independent: Judge) -> Instruments:
-  """Oracle and independent classifier."""
-  edges = jnp.asarray(problem.edges)
+  """Oracle, which need not be traceable, and independent classifier."""
 
   def verdict(x):
-    label = oracles.bin_of(problem.measure(x), edges)
-    return jax.nn.one_hot(label, problem.num_controls)
+    return np.asarray(jax.nn.one_hot(problem.label(x), problem.num_controls))
 
   return Instruments(
-    _in_chunks(verdict),
+    verdict,
     _in_chunks(lambda x: independent.logits_fn(x).argmax(-1)),
     _in_chunks(independent.features_fn),
   )

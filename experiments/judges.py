@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Classifiers of y: trained on pairs (x, y), calibrated, and judged."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +16,7 @@ from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.types import LossFn, RewardFn
 from experiments import keys, loop
-from experiments.images import Images
+from experiments.images import Factor
 
 
 class Judge(NamedTuple):
@@ -30,7 +30,8 @@ class Judge(NamedTuple):
 
 
 def train(
-  problem: Images,
+  images: np.ndarray,
+  factor: Factor,
   config: ConfigDict,
   *,
   train: np.ndarray,
@@ -45,7 +46,8 @@ def train(
   """Trains on one split, fits the temperature on another, tests on a third.
 
   Args:
-    problem: gives images and labels.
+    images: [N, height, width, channels].
+    factor: labels them.
     config: config.classifier or config.independent.
     train: indices of images.
     calibration: indices of images.
@@ -59,15 +61,15 @@ def train(
   Raises:
     ValueError: a label outside the controls.
   """
-  images = jnp.asarray(problem.images)
-  labels = problem.label(images)
-  rewards.check_labels(labels, problem.num_controls, name="y")
-  network = _network(problem, config, images[train])
-  pairs = {"x": problem.images[train], "y": labels[train]}
+  labels = factor.label(images)
+  rewards.check_labels(labels, factor.num_labels, name="y")
+  every = jnp.asarray(images)
+  network = _network(factor, config, every[train])
+  pairs = {"x": images[train], "y": labels[train]}
   trained = loop.fit(
     stage,
     learner.make_learner(_loss(network, config.noise), optimizer, ema_decay=0),
-    jax.jit(network.init)(keys.stage_key(seed, f"{stage}/init"), images[:1]),
+    jax.jit(network.init)(keys.stage_key(seed, f"{stage}/init"), every[:1]),
     labelled.batches(pairs, seed=seed, batch_size=batch_size).__getitem__,
     batch_size=batch_size,
     seed=seed,
@@ -84,7 +86,7 @@ def train(
     _, sown = network.apply(params, x, mutable="intermediates")
     return jax.tree.leaves(sown)[0]
 
-  logits = np.asarray(jax.jit(logits_fn)(images))
+  logits = np.asarray(jax.jit(logits_fn)(every))
   temperature = classifier.fit_temperature(
     logits[calibration], labels[calibration]
   )
@@ -93,14 +95,50 @@ def train(
   return Judge(reward_fn, logits_fn, features_fn, metrics, curves)
 
 
+def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
+  """The classifier of y = (y1, ..., yn), given one of each factor.
+
+  Args:
+    judges: of the factors, which are independent given x; the first varies
+      slowest in y, as in `rewards.factors`.
+    sizes: number of labels of each.
+  """
+  if len(judges) == 1:
+    return judges[0]
+
+  def logits_fn(x: jax.Array) -> jax.Array:
+    total = jnp.zeros((len(x), 1))
+    for judge in judges:
+      more = jax.nn.log_softmax(judge.logits_fn(x))
+      total = (total[:, :, None] + more[:, None, :]).reshape(len(x), -1)
+    return total
+
+  return Judge(
+    rewards.factors([judge.reward_fn for judge in judges], sizes),
+    logits_fn,
+    lambda x: jnp.concatenate([j.features_fn(x) for j in judges], axis=-1),
+    {
+      f"{name}_{i}": value
+      for i, judge in enumerate(judges, start=1)
+      for name, value in judge.metrics.items()
+    },
+    {},  # no one curve is theirs
+  )
+
+
 def _network(
-  problem: Images, config: ConfigDict, images: jax.Array
+  factor: Factor, config: ConfigDict, images: jax.Array
 ) -> Classifier:
-  features = (problem.measure,) if config.feature_gain else ()
+  features = (factor.quantity.feature,) if config.feature_gain else ()
   shift, scale = classifier.standardisation(features, images)
-  scale = tuple(s / config.feature_gain for s in scale)
+  scale = jax.tree.map(lambda s: s / config.feature_gain, scale)
   return Classifier(
-    problem.num_controls, tuple(config.hidden), features, shift, scale
+    factor.num_labels,
+    tuple(config.hidden),
+    features,
+    shift,
+    scale,
+    config.pixels,
   )
 
 

@@ -5,6 +5,8 @@ An exact problem comes with both; on images a run trains them, and a second
 classifier that only watches.
 """
 
+import hashlib
+import json
 import pathlib
 import time
 from collections.abc import Callable
@@ -20,7 +22,7 @@ from ctrl_jax.datasets import labelled
 from ctrl_jax.objectives import denoising
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import EpsFn, Params, RewardFn
-from experiments import instruments, judges, keys, loop, policies
+from experiments import instruments, judges, keys, loop, policies, workdir
 from experiments.algorithms import adam
 from experiments.exact import Exact
 from experiments.images import Images
@@ -100,8 +102,15 @@ def train(this: Run, problem: Images, timed: Clock) -> Learned:
 
 
 def prior(this: Run, problem: Images) -> Params:
-  """Trains the pre-trained model p_pre(x | c); returns its averaged weights."""
+  """Trains the pre-trained model p_pre(x | c); returns its averaged weights.
+
+  Raises:
+    ValueError: config.prior.dir has another one.
+  """
   config = this.config.prior
+  settings = loop_settings(this, config)
+  if config.dir:
+    settings["workdir"] = _shared(this, problem)
   loss_fn = denoising.make_loss(problem.eps, problem.sde)
   trained = loop.fit(
     "prior",
@@ -115,34 +124,59 @@ def prior(this: Run, problem: Images) -> Params:
       batch_size=config.batch_size,
     ).__getitem__,
     live=("loss",),
-    **loop_settings(this, config),
+    **settings,
   )
   return jax.device_get(trained.ema_params)
+
+
+def _shared(this: Run, problem: Images) -> pathlib.Path:
+  """The folder where several runs find one prior, tied to all it comes from."""
+  folder = pathlib.Path(this.config.prior.dir)
+  config = json.loads(this.config.to_json())
+  content = hashlib.blake2b(digest_size=8)
+  for array in (problem.images, problem.conditions):
+    content.update(array.tobytes())
+  origin = {name: config[name] for name in ("seed", "sde", "model", "prior")}
+  workdir.tie(
+    folder,
+    {**origin, "data": {"digest": content.hexdigest()}},
+    file="prior.json",
+    what="prior",
+    field="config.prior.dir",
+  )
+  return folder
 
 
 def classifier(this: Run, problem: Images, stage: str) -> Judge:
   """The classifier that gives the reward, or the one that only watches.
 
   Both see pairs (x, y) alone: c is never used, as y is independent of c given
-  x. The second sees none of the first one's images, and pixels only, so that
-  it is not deceived by what deceives the first.
+  x. Of several factors each has a classifier of its own. The second sees none
+  of the first one's images, and pixels only, so that it is not deceived by
+  what deceives the first.
   """
-  train, calibration, test = problem.splits
-  if stage == "independent":
-    held_out = np.concatenate([calibration, test])
-    calibration, test = np.array_split(train, 2)
-    train = held_out
   config = this.config[stage]
-  return judges.train(
-    problem,
-    config,
-    train=train,
-    calibration=calibration,
-    test=test,
-    stage=stage,
-    optimizer=adam(config.learning_rate, config),
-    **loop_settings(this, config),
-  )
+  trained = []
+  for number, factor in enumerate(problem.factors, start=1):
+    train, calibration, test = factor.splits
+    if stage == "independent":
+      held_out = np.concatenate([calibration, test])
+      calibration, test = np.array_split(train, 2)
+      train = held_out
+    several = len(problem.factors) > 1
+    judge = judges.train(
+      problem.images,
+      factor,
+      config,
+      train=train,
+      calibration=calibration,
+      test=test,
+      stage=f"{stage}_{number}" if several else stage,
+      optimizer=adam(config.learning_rate, config),
+      **loop_settings(this, config),
+    )
+    trained.append(judge)
+  return judges.joint(trained, [f.num_labels for f in problem.factors])
 
 
 def loop_settings(this: Run, config: ConfigDict) -> dict[str, Any]:

@@ -30,7 +30,8 @@ class Problem:
   controls: np.ndarray  # values of y that are evaluated: int32 labels, or reals
   control_names: tuple[str, ...]
   property_name: str
-  measure: Callable[[jax.Array], jax.Array] | None  # samples -> [N]
+  # Samples -> [N], on the host; None where y has no one quantity.
+  measure: Callable[[jax.Array], jax.Array | np.ndarray] | None
   edges: np.ndarray  # bounds of the measured quantity that define y, or none
 
   @property

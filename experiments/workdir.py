@@ -19,7 +19,7 @@ from experiments.configs.rules import flatten
 
 # What may change between runs of a folder, because results do not depend on
 # it, but for rounding in the case of devices.
-FREE = {"devices", "data.dir"}
+FREE = {"devices", "data.dir", "prior.dir"}
 FREE_ENDINGS = ("log_every", "save_every")
 
 
@@ -76,23 +76,47 @@ def prepare(workdir: pathlib.Path, config: ConfigDict) -> None:
     ValueError: the folder holds a run of another config.
     OSError: the folder cannot be made or written.
   """
-  path = workdir / "config.json"
   new = json.loads(config.to_json())  # tuples become lists, as in the file
-  begun = any((workdir / f).exists() for f in ("checkpoints", "results.json"))
+  tie(workdir, new, file="config.json", what="run", field="workdir")
+
+
+def tie(
+  folder: pathlib.Path,
+  new: dict[str, Any],
+  *,
+  file: str,
+  what: str,
+  field: str,
+) -> None:
+  """Ties a folder to what its checkpoints come from, as `prepare` does.
+
+  Args:
+    folder: made if need be.
+    new: what they come from, of JSON's types.
+    file: where in the folder that is written.
+    what: the folder holds, for an error.
+    field: of the command line that names the folder, for an error.
+
+  Raises:
+    ValueError: the folder is tied to something else.
+    OSError: it cannot be made or written.
+  """
+  path = folder / file
+  begun = any((folder / f).exists() for f in ("checkpoints", "results.json"))
   if begun and path.exists():
     try:
       found = differences(json.loads(path.read_text()), new)
     except ValueError as error:
-      raise ValueError(f"{path} is no JSON: use another --workdir") from error
+      raise ValueError(f"{path} is no JSON: use another --{field}") from error
     if found:
       raise ValueError(
-        f"{workdir} holds a run of another config: {'; '.join(found)}; "
-        "use another --workdir"
+        f"{folder} holds a {what} of another config: {'; '.join(found)}; "
+        f"use another --{field}"
       )
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_json(path, new)
   except OSError as error:
     raise OSError(
-      f"{workdir} cannot be written ({error.strerror}): use another --workdir"
+      f"{folder} cannot be written ({error.strerror}): use another --{field}"
     ) from error

@@ -55,6 +55,21 @@ def test_features_without_their_scales_are_refused():
     classifier.standardisation((oracles.ink,), jnp.ones((3, 2, 2, 1)))
 
 
+def test_features_of_several_numbers_and_no_pixels():
+  images = jax.random.normal(jax.random.key(0), (50, 4, 4, 1))
+  columns = lambda x: x[:, :3, 0, 0] * jnp.array([[1.0, 5.0, 0.1]]) + 7
+  features = (oracles.ink, columns)
+  shift, scale = classifier.standardisation(features, images)
+  network = classifier.Classifier(4, (), features, shift, scale, pixels=False)
+  # The identity: logits are what the network sees.
+  dense = {"kernel": jnp.eye(4), "bias": jnp.zeros(4)}
+  seen = network.apply({"params": {"MLP_0": {"Dense_0": dense}}}, images)
+  np.testing.assert_allclose(seen.mean(0), np.zeros(4), atol=1e-4)
+  np.testing.assert_allclose(seen.std(0), np.ones(4), rtol=1e-4)
+  with pytest.raises(ValueError, match="pixels or a feature"):
+    classifier.Classifier(4, pixels=False).init(jax.random.key(0), images)
+
+
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
 def test_gradients_are_finite_at_constant_images(value):
   network = classifier.Classifier(

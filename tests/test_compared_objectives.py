@@ -26,7 +26,9 @@ def test_updates_use_up_the_same_budget():
 @pytest.mark.slow
 def test_the_best_rate_of_the_first_seed_is_used_for_all(monkeypatch):
   smoke = mixture.get_config("smoke")
-  monkeypatch.setattr(objectives.mixture, "get_config", smoke.copy_and_resolve_references)
+  monkeypatch.setattr(
+    objectives.mixture, "get_config", smoke.copy_and_resolve_references
+  )
   monkeypatch.setattr(recipe, "CHAINS", 300)
   monkeypatch.setattr(objectives, "RATES", (1e-6, 1e-2))
   found = objectives.compare(["path_consistency"], [5], updates=9, gamma=1.0)

@@ -35,13 +35,14 @@ from jaxtyping import Array, Float, Int
 
 from ctrl_jax.models.mlp import MLP
 
-FeatureFn = Callable[[jax.Array], jax.Array]  # images [B, ...] -> [B]
+FeatureFn = Callable[[jax.Array], jax.Array]  # images -> [B] or [B, F]
+Moments = float | tuple[float, ...]  # of a feature: F numbers, or the one
 Table = Float[Array, "n classes"] | Float[np.ndarray, "n classes"]
 Targets = Int[Array, "n"] | Int[np.ndarray, "n"]
 
 
 class Classifier(nn.Module):
-  """MLP on the pixels and a few measured features, standardised.
+  """MLP on the pixels and measured features, standardised.
 
   A feature that carries the label, such as the mean intensity, need not be
   learned from pixels; the smaller its `scale`, the more it counts. All is
@@ -50,45 +51,57 @@ class Classifier(nn.Module):
   Attributes:
     num_classes: number of labels.
     hidden: widths of the hidden layers.
-    features: functions images [B, ...] -> [B]; may be empty.
-    shift: subtracted from each feature, for instance its mean.
-    scale: divides each feature then, for instance its standard deviation.
+    features: functions images [B, ...] -> [B] or [B, F]; may be empty.
+    shift: subtracted from each feature, for instance its means [F].
+    scale: divides each feature then, for instance its standard deviations.
+    pixels: whether the MLP sees them. Where features say all about y, pixels
+      only let it learn the training images by heart.
   """
 
   num_classes: int
   hidden: Sequence[int] = (128, 128)
   features: Sequence[FeatureFn] = ()
-  shift: Sequence[float] = ()
-  scale: Sequence[float] = ()
+  shift: Sequence[Moments] = ()
+  scale: Sequence[Moments] = ()
+  pixels: bool = True
 
   @nn.compact
   def __call__(self, x: Float[Array, "b ..."]) -> Float[Array, "b num_classes"]:
     """Returns logits.
 
     Raises:
-      ValueError: features, shift and scale of different lengths.
+      ValueError: features, shift and scale of different lengths, or neither
+        pixels nor features.
     """
-    inputs = [x.reshape(x.shape[0], -1)]
+    inputs = [x.reshape(x.shape[0], -1)] if self.pixels else []
     rows = zip(self.features, self.shift, self.scale, strict=True)
-    for feature, shift, scale in rows:
-      inputs.append((feature(x)[:, None] - shift) / scale)
+    for feature, *moments in rows:
+      value = feature(x).reshape(x.shape[0], -1)
+      shift, scale = (np.array(m, np.float32).reshape(1, -1) for m in moments)
+      inputs.append((value - shift) / scale)
+    if not inputs:
+      raise ValueError("a classifier needs pixels or a feature to look at")
     return MLP(self.hidden, self.num_classes)(jnp.concatenate(inputs, -1))
 
 
 def standardisation(
   features: Sequence[FeatureFn], images: Float[Array, "n ..."]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+) -> tuple[tuple[Moments, ...], tuple[Moments, ...]]:
   """(shift, scale) that give each feature mean 0 and deviation 1 on images.
 
   Raises:
     ValueError: a feature that is constant on the images.
   """
   values = [feature(images) for feature in features]
-  shift = tuple(float(jnp.mean(value)) for value in values)
-  scale = tuple(float(jnp.std(value)) for value in values)
-  if not all(s > 0 for s in scale):
+  shift = tuple(_numbers(jnp.mean(value, axis=0)) for value in values)
+  scale = tuple(_numbers(jnp.std(value, axis=0)) for value in values)
+  if not all(np.all(np.array(moments) > 0) for moments in scale):
     raise ValueError(f"a feature is constant: standard deviations {scale}")
   return shift, scale
+
+
+def _numbers(moments: jax.Array) -> Moments:
+  return tuple(np.atleast_1d(np.asarray(moments)).tolist())
 
 
 def log_probs(

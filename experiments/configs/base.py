@@ -34,6 +34,7 @@ def _classifier(**settings: Any) -> dict[str, Any]:
     | {
       "hidden": (128, 128),  # widths of the hidden layers
       "noise": 0.05,  # std of Gaussian noise on images, in units of x
+      "pixels": True,  # seen by it
       "feature_gain": 3.0,  # weight of the measured quantity as input; 0: none
     }
     | settings
@@ -113,9 +114,11 @@ def get_config() -> ConfigDict:
     | {
       "problem": {"name": "digits"},  # the family that families.py makes
       "data": {
-        "dir": "",  # folder of data sets; "": in the workdir
-        "control": "ink",  # quantity that y bins: ink or slant
-        "num_controls": 4,  # values of y
+        "dir": "",  # folder with the data; "": the data set's default
+        "num_images": 0,  # the first so many; 0: all
+        "control": "ink",  # quantity that y bins: ink, slant or jpeg
+        "second_control": "",  # of a second, independent factor; "": none
+        "num_controls": 4,  # values of y, or of each of its factors
       },
       "model": {  # DiT
         "dims": 64,  # width
@@ -126,6 +129,7 @@ def get_config() -> ConfigDict:
       "prior": _optimiser(
         learning_rate=2e-3,
         ema_decay=0.998,  # of the averaged weights that are sampled from
+        dir="",  # where its checkpoints are, for several runs; "": the workdir
       ),
       "classifier": _classifier(),  # gives the reward
       "independent": _classifier(feature_gain=0.0),  # only watches

@@ -36,6 +36,7 @@ RULES: dict[str, Rule] = {
   "eta": (lambda v: 0 < v <= 1, _NEEDS_NOISE),
   "power": _POSITIVE,
   "t_min": _FRACTION,
+  "num_images": _NOT_NEGATIVE,
   "num_controls": (lambda v: v >= 2, "use 2 or more"),
   "dims": _AT_LEAST_1,
   "num_layers": _AT_LEAST_1,
@@ -86,7 +87,8 @@ RULES: dict[str, Rule] = {
 CHOICES = {
   "sde.name": ("vp", "ve"),
   "kernel.name": ("ddim", "ddpm", "euler_maruyama"),
-  "data.control": ("ink", "slant"),
+  "data.control": ("ink", "slant", "jpeg"),
+  "data.second_control": ("", "ink", "slant", "jpeg"),
   "control.adapt": ("none", "lora", "full"),
   "control.objective": (
     "ctrl",

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""The size of an image as a JPEG file: an oracle, and a smooth account of it.
+
+`size` compresses for real and counts bytes. That has no gradient, so it can
+label and judge but not teach. `code_lengths` is what a classifier may look
+at instead. JPEG (ITU-T T.81) cuts an image into blocks of 8x8 pixels, takes
+each one's cosine transform, divides coefficient (u, v) by q_uv, rounds, and
+spends on an integer n about log2(1 + |n|) bits for its magnitude and some for
+the code that announces it, nothing on most zeros. Without the rounding,
+
+    l_uv = sum over blocks of log2(1 + |z_uv|),                           (1)
+    |z| ~ sqrt(z^2 + e^2) - e,   z_uv = (cosine transform)_uv / q_uv.
+
+On Fashion-MNIST at quality 95 the best linear combination of the 64 numbers
+l_uv misses the true size by 7 bytes (standard deviation), where sizes vary
+by 115.
+
+Images have shape [N, height, width, 1] with values in [-1, 1]; what lies
+outside is clipped, as it is in a file.
+"""
+
+import functools
+import io
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Float32
+from PIL import Image
+
+QUALITY = 95
+_BLOCK = 8
+# e of equation (1), in quantisation steps. Without it the features have kinks
+# where coefficients vanish, as most do on a plain ground, and a chain that is
+# steered by their gradients is erratic.
+_SMOOTHING = 0.5
+
+Images = (
+  Float[Array, "n height width 1"] | Float[np.ndarray, "n height width 1"]
+)
+
+
+def size(images: Images) -> Float32[np.ndarray, "n"]:
+  """Bytes of each image as a grey JPEG file of quality 95, [N].
+
+  NaN where a pixel is not finite. About 10,000 images of 28x28 a second.
+  """
+  pixels = np.asarray(images, np.float32)[..., 0]
+  finite = np.isfinite(pixels).all((1, 2))
+  grey = (np.nan_to_num(pixels).clip(-1, 1) + 1) * 127.5
+  bytes_of = [len(_encode(one)) for one in np.rint(grey).astype(np.uint8)]
+  return np.where(finite, np.array(bytes_of, np.float32), np.float32(np.nan))
+
+
+def code_lengths(images: Images) -> Float[Array, "n 64"]:
+  """Equation (1), row by row of (u, v), summed over blocks; bits, [N, 64]."""
+  x = jnp.asarray(images)[..., 0]
+  grey = (jnp.clip(x, -1, 1) + 1) * 127.5 - 128
+  rows, columns = (_transform(n) for n in grey.shape[1:])
+  blocks = len(rows) // _BLOCK, len(columns) // _BLOCK
+  z = jnp.einsum("uh,nhw,vw->nuv", rows, grey, columns)
+  z = z / np.tile(_quantisation(), blocks)[None]
+  bits = jnp.log2(1 + jnp.sqrt(z**2 + _SMOOTHING**2) - _SMOOTHING)
+  by_block = bits.reshape(-1, blocks[0], _BLOCK, blocks[1], _BLOCK)
+  return by_block.sum((1, 3)).reshape(-1, _BLOCK**2)
+
+
+def _encode(grey: np.ndarray) -> bytes:
+  file = io.BytesIO()
+  Image.fromarray(grey).save(file, "JPEG", quality=QUALITY)
+  return file.getvalue()
+
+
+@functools.cache
+def _quantisation() -> np.ndarray:
+  """The steps q of every coefficient, float32 [8, 8], as the encoder has them.
+
+  Read from a file of its own making rather than from the standard, which
+  leaves the table to the encoder.
+  """
+  grey = np.zeros((_BLOCK, _BLOCK), np.uint8)
+  with Image.open(io.BytesIO(_encode(grey))) as image:
+    table = image.quantization[0]  # type: ignore[attr-defined]
+  return np.array(table, np.float32).reshape(_BLOCK, _BLOCK)
+
+
+@functools.cache
+def _transform(side: int) -> np.ndarray:
+  """Pixels along a side -> coefficients of its blocks, float32 [8 B, side].
+
+  The last block is filled up with copies of the last pixel.
+  """
+  k = np.arange(_BLOCK)
+  cosines = np.cos((2 * k + 1) * k[:, None] * np.pi / (2 * _BLOCK)) / 2
+  cosines[0] /= np.sqrt(2)
+  blocks = -(-side // _BLOCK)
+  fill = np.eye(side)[np.minimum(np.arange(blocks * _BLOCK), side - 1)]
+  return (np.kron(np.eye(blocks), cosines) @ fill).astype(np.float32)

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files from the web, whole and checked, with a progress bar."""
+
+import hashlib
+import os
+import pathlib
+import tempfile
+import urllib.request
+
+import tqdm
+
+_PART = 2**16  # bytes read at a time
+_PATIENCE = 30  # seconds without an answer
+
+
+def fetch(url: str, path: pathlib.Path, *, md5: str) -> None:
+  """Downloads a file unless it is there already.
+
+  It is written beside its place and moved there when its checksum is right,
+  so that a file of that name is always whole.
+
+  Args:
+    url: where it comes from.
+    path: where it goes; folders are made.
+    md5: its checksum in hexadecimal digits.
+
+  Raises:
+    OSError: it cannot be had, or written.
+    ValueError: what came is not what was expected.
+  """
+  if path.exists():
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+  try:
+    with os.fdopen(descriptor, "wb") as file:
+      digest = _copy(url, file, path.name)
+    if digest != md5:
+      raise ValueError(
+        f"{url} gave a file of MD5 {digest} instead of {md5}: try again, or "
+        f"put the right one at {path}"
+      )
+    os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone
+    os.replace(temporary, path)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+
+
+def _copy(url, file, name):
+  """Copies the content of a URL to an open file; returns its MD5."""
+  digest = hashlib.md5(usedforsecurity=False)
+  try:
+    with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
+      total = int(answer.headers.get("Content-Length", 0)) or None
+      with tqdm.tqdm(desc=name, total=total, unit="B", unit_scale=True) as bar:
+        while part := answer.read(_PART):
+          file.write(part)
+          digest.update(part)
+          bar.update(len(part))
+  except OSError as error:
+    raise OSError(
+      f"{url} cannot be downloaded ({error}): put the file into a folder and "
+      "name it by --config.data.dir, or try again"
+    ) from error
+  return digest.hexdigest()
