@@ -219,20 +219,6 @@ def cell_labels(num: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
   return index // problem.num_controls, y
 
 
-def best_of(
-  samples: np.ndarray, log_likelihood: np.ndarray, *, n: int
-) -> Cells:
-  """For each (c, y) the likeliest of every n samples of the reference."""
-  groups = len(samples) // n
-  log_p = log_likelihood[: groups * n]
-  log_p = log_p.reshape(groups, n, *log_p.shape[1:])  # [g, n, C, Y]
-  choice = log_p.argmax(1)  # [g, C, Y]
-  rows = np.arange(groups)[:, None, None] * n + choice
-  conditions = np.arange(samples.shape[1])[None, :, None]
-  best = log_p.max(1)
-  return Cells(samples[rows, conditions], np.zeros_like(best), best)
-
-
 def weighted(values: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
   """Self-normalised mean over the first axis of values [n, C, Y] -> [C, Y]."""
   weights = np.exp(log_weights - log_weights.max(0))

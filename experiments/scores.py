@@ -5,15 +5,9 @@ Samples are weighted within each (c, y) and all (c, y) count equally. Accuracy
 is judged by the oracle; an independent classifier's verdict stands beside it,
 because a sampler that has learned to deceive the classifier of its reward
 looks good to that one only.
-
-Best of n needs no chain to know its KL: choosing the largest of n independent
-rewards has density n F(r)^(n-1) against the reference, F being their
-distribution function, hence (Stiennon et al., arXiv 2009.01325)
-
-    KL = log n - (n - 1) / n     nats, where rewards have no ties.        (1)
 """
 
-import math
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import metrics, paths
+from ctrl_jax.guidance import best_of_n
 from ctrl_jax.metrics import Estimate
 from experiments import evaluation, keys
 from experiments.evaluation import Cells, Chains, Reference
@@ -76,8 +71,8 @@ def methods(
   kl = chains.step_kl.sum(1).reshape(shape)
   tuned_ess, tuned_tail = _ess(log_w - table), _tail(log_w - table)
 
-  chosen = evaluation.best_of(reference.samples, log_p, n=best_of)
-  chosen_kl = math.log(best_of) - (best_of - 1) / best_of
+  chosen = _best_of(reference.samples, log_p, n=best_of)
+  chosen_kl = best_of_n.kl(best_of)
 
   def gap(objective: np.ndarray) -> Estimate:
     return _gap(reference.mean_log_evidence, objective)
@@ -121,6 +116,19 @@ def methods(
       chosen.log_likelihood[:, :, 0].size * best_of,
     ),
   }
+
+
+def _best_of(
+  samples: np.ndarray, log_likelihood: np.ndarray, *, n: int
+) -> Cells:
+  """For each (c, y) the likeliest of every n samples of the reference."""
+  choose = functools.partial(best_of_n.best, n=n)
+  each_y = jax.vmap(choose, in_axes=(None, 1), out_axes=1)
+  each_c = jax.vmap(each_y, in_axes=(1, 1), out_axes=1)
+  x, log_p = jax.device_get(
+    each_c(jnp.asarray(samples), jnp.asarray(log_likelihood))
+  )
+  return Cells(x, np.zeros_like(log_p), log_p)
 
 
 def _ess(normalised: np.ndarray) -> float:
