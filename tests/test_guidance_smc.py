@@ -93,11 +93,12 @@ def test_resampling_happens_where_it_is_asked_for():
   # What makes the two tests above worth something.
   adaptive, always = _repeated("reference"), _repeated("always")
   untwisted = _repeated("untwisted")
-  assert 2 < adaptive.ancestors.mean() < N
+  assert 2 < adaptive.ancestors.mean() < 0.8 * N
   assert always.ancestors.mean() < 0.8 * N
   assert adaptive.ess.shape == (REPEATS, KERNEL.num_steps + 1)
   assert adaptive.ess.min() > 0 and adaptive.ess.max() < 1.001
-  assert 0.01 < np.mean(adaptive.ess < 0.5) < 0.5
+  # Some four of the sixteen steps of a run resample: neither never nor always.
+  assert 2 < np.mean((adaptive.ess[:, :-1] < 0.9).sum(1)) < 8
   assert np.all(untwisted.ess[:, 0] > 0.999)
 
 

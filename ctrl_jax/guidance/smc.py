@@ -115,7 +115,8 @@ def sample(
     c: one condition [N], all entries equal, or None.
     y: one requested control [N], all entries equal.
     gamma: guidance strength of the target.
-    twist_fn: psi_k before the end; None: 0, so that nothing is resampled.
+    twist_fn: psi_k before the end; None: 0, so that the proposal's r_k alone
+      counts until then, and nothing does if it is the reference.
     threshold: resample where the effective sample size, as a fraction, is
       below it; 0 never does, 1 does at every step.
 
