@@ -5,7 +5,7 @@
 
 A class-conditional DiT is trained on the 8x8 images, a classifier on pairs
 (image, ink bin), and CTRL adds the ink bin, one of 4, as a control. Expected
-of seed 0, in seven to eight minutes on two CPU cores: gap 0.37 +- 0.02 nats,
+of seed 0, in seven minutes on two CPU cores: gap 0.37 +- 0.02 nats,
 effective sample size 51 %, oracle accuracy 88 % where the exact target has
 91 %.
 
