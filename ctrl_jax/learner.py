@@ -119,3 +119,28 @@ def make_learner(
     )
 
   return Learner(init, update)
+
+
+def from_loss(make_loss: Callable[..., LossFn]) -> Callable[..., Learner]:
+  """make_loss(policy, reward_fn, kernel, **settings) -> make_learner.
+
+  The result takes an optimizer after the kernel, and besides the settings of
+  make_loss `ema_decay`, 0.98 unless given, and `axis_name`; see `make_learner`.
+  """
+
+  def make(
+    policy: Any,
+    reward_fn: Any,
+    kernel: Any,
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.98,
+    axis_name: str | None = "batch",
+    **settings: Any,
+  ) -> Learner:
+    loss_fn = make_loss(policy, reward_fn, kernel, **settings)
+    return make_learner(
+      loss_fn, optimizer, ema_decay=ema_decay, axis_name=axis_name
+    )
+
+  return make

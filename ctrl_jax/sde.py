@@ -178,3 +178,24 @@ def reverse_drift(sde: SDE, x: jax.Array, t: jax.Array, eps: jax.Array) -> Any:
     eps: noise prediction at (x, t), of the shape of x.
   """
   return sde.drift(t) * x + sde.diffusion(t) ** 2 / sde.std(t) * eps
+
+
+def diffuse(
+  keys: jax.Array, x: jax.Array, sde: SDE, *, t_min: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Samples (2) at random times: t [B], eps and x_t [B, ...].
+
+  Args:
+    keys: one a sample [B].
+    x: x_0 [B, ...].
+    sde: gives alpha and std.
+    t_min: times are uniform between it and 1.
+  """
+
+  def one(key, x0):
+    time_key, noise_key = jax.random.split(key)
+    t = jax.random.uniform(time_key, minval=t_min, maxval=1.0)
+    eps = jax.random.normal(noise_key, x0.shape)
+    return t, eps, sde.alpha(t) * x0 + sde.std(t) * eps
+
+  return jax.vmap(one)(keys, x)

@@ -43,7 +43,7 @@ import jax.numpy as jnp
 from ctrl_jax import rewards
 from ctrl_jax.policy import Condition
 from ctrl_jax.sampling import PairFn, Predictions
-from ctrl_jax.sde import SDE
+from ctrl_jax.sde import SDE, diffuse
 from ctrl_jax.types import EpsFn, LossFn, Metrics, Params
 
 # (params, x_t [batch, ...], t [batch]) -> logits [batch, num_controls].
@@ -123,13 +123,7 @@ def make_loss(
   def loss_fn(
     params: Params, keys: jax.Array, batch: dict[str, jax.Array]
   ) -> tuple[jax.Array, Metrics]:
-    def diffuse(key, x0):
-      time_key, noise_key = jax.random.split(key)
-      t = jax.random.uniform(time_key, minval=t_min, maxval=1.0)
-      eps = jax.random.normal(noise_key, x0.shape)
-      return t, sde.alpha(t) * x0 + sde.std(t) * eps
-
-    t, x_t = jax.vmap(diffuse)(keys, batch["x"])
+    t, _, x_t = diffuse(keys, batch["x"], sde, t_min=t_min)
     logits, y = logits_fn(params, x_t, t), batch["y"]
     log_p = jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)
     loss = -log_p.mean()

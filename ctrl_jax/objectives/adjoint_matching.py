@@ -31,7 +31,6 @@ modes might have gone the other way.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ctrl_jax import learner, paths, transitions
 from ctrl_jax.kernels import Kernel
@@ -100,21 +99,5 @@ def make_loss(
   return loss_fn
 
 
-def make_learner(
-  policy: Policy,
-  reward_fn: RewardFn,
-  kernel: Kernel,
-  optimizer: optax.GradientTransformation,
-  *,
-  gamma: float,
-  sample_shape: tuple[int, ...],
-  ema_decay: float = 0.98,
-  axis_name: str | None = "batch",
-) -> learner.Learner:
-  """Adjoint matching as a Learner; see `learner.make_learner`."""
-  loss_fn = make_loss(
-    policy, reward_fn, kernel, gamma=gamma, sample_shape=sample_shape
-  )
-  return learner.make_learner(
-    loss_fn, optimizer, ema_decay=ema_decay, axis_name=axis_name
-  )
+# As a Learner: (policy, reward_fn, kernel, optimizer, **settings).
+make_learner = learner.from_loss(make_loss)

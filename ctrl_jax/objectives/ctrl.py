@@ -28,7 +28,6 @@ control that is off in the earlier steps.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ctrl_jax import learner, paths, sampling
 from ctrl_jax.kernels import Kernel
@@ -88,27 +87,5 @@ def make_loss(
   return loss_fn
 
 
-def make_learner(
-  policy: Policy,
-  reward_fn: RewardFn,
-  kernel: Kernel,
-  optimizer: optax.GradientTransformation,
-  *,
-  gamma: float,
-  sample_shape: tuple[int, ...],
-  backprop_steps: int | None = None,
-  ema_decay: float = 0.98,
-  axis_name: str | None = "batch",
-) -> learner.Learner:
-  """CTRL as a Learner; see `make_loss` and `learner.make_learner`."""
-  loss_fn = make_loss(
-    policy,
-    reward_fn,
-    kernel,
-    gamma=gamma,
-    sample_shape=sample_shape,
-    backprop_steps=backprop_steps,
-  )
-  return learner.make_learner(
-    loss_fn, optimizer, ema_decay=ema_decay, axis_name=axis_name
-  )
+# As a Learner: (policy, reward_fn, kernel, optimizer, **settings).
+make_learner = learner.from_loss(make_loss)

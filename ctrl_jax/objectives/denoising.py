@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.sde import SDE
+from ctrl_jax.sde import SDE, diffuse
 from ctrl_jax.types import LossFn, Metrics, Params
 
 
@@ -33,13 +33,7 @@ def make_loss(
   def loss_fn(
     params: Params, keys: jax.Array, batch: dict[str, jax.Array]
   ) -> tuple[jax.Array, Metrics]:
-    def corrupt(key, x0):
-      time_key, noise_key = jax.random.split(key)
-      t = jax.random.uniform(time_key, minval=t_min, maxval=1.0)
-      eps = jax.random.normal(noise_key, x0.shape)
-      return t, eps, sde.alpha(t) * x0 + sde.std(t) * eps
-
-    t, eps, x_t = jax.vmap(corrupt)(keys, batch["x"])
+    t, eps, x_t = diffuse(keys, batch["x"], sde, t_min=t_min)
     loss = jnp.mean((network(params, x_t, t, batch["c"]) - eps) ** 2)
     return loss, {"loss": loss}
 

@@ -128,31 +128,5 @@ def _log_evidence(log_w: jax.Array, given: jax.Array, group: int) -> jax.Array:
   return jax.lax.stop_gradient(jnp.repeat(means, group))
 
 
-def make_learner(
-  policy: Policy,
-  reward_fn: RewardFn,
-  kernel: Kernel,
-  optimizer: optax.GradientTransformation,
-  *,
-  gamma: float,
-  sample_shape: tuple[int, ...],
-  group: int = 0,
-  temper: Sequence[float] = (1.0,),
-  max_residual: float = 5.0,
-  ema_decay: float = 0.98,
-  axis_name: str | None = "batch",
-) -> learner.Learner:
-  """Path consistency as a Learner; see `make_loss`, `learner.make_learner`."""
-  loss_fn = make_loss(
-    policy,
-    reward_fn,
-    kernel,
-    gamma=gamma,
-    sample_shape=sample_shape,
-    group=group,
-    temper=temper,
-    max_residual=max_residual,
-  )
-  return learner.make_learner(
-    loss_fn, optimizer, ema_decay=ema_decay, axis_name=axis_name
-  )
+# As a Learner: (policy, reward_fn, kernel, optimizer, **settings).
+make_learner = learner.from_loss(make_loss)

@@ -115,15 +115,14 @@ def make_learner(
   def loss_fn(
     params: Params, keys: jax.Array, batch: dict[str, Any]
   ) -> tuple[jax.Array, Metrics]:
-    data = batch  # of collect_fn
-    pair_fn = policy.pair_fn(params, data["c"], data["y"])
-    found = transitions.compare(data["path"], kernel, pair_fn)
+    pair_fn = policy.pair_fn(params, batch["c"], batch["y"])
+    found = transitions.compare(batch["path"], kernel, pair_fn)
     ratio = jnp.exp(found.step_log_ratio)
     gain = jnp.minimum(
-      ratio * data["advantage"],
-      jnp.clip(ratio, 1 - clip, 1 + clip) * data["advantage"],
+      ratio * batch["advantage"],
+      jnp.clip(ratio, 1 - clip, 1 + clip) * batch["advantage"],
     )
-    loss = (found.step_kl / data["sigma"][None] - gain).sum(0).mean()
+    loss = (found.step_kl / batch["sigma"][None] - gain).sum(0).mean()
     return loss, {"largest_ratio": ratio.max()}
 
   return learner.make_learner(

@@ -28,7 +28,6 @@ target is not rare: with gamma = 10 hardly a path of a batch has any weight.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from ctrl_jax import learner, paths, transitions
 from ctrl_jax.kernels import Kernel
@@ -100,29 +99,5 @@ def make_loss(
   return loss_fn
 
 
-def make_learner(
-  policy: Policy,
-  reward_fn: RewardFn,
-  kernel: Kernel,
-  optimizer: optax.GradientTransformation,
-  *,
-  gamma: float,
-  sample_shape: tuple[int, ...],
-  behaviour: str = "policy",
-  max_weight: float = 20.0,
-  ema_decay: float = 0.98,
-  axis_name: str | None = "batch",
-) -> learner.Learner:
-  """Reward-weighted likelihood as a Learner; see `learner.make_learner`."""
-  loss_fn = make_loss(
-    policy,
-    reward_fn,
-    kernel,
-    gamma=gamma,
-    sample_shape=sample_shape,
-    behaviour=behaviour,
-    max_weight=max_weight,
-  )
-  return learner.make_learner(
-    loss_fn, optimizer, ema_decay=ema_decay, axis_name=axis_name
-  )
+# As a Learner: (policy, reward_fn, kernel, optimizer, **settings).
+make_learner = learner.from_loss(make_loss)
