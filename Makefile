@@ -11,7 +11,7 @@ ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
 
-.PHONY: help setup demo exactness format lint test-fast test lock clean
+.PHONY: help setup demo exactness compare format lint test-fast test lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -26,6 +26,9 @@ demo: setup ## train a control on digits and report how exact it is
 
 exactness: setup ## hold every exact problem against its answer; about 45 minutes
 	@$(BIN)/python -m experiments.exactness
+
+compare: setup ## hold every method against the same targets; several hours
+	@$(BIN)/python -m experiments.compare
 
 format: setup ## rewrite the code in the one style
 	@$(BIN)/ruff check --quiet --fix-only .

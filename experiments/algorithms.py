@@ -29,6 +29,16 @@ MAKE_LEARNER: dict[str, Callable[..., Learner]] = {
   "ppo": ppo.make_learner,
 }
 
+# How often an update evaluates the frozen network for each step of a chain; a
+# derivative with respect to x counts as two evaluations.
+EVALUATIONS = {
+  "ctrl": 4,  # 1 forward, 1 recomputed, 2 backward
+  "path_consistency": 3,  # 1 to sample, 2 to compare (once recomputed)
+  "adjoint_matching": 6,  # 1 to sample, 3 for the adjoint, 2 to regress
+  "reward_weighted": 3,  # as path_consistency
+  "ppo": 9,  # 1 to sample, 2 for each of 4 inner steps
+}
+
 
 def adam(
   learning_rate: float, config: ConfigDict, *, inner_steps: int = 1

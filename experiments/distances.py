@@ -20,8 +20,8 @@ from ctrl_jax.linear_quadratic import Law
 from experiments import evaluation, keys
 from experiments.evaluation import Cells
 from experiments.exact import Exact, Gaussian
+from experiments.methods import Method
 from experiments.problems import Problem
-from experiments.scores import Method
 
 PROJECTIONS = 64
 LARGEST = 4000  # samples of each (c, y) in a distance

@@ -6,9 +6,10 @@ import numpy as np
 
 from experiments import evaluation, keys
 from experiments.evaluation import Chains, Reference
+from experiments.methods import Method
 from experiments.problems import Problem
-from experiments.scores import Method
 
+TWINS = 4  # images of each (c, y) beside the reference's of the same noise
 DRAWN = 100  # images of each (c, y)
 POINTS = 1000  # vectors of each (c, y)
 
@@ -53,7 +54,7 @@ def arrays_of(
   if chains.twins is not None:
     for name, images in (("pretrained", chains.twins), ("ctrl", chains.x)):
       first = images.reshape(-1, *kl.shape[1:], *problem.sample_shape)
-      first = first[: evaluation.TWINS]
+      first = first[:TWINS]
       arrays[f"samples_{name}"] = first[..., 0].transpose(2, 1, 0, 3, 4)
   table = np.asarray(reference.log_evidence.mean)
   kernel = problem.kernel

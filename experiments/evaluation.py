@@ -24,13 +24,10 @@ from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params, RewardFn
 from experiments import keys, workdir
 from experiments.exact import Gaussian
-from experiments.images import Images
 from experiments.logs import Progress
 from experiments.problems import Problem
 
 Tree = Any
-
-TWINS = 4  # images of each (c, y) drawn beside the reference's
 
 
 class Reference(NamedTuple):
@@ -61,7 +58,8 @@ class Chains(NamedTuple):
 
 
 def run_chains(
-  function: Callable[[jax.Array, Tree], Tree],
+  function: Callable[[Params, jax.Array, Tree], Tree],
+  params: Params,
   labels: Tree,
   *,
   seed: int,
@@ -69,10 +67,11 @@ def run_chains(
   chunk: int,
   mesh: Mesh,
 ) -> Tree:
-  """function(keys, labels) over many chains, in chunks, on all devices.
+  """function(params, keys, labels) of many chains, in chunks, on all devices.
 
   Args:
     function: pure, batch first in and out.
+    params: the same for all chains, and no part of the compiled program.
     labels: tree of arrays [N]; the last chunk is padded.
     seed: with name, what the chains' keys derive from.
     name: of the evaluation; shown with its progress.
@@ -90,7 +89,7 @@ def run_chains(
     jax.shard_map(
       function,
       mesh=mesh,
-      in_specs=(batch, batch),
+      in_specs=(PartitionSpec(), batch, batch),
       out_specs=batch,
       check_vma=False,
     )
@@ -99,11 +98,12 @@ def run_chains(
     keys.example_keys(seed, name, padded),
     jax.tree.map(lambda a: np.resize(a, (padded,)), labels),
   )
+  params = parallel.replicate(params, mesh)
   parts = []
   progress = Progress(name, start=0, total=padded // chunk)
   for start in range(0, padded, chunk):
     part = jax.tree.map(lambda a, i=start: a[i : i + chunk], inputs)
-    parts.append(jax.device_get(mapped(*parallel.shard(part, mesh))))
+    parts.append(jax.device_get(mapped(params, *parallel.shard(part, mesh))))
     progress.advance({})
   progress.close()
   return jax.tree.map(lambda *a: np.concatenate(a)[:num], *parts)
@@ -140,7 +140,7 @@ def reference(
   else:
     conditions, repeats = problem.num_conditions, num // problem.num_conditions
 
-    def function(chain_keys, c):
+    def function(_, chain_keys, c):
       start = sampling.initial_noise(chain_keys, problem.sample_shape)
       x = sampling.rollout(chain_keys, start, problem.kernel, eps_fn(c)).x
       labels = [jnp.full(len(c), y) for y in problem.controls]
@@ -148,13 +148,21 @@ def reference(
 
     c = np.arange(repeats * conditions, dtype=np.int32) % conditions
     samples, log_p = run_chains(
-      function, c, seed=seed, name="reference", chunk=chunk, mesh=mesh
+      function, {}, c, seed=seed, name="reference", chunk=chunk, mesh=mesh
     )
     samples, log_p = (
       a.reshape(repeats, conditions, *a.shape[1:]) for a in (samples, log_p)
     )
     workdir.write_arrays(path, samples=samples, log_likelihood=log_p)
   return Reference(samples, log_p, *_log_evidence(problem, log_p, gamma))
+
+
+def at_gamma(problem: Problem, reference: Reference, gamma: float) -> Reference:
+  """The same samples with log Z of another target."""
+  log_p = reference.log_likelihood
+  return Reference(
+    reference.samples, log_p, *_log_evidence(problem, log_p, gamma)
+  )
 
 
 def _log_evidence(
@@ -182,10 +190,25 @@ def controlled(
   seed: int,
   chunk: int,
   mesh: Mesh,
+  name: str = "evaluate",
+  twins: int = 0,
 ) -> Chains:
-  """Chains of the policy, compared with the reference; y fastest, then c."""
+  """Chains of the policy, compared with the reference; y fastest, then c.
 
-  def function(chain_keys, labels):
+  Args:
+    problem: gives the kernel and every (c, y).
+    policy: what is sampled.
+    control: its parameters.
+    reward_fn: log p(y | x, c).
+    num: chains in all.
+    seed: with name, of their noise.
+    chunk: chains at a time.
+    mesh: all devices.
+    name: of the evaluation.
+    twins: of each (c, y), samples of the reference from the same noise.
+  """
+
+  def function(control, chain_keys, labels):
     c, y = labels
     start = sampling.initial_noise(chain_keys, problem.sample_shape)
     pair_fn = policy.pair_fn(control, c, y)
@@ -193,7 +216,7 @@ def controlled(
     log_p = reward_fn(chain.x, c, y)
     return chain.x, log_p, chain.log_ratio, chain.step_kl.T
 
-  def twin(chain_keys, labels):
+  def twin(control, chain_keys, labels):
     c, y = labels
     start = sampling.initial_noise(chain_keys, problem.sample_shape)
     pair_fn = policy.pair_fn(control, c, y)
@@ -202,13 +225,13 @@ def controlled(
     ).x
 
   c, y = cell_labels(num, problem)
-  run = functools.partial(run_chains, seed=seed, name="evaluate", mesh=mesh)
-  x, *rest = run(function, (c, y), chunk=chunk)
-  twins = None
-  if isinstance(problem, Images):
-    few = TWINS * problem.num_conditions * problem.num_controls
-    twins = run(twin, (c[:few], y[:few]), chunk=few)
-  return Chains(x, twins, *rest)
+  run = functools.partial(run_chains, seed=seed, name=name, mesh=mesh)
+  x, *rest = run(function, control, (c, y), chunk=chunk)
+  unguided = None
+  if twins:
+    few = twins * problem.num_conditions * problem.num_controls
+    unguided = run(twin, control, (c[:few], y[:few]), chunk=few)
+  return Chains(x, unguided, *rest)
 
 
 def cell_labels(num: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:

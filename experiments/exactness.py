@@ -9,20 +9,16 @@ continues. The table goes between the markers of docs/exactness.md.
 """
 
 import argparse
-import json
 import pathlib
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import tables
+from experiments import studies, tables
 
-CONFIGS = pathlib.Path("experiments/configs")
 PAGE = pathlib.Path("docs/exactness.md")
-BEGIN, END = "<!-- table: make exactness -->", "<!-- end of table -->"
 
 
 class Row(NamedTuple):
@@ -59,28 +55,6 @@ HEADINGS = (
 )
 
 
-def run(name: str, seed: int, root: pathlib.Path) -> Mapping[str, Any]:
-  """Results of one problem at one seed, run if need be.
-
-  Raises:
-    subprocess.CalledProcessError: the run failed; it has said why.
-  """
-  folder = root / f"{name}-{seed}"
-  command = [
-    sys.executable,
-    "-m",
-    "experiments.run",
-    f"--config={CONFIGS / ROWS[name].config}",
-    f"--config.problem.seed={seed}",
-    f"--workdir={folder}",
-  ]
-  if not (folder / "results.json").exists():
-    print(" ".join(command[1:]), flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-  results: Mapping[str, Any] = json.loads((folder / "results.json").read_text())
-  return results
-
-
 def cells(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[str]:
   """A line of the table, in the order of HEADINGS."""
   ctrl = [each["methods"]["ctrl"] for each in runs]
@@ -112,37 +86,6 @@ def cells(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[str]:
   return [*line, f"{wall:.0f}"]
 
 
-def table(
-  lines: Sequence[Sequence[str]],
-  seeds: Sequence[int],
-  example: Mapping[str, Any],
-) -> str:
-  """The Markdown between the markers; versions are those of one run."""
-  rows = [HEADINGS, ["---"] * len(HEADINGS), *lines]
-  found = ", ".join(f"{name} {v}" for name, v in example["versions"].items())
-  return "\n".join(
-    [
-      *("| " + " | ".join(row) + " |" for row in rows),
-      "",
-      f"Problem seeds {', '.join(map(str, seeds))}; {example['device']}; "
-      f"{found}.",
-    ]
-  )
-
-
-def write(text: str, page: pathlib.Path = PAGE) -> None:
-  """Replaces what is between the markers of a page.
-
-  Raises:
-    ValueError: the page has no markers.
-  """
-  old = page.read_text()
-  if BEGIN not in old or END not in old:
-    raise ValueError(f"{page} lacks the line {BEGIN} or {END}")
-  head, rest = old.split(BEGIN)
-  page.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}")
-
-
 def main() -> None:
   """Runs what the command line says and rewrites the table."""
   parser = argparse.ArgumentParser(
@@ -155,15 +98,20 @@ def main() -> None:
   root = pathlib.Path(arguments.workdir)
   lines, missed = [], []
   for name in arguments.only:
-    runs = [run(name, seed, root) for seed in arguments.seeds]
+    runs = [
+      studies.run(
+        ROWS[name].config, root / f"{name}-{seed}", f"problem.seed={seed}"
+      )
+      for seed in arguments.seeds
+    ]
     lines.append(cells(ROWS[name], runs))
     gaps = [each["methods"]["ctrl"]["gap"]["mean"] for each in runs]
     if np.mean(gaps) > ROWS[name].bar:
       missed.append(f"{name}: gap {np.mean(gaps):.4f} > {ROWS[name].bar}")
-  text = table(lines, arguments.seeds, runs[0])
+  text = studies.markdown(HEADINGS, lines, arguments.seeds, runs[0])
   print(text)
   if arguments.only == list(ROWS):
-    write(text)
+    studies.write(text, "make exactness", PAGE)
   sys.exit("\n".join(missed))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import distances, drawings, scores, workdir
+from experiments import distances, drawings, methods, scores, workdir
 from experiments.evaluation import Chains, Reference
 from experiments.pretraining import Learned, Run
 
@@ -38,7 +38,7 @@ def collect(
   # A head asks the classifier at every step, in training and in sampling.
   asked = 1 + problem.kernel.num_steps * bool(config.control.head)
   trained_on = config.control.num_steps * config.control.batch_size
-  methods = scores.methods(
+  found = methods.every(
     problem,
     reference,
     chains,
@@ -46,15 +46,15 @@ def collect(
     best_of=config.evaluate.best_of,
     reward_queries=trained_on * asked,
   )
-  exact = methods["pretrained_resampled"].cells
+  exact = found["pretrained_resampled"].cells
   log_z = reference.mean_log_evidence
   table = {
     name: scores.score(
       method, learned.looking, exact, log_z, gamma=gamma, seed=seed
     )
-    for name, method in methods.items()
+    for name, method in found.items()
   }
-  known = distances.measure(problem, methods, seed=seed)
+  known = distances.measure(problem, found, seed=seed)
   for name, entry in known.methods.items():
     table[name] |= entry
   for name, entry in table.items():
@@ -65,7 +65,7 @@ def collect(
     )
     entry["train_seconds"] = wall_seconds["control"] if basis == "ctrl" else 0.0
   arrays = drawings.arrays_of(
-    methods, problem, reference, chains, gamma=gamma, seed=seed
+    found, problem, reference, chains, gamma=gamma, seed=seed
   )
   workdir.write_arrays(
     this.workdir / "evaluation.npz", **arrays, **learned.reliability

@@ -45,6 +45,7 @@ class Run(NamedTuple):
 class Learned(NamedTuple):
   """What a control is trained with, and what judges its samples."""
 
+  prior: Params | None  # of the pre-trained network; None: an exact one
   reference_fn: Callable[[Any], EpsFn]  # c -> the pre-trained model
   reward_fn: RewardFn
   policy: Policy
@@ -73,6 +74,7 @@ class Clock:
 def given(this: Run, problem: Exact) -> Learned:
   """Prior and classifier of an exact problem, which need no training."""
   return Learned(
+    None,
     problem.reference_fn,
     problem.reward_fn,
     policies.on_exact(problem, this.config.control),
@@ -89,6 +91,7 @@ def train(this: Run, problem: Images, timed: Clock) -> Learned:
   rewarder = timed("classifier", classifier, problem, "classifier")
   independent = timed("independent", classifier, problem, "independent")
   return Learned(
+    params,
     lambda c: lambda x, t: problem.eps(params, x, t, c),
     rewarder.reward_fn,
     policies.on_images(

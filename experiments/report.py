@@ -19,6 +19,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import (
+  comparison_figures,
   finished,
   sample_figures,
   style,
@@ -124,6 +125,9 @@ def _images(run: finished.Run, folder: pathlib.Path) -> dict[str, str]:
   images = {}
   with matplotlib.rc_context(style.STYLE):
     drawn = _draw_samples(run) | _draw_training(run)
+    if compared := run.results.get("comparison"):
+      groups = {name: [entry] for name, entry in compared.items()}
+      drawn["comparison"] = comparison_figures.frontier(groups)
     for name, figure in drawn.items():
       buffer = io.BytesIO()
       figure.savefig(buffer, format="png")
@@ -146,6 +150,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     FileNotFoundError: workdir holds no results.json.
   """
   run = finished.load(workdir)
+  compared = {"methods": run.results.get("comparison") or {}}
   folder = workdir / "figures"
   folder.mkdir(exist_ok=True)
   environment = jinja2.Environment(
@@ -161,12 +166,21 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     tables={
       heading: (
         [c.heading for c in columns],
-        tables.cells(run.results, columns),
+        tables.cells(results, columns),
       )
-      for heading, columns in (
-        ("main", tables.COLUMNS),
-        ("more", tables.MORE_COLUMNS),
-        ("exact", tables.measured(run.results, tables.EXACT_COLUMNS)),
+      for heading, results, columns in (
+        ("main", run.results, tables.COLUMNS),
+        ("more", run.results, tables.MORE_COLUMNS),
+        (
+          "exact",
+          run.results,
+          tables.measured(run.results, tables.EXACT_COLUMNS),
+        ),
+        (
+          "compared",
+          compared,
+          tables.measured(compared, tables.COMPARED_COLUMNS),
+        ),
       )
     },
     warnings=tables.warnings(run.results),

@@ -2,7 +2,8 @@
 """The stages of a run: prior, classifier, control, evaluate.
 
 The same four for every problem, but that an exact one has its prior and its
-classifier given (`pretraining`). Each is a function of the problem and of what
+classifier given (`pretraining`), and a fifth, compare, where other methods are
+asked for. Each is a function of the problem and of what
 came before, trains through `loop.fit`, and continues from its newest
 checkpoint; a stage that is complete costs nothing when a run is run again.
 """
@@ -10,32 +11,25 @@ checkpoint; a stage that is complete costs nothing when a run is run again.
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import parallel
-from ctrl_jax.datasets import labelled
 from ctrl_jax.types import Params
 from experiments import (
-  algorithms,
+  comparison,
+  control,
+  drawings,
   evaluation,
   families,
-  keys,
-  loop,
   outputs,
   pretraining,
   speed,
 )
 from experiments.evaluation import Chains, Reference
 from experiments.exact import Exact
+from experiments.images import Images
 from experiments.logs import Log
-from experiments.pretraining import (
-  Clock,
-  Learned,
-  Run,
-  loop_settings,
-)
+from experiments.pretraining import Clock, Learned, Run
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
@@ -53,20 +47,24 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   else:
     learned = pretraining.train(this, problem, timed)
   reference = timed("reference", sample_reference, learned)
-  control = timed("control", train_control, learned, reference)
-  chains = timed("evaluate", sample_control, learned, control)
+  params = timed("control", control.train, learned, reference)
+  chains = timed("evaluate", sample_control, learned, params)
+  compared = {}
+  if config.compare.guidance:
+    compared = timed("compare", comparison.run, learned, reference, params)
   timed.seconds["total"] = sum(timed.seconds.values())
   speeds = speed.seconds_per_sample(
     problem,
     {
       "pretrained": lambda c, y: learned.reference_fn(c),
-      "ctrl": lambda c, y: learned.policy.eps_fn(control, c, y),
+      "ctrl": lambda c, y: learned.policy.eps_fn(params, c, y),
     },
     chunk=config.evaluate.chunk,
   )
-  return outputs.collect(
+  results = outputs.collect(
     this, learned, reference, chains, timed.seconds, speeds
   )
+  return {**results, "comparison": compared}
 
 
 def sample_reference(this: Run, learned: Learned) -> Reference:
@@ -85,39 +83,7 @@ def sample_reference(this: Run, learned: Learned) -> Reference:
   )
 
 
-def train_control(this: Run, learned: Learned, reference: Reference) -> Params:
-  """Trains the control; returns its averaged parameters."""
-  problem, config = this.problem, this.config.control
-  requests = problem.requests(np.asarray(reference.log_evidence.mean))
-  trained = loop.fit(
-    "control",
-    algorithms.control_learner(
-      problem, learned.policy, learned.reward_fn, this.config
-    ),
-    jax.jit(learned.policy.init)(
-      keys.stage_key(this.config.seed, "control/init")
-    ),
-    labelled.batches(
-      requests,
-      seed=this.config.seed,
-      batch_size=config.batch_size,
-      repeats=algorithms.group_size(config),
-    ).__getitem__,
-    live=("objective", "gap"),
-    **loop_settings(this, config),
-  )
-  return jax.device_get(trained.ema_params)
-
-
-def sample_control(this: Run, learned: Learned, control: Params) -> Chains:
-  """Chains of the tuned policy, compared with the reference."""
-  return evaluation.controlled(
-    this.problem,
-    learned.policy,
-    control,
-    learned.reward_fn,
-    num=this.config.evaluate.num_samples,
-    seed=this.config.seed,
-    chunk=this.config.evaluate.chunk,
-    mesh=this.mesh,
-  )
+def sample_control(this: Run, learned: Learned, params: Params) -> Chains:
+  """Chains of the tuned policy; of images, some beside the reference's."""
+  twins = drawings.TWINS if isinstance(this.problem, Images) else 0
+  return control.sample(this, learned.policy, params, learned, twins=twins)

@@ -45,6 +45,7 @@ LABELS = {
   "pretrained_resampled": "exact target",
   "ctrl": "CTRL",
   "ctrl_resampled": "CTRL, resampled",
+  "exact_target": "exact target",
   "ppo": "PPO",
   "smc": "SMC",
 }

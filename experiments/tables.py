@@ -54,6 +54,21 @@ EXACT_COLUMNS = (
   Column("error of mean", "mean_error"),
   Column("of covariance", "covariance_error"),
 )
+# Of a comparison; see `comparison`.
+COMPARED_COLUMNS = (
+  Column("gap (nats)", "gap"),
+  Column("nearest γ", "nearest_gamma", 2),
+  Column("gap there", "nearest_gap"),
+  Column("path KL", "path_kl", 2),
+  Column("E log p", "log_likelihood"),
+  Column("oracle %", "oracle_accuracy", 1, 100),
+  Column("ESS %", "ess_fraction", 1, 100),
+  Column("SW ÷ floor", "sliced_wasserstein_ratio", 2),
+  Column("MMD²", "fidelity", 4),
+  Column("Z ÷ its own", "evidence_ratio", 2),
+  Column("evals", "network_evaluations_per_sample", 0),
+  Column("training (10⁶ evals)", "training_evaluations", 1, 1e-6),
+)
 # From which on importance weights cannot be trusted; see `paths.pareto_k`.
 HEAVY_TAIL = 0.7
 
@@ -144,6 +159,8 @@ def summary(results: Results) -> str:
   stages = ", ".join(f"{k} {number(v, decimals=0)}" for k, v in wall.items())
   gamma = DASH if gamma is None else f"{gamma:g}"
   exact = measured(results, EXACT_COLUMNS)
+  compared = {"methods": results.get("comparison") or {}}
+  columns = measured(compared, COMPARED_COLUMNS)
   return "\n".join(
     [
       f"{name}, seed {results['seed']}, gamma {gamma}",
@@ -153,6 +170,7 @@ def summary(results: Results) -> str:
       table(results),
       "",
       *([table(results, exact), ""] if exact else []),
+      *([table(compared, columns), ""] if columns else []),
       *(f"warning     {line}" for line in warnings(results)),
       f"wall        {total} s" + (f" ({stages})" if stages else ""),
     ]

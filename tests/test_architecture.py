@@ -20,12 +20,12 @@ MAX_LINES = 260
 # and from within itself; never from a part beside or below it.
 LAYERS = (
   ("types",),
-  ("sde", "metrics", "parallel"),
+  ("sde", "metrics", "parallel", "nearest"),
   ("kernels", "learner", "models", "datasets", "checkpoint"),
   ("sampling", "linear_quadratic"),
   ("paths",),
   ("rewards", "policy"),
-  ("steering", "transitions"),
+  ("steering", "transitions", "composition"),
   ("objectives", "guidance"),
   ("stable_diffusion",),
 )

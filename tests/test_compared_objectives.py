@@ -9,15 +9,17 @@ from experiments.configs import mixture
 
 
 def test_every_policy_update_is_compared():
-  assert objectives.EVALUATIONS.keys() == algorithms.MAKE_LEARNER.keys()
+  assert algorithms.EVALUATIONS.keys() == algorithms.MAKE_LEARNER.keys()
 
 
 def test_updates_use_up_the_same_budget():
-  for name, price in objectives.EVALUATIONS.items():
+  for name, price in algorithms.EVALUATIONS.items():
+    updates = objectives.affordable(name, 900)
+    assert updates * price == 3600
     config = objectives.configure(
-      name, rate=0.02, updates=900, gamma=3.0, seed=4
+      name, rate=0.02, updates=updates, gamma=3.0, seed=4
     )
-    assert config.control.num_steps * price == 3600
+    assert config.control.num_steps == updates
     assert config.control.objective == name
     assert config.control.head_learning_rate == 0.02
     assert config.seed == config.problem.seed == 4

@@ -10,7 +10,7 @@ import pytest
 from experiments import distances, exact
 from experiments.configs import gaussian, mixture
 from experiments.evaluation import Cells
-from experiments.scores import Method
+from experiments.methods import Method
 
 NUM = 6000
 

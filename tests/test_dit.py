@@ -77,6 +77,31 @@ def test_condition_is_used():
   assert np.abs(a - b).min() > 0
 
 
+def test_the_null_class_adds_nothing_and_others_are_what_they_were():
+  params = _params()
+  inner = params["params"]
+  null, zeros = jnp.full(3, -1), jnp.zeros_like(inner["class"]["embedding"])
+  blank = {"params": {**inner, "class": {"embedding": zeros}}}
+  unconditional = NETWORK.apply(params, X, T, null)
+  np.testing.assert_array_equal(unconditional, NETWORK.apply(blank, X, T, C))
+  # Beside a null class in the batch, class 2 stays that of a plain lookup.
+  mixed = NETWORK.apply(params, X, T, jnp.array([-1, 1, 2]))
+  plain = NETWORK.apply(params, X, T, C)
+  np.testing.assert_array_equal(mixed[1:], plain[1:])
+  np.testing.assert_array_equal(mixed[0], unconditional[0])
+  assert np.abs(unconditional - plain).max((1, 2, 3)).min() > 1e-2
+
+
+def test_the_null_class_trains_no_row_of_a_class():
+  def loss(params, c):
+    return jnp.sum((NETWORK.apply(params, X, T, c) - jnp.cos(X)) ** 2)
+
+  gradient = jax.grad(loss)(_params(), jnp.array([-1, 1, -1]))["params"]
+  moved = np.abs(gradient["class"]["embedding"]).max(1)
+  assert moved[0] == moved[2] == 0 and moved[1] > 1e-6
+  assert np.abs(gradient["time_out"]["kernel"]).max() > 1e-6
+
+
 def test_patches_are_cut_out_and_put_back_in_place():
   # Without blocks no token sees another: each output patch depends on the
   # input patch at its own place, and on no other.

@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
-from experiments import exactness
+from experiments import exactness, studies
+
+CONFIGS = pathlib.Path("experiments/configs")
 
 METHOD = {
   "gap": {"mean": 0.0123, "stderr": 0.001},
@@ -46,23 +48,23 @@ def test_row_has_a_cell_for_every_heading():
 
 def test_page_is_rewritten_between_its_markers(tmp_path):
   page = tmp_path / "page.md"
-  page.write_text(f"before\n{exactness.BEGIN}\nold\n{exactness.END}\nafter\n")
-  text = exactness.table([["a"] * len(exactness.HEADINGS)], [0, 1], RESULTS)
-  exactness.write(text, page)
-  exactness.write(text, page)  # again: no copies pile up
+  begin, other = "<!-- table: mine -->", "<!-- table: another -->"
+  rest = f"after\n{other}\nkept\n{studies.END}\n"
+  page.write_text(f"before\n{begin}\nold\n{studies.END}\n{rest}")
+  text = studies.markdown(["a", "b"], [["c", "d"]], [0, 1], RESULTS)
+  studies.write(text, "mine", page)
+  studies.write(text, "mine", page)  # again: no copies pile up
   written = page.read_text()
-  assert written.startswith("before\n") and written.endswith("\nafter\n")
-  assert "\nold\n" not in written and written.count("Problem seeds") == 1
-  page.write_text("nothing here")
+  assert written.startswith("before\n") and written.endswith(rest)
+  assert "\nold\n" not in written and written.count("Seeds 0, 1;") == 1
   with pytest.raises(ValueError, match="lacks the line"):
-    exactness.write(text, page)
+    studies.write(text, "nobody's", page)
 
 
 def test_docs_have_the_markers_and_every_row_a_config():
-  text = exactness.PAGE.read_text()
-  assert exactness.BEGIN in text and exactness.END in text
+  assert "<!-- table: make exactness -->" in exactness.PAGE.read_text()
   for row in exactness.ROWS.values():
-    assert (exactness.CONFIGS / row.config.partition(":")[0]).exists()
+    assert (CONFIGS / row.config.partition(":")[0]).exists()
 
 
 def run(folder: pathlib.Path, config: str, **changes: object) -> dict:

@@ -10,7 +10,7 @@ import pytest
 
 from ctrl_jax import parallel
 from ctrl_jax.metrics import Estimate
-from experiments import evaluation, exact, pretraining, stages
+from experiments import control, evaluation, exact, pretraining
 from experiments.benchmarks import recipe, recipe_variants
 from experiments.benchmarks.recipe_variants import VARIANTS
 from experiments.configs import mixture
@@ -62,9 +62,7 @@ def test_default_is_what_a_run_trains(tmp_path):
   with Log(tmp_path) as log:
     mesh = parallel.make_mesh(jax.devices()[:1])
     this = pretraining.Run(CONFIG, tmp_path, PROBLEM, mesh, log)
-    expected = stages.train_control(
-      this, pretraining.given(this, PROBLEM), reference
-    )
+    expected = control.train(this, pretraining.given(this, PROBLEM), reference)
   trainer = recipe_variants.make_trainer(
     PROBLEM, CONFIG, VARIANTS["default"], TABLE
   )

@@ -44,7 +44,7 @@ from ctrl_jax import rewards
 from ctrl_jax.policy import Condition
 from ctrl_jax.sampling import PairFn, Predictions
 from ctrl_jax.sde import SDE, diffuse
-from ctrl_jax.types import EpsFn, LossFn, Metrics, Params
+from ctrl_jax.types import EpsFn, LossFn, Metrics, Params, Scalar
 
 # (params, x_t [batch, ...], t [batch]) -> logits [batch, num_controls].
 NoisyLogitsFn = Callable[[Params, jax.Array, jax.Array], jax.Array]
@@ -68,7 +68,7 @@ def pair_fn(
   c: Condition,
   y: jax.Array,
   *,
-  strength: float,
+  strength: float | Scalar,
 ) -> PairFn:
   """The policy (2) and its reference, for `sampling.rollout`.
 

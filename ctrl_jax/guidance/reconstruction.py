@@ -51,7 +51,7 @@ import jax.numpy as jnp
 from ctrl_jax.policy import Condition
 from ctrl_jax.sampling import PairFn, Predictions
 from ctrl_jax.sde import SDE
-from ctrl_jax.types import EpsFn, RewardFn
+from ctrl_jax.types import EpsFn, RewardFn, Scalar
 
 # (x [batch, ...], scalar t, eps_pre(x, t)) -> psi of (2) or another guess of
 # log E[p(y | x_K)^gamma | x], [batch], nats.
@@ -71,7 +71,7 @@ def twist_fn(
   c: Condition,
   y: jax.Array,
   *,
-  strength: float,
+  strength: float | Scalar,
 ) -> TwistFn:
   """psi of (2), for `guidance.smc`; needs no gradient.
 
@@ -94,7 +94,7 @@ def pair_fn(
   c: Condition,
   y: jax.Array,
   *,
-  strength: float,
+  strength: float | Scalar,
   through_network: bool = True,
 ) -> PairFn:
   """The policy (3) and its reference, for `sampling.rollout`.

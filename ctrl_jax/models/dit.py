@@ -84,10 +84,14 @@ class Block(nn.Module):
 class DiT(nn.Module):
   """Noise prediction eps(x_t, t, c) with an optional control vector.
 
+  The null class, c = -1, adds a row of zeros that is not a parameter. It stands
+  for "of any class" once a loss has shown it to the network, as that of
+  `guidance.classifier_free` does; before, what is predicted of it is arbitrary.
+
   The tokens after the last block are sown as "tokens" of "intermediates".
 
   Attributes:
-    num_classes: number of values of the condition c.
+    num_classes: number of values of the condition c, besides the null class.
     dims: width of a token.
     num_layers: number of blocks.
     num_heads: attention heads; must divide dims.
@@ -113,7 +117,7 @@ class DiT(nn.Module):
     Args:
       x: noisy images.
       t: diffusion time, one for all [] or one an image [b].
-      c: class of each image.
+      c: class of each image, or -1 for the null class.
       control: vector added to the conditioning; None or zeros: no control.
 
     Raises:
@@ -132,7 +136,8 @@ class DiT(nn.Module):
     )
     time = nn.silu(nn.Dense(self.dims, name="time_in")(time))
     embed = nn.Embed(self.num_classes, self.dims, name="class")
-    condition = nn.Dense(self.dims, name="time_out")(time) + embed(c)
+    rows = jnp.where((c < 0)[:, None], 0.0, embed(jnp.maximum(c, 0)))
+    condition = nn.Dense(self.dims, name="time_out")(time) + rows
     if control is not None:
       condition = condition + control
 

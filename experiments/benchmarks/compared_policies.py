@@ -100,7 +100,7 @@ def log_weights(
   """log w [n, Y] of a policy's chains; the noise is the same for all."""
   problem, settings = this.problem, this.config.evaluate
 
-  def function(chain_keys, y):
+  def function(_, chain_keys, y):
     start = sampling.initial_noise(chain_keys, problem.sample_shape)
     chain = sampling.rollout(chain_keys, start, problem.kernel, policy(y))
     log_p = reward_fn(chain.x, None, y)
@@ -109,6 +109,7 @@ def log_weights(
   _, y = evaluation.cell_labels(settings.num_samples, problem)
   result = evaluation.run_chains(
     function,
+    {},
     y,
     seed=this.config.seed,
     name="evaluate",

@@ -52,7 +52,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import parallel
-from experiments import flags, logs, outcome, pretraining, stages
+from experiments import control, flags, logs, outcome, pretraining, stages
 from experiments.benchmarks import (
   compared_policies,
   learned_classifier,
@@ -123,7 +123,7 @@ def measure(
     return optimal_control.pair_fn(optimum, problem.kernel, reference_fn, y)
 
   fitted = compared_policies.imitate(this, learned.policy, optimal, updates)
-  trained = stages.train_control(this, learned, reference)
+  trained = control.train(this, learned, reference)
   policies: dict[str, Controlled] = {
     "optimal": optimal,
     "fitted": lambda y: learned.policy.pair_fn(fitted, None, y),

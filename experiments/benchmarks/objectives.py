@@ -4,14 +4,8 @@ r"""Every policy update on the mixture, at equal numbers of network evaluations.
   python -m experiments.benchmarks.objectives [--seeds 0 1 2] [--gamma 1]
 
 One prior, one classifier, one sampler, one head, batches of one size. What
-differs is how often a chain's step evaluates the frozen network in an update,
-counting a derivative with respect to x as two evaluations:
-
-    ctrl              1 forward, 1 recomputed, 2 backward          = 4
-    path_consistency  1 to sample, 2 to compare (once recomputed)  = 3
-    reward_weighted   the same                                     = 3
-    adjoint_matching  1 to sample, 3 for the adjoint, 2 to regress = 6
-    ppo               1 to sample, 2 for each of 4 inner steps     = 9
+differs is how often a chain's step evaluates the frozen network in an update;
+`algorithms.EVALUATIONS` counts that.
 
 The budget is what `--updates` of ctrl cost; the others make as many updates as
 it pays for. The learning rate of each is the best of RATES on the first seed,
@@ -27,30 +21,29 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import exact, outputs, tables, workdir
+from experiments.algorithms import EVALUATIONS
 from experiments.benchmarks import recipe
 from experiments.benchmarks.recipe_variants import Variant, make_trainer
 from experiments.configs import mixture
 
-EVALUATIONS = {  # of the network, for each step of a chain in an update
-  "ctrl": 4,
-  "path_consistency": 3,
-  "adjoint_matching": 6,
-  "reward_weighted": 3,
-  "ppo": 9,
-}
 RATES = (3e-3, 1e-2, 3e-2)
 COLUMNS = "policy update,rate,updates,{},ESS,seconds"
+
+
+def affordable(name: str, updates: int) -> int:
+  """How many updates cost as much as so many of ctrl."""
+  return updates * EVALUATIONS["ctrl"] // EVALUATIONS[name]
 
 
 def configure(
   name: str, *, rate: float, updates: int, gamma: float, seed: int
 ) -> ConfigDict:
-  """The mixture trained by one policy update, within a budget.
+  """The mixture trained by one policy update.
 
   Args:
     name: of the policy update.
     rate: learning rate of the head.
-    updates: of ctrl, which set the budget.
+    updates: how many.
     gamma: guidance strength.
     seed: of the problem and of the run.
   """
@@ -60,7 +53,7 @@ def configure(
   config.control.update(
     objective=name,
     head_learning_rate=rate,
-    num_steps=updates * EVALUATIONS["ctrl"] // EVALUATIONS[name],
+    num_steps=updates,
   )
   return config
 
@@ -74,32 +67,52 @@ def train(config: ConfigDict, table: np.ndarray) -> dict[str, Any]:
   return {"updates": config.control.num_steps, "curve": rows}
 
 
+def evidence(seed: int, *, gamma: float) -> np.ndarray:
+  """log Z(c, y) of the problem of a seed, nats."""
+  config = configure("ctrl", rate=1e-2, updates=1, gamma=gamma, seed=seed)
+  problem = exact.mixture(config, pathlib.Path())
+  return np.array(recipe.log_evidence(problem, config)["table"])
+
+
+def best_rate(
+  name: str, table: np.ndarray, *, updates: int, gamma: float, seed: int
+) -> tuple[float, dict[float, float]]:
+  """The best of RATES after so many updates, and the gaps of all of them."""
+  search = {}
+  for rate in RATES:
+    config = configure(name, rate=rate, updates=updates, gamma=gamma, seed=seed)
+    search[rate] = train(config, table)["curve"][-1]["gap"]
+  # A run that diverged has a gap that is no number: it is not the best.
+  best = min(RATES, key=lambda rate: np.nan_to_num(search[rate], nan=np.inf))
+  print(f"{name}: {search}", flush=True)
+  return best, search
+
+
 def compare(
   names: Sequence[str], seeds: Sequence[int], *, updates: int, gamma: float
 ) -> dict[str, Any]:
   """For every policy update: its search, its rate and its runs, by seed."""
-  evidence = {}
-  for seed in seeds:
-    config = configure("ctrl", rate=1e-2, updates=1, gamma=gamma, seed=seed)
-    problem = exact.mixture(config, pathlib.Path())
-    evidence[seed] = np.array(recipe.log_evidence(problem, config)["table"])
+  logs = {seed: evidence(seed, gamma=gamma) for seed in seeds}
   found = {}
   for name in names:
-    search, runs = {}, {}
-    for rate in RATES:
-      config = configure(
-        name, rate=rate, updates=updates // 2, gamma=gamma, seed=seeds[0]
-      )
-      search[rate] = train(config, evidence[seeds[0]])["curve"][-1]["gap"]
-    # A run that diverged has a gap that is no number: it is not the best.
-    best = min(RATES, key=lambda rate: np.nan_to_num(search[rate], nan=np.inf))
+    best, search = best_rate(
+      name,
+      logs[seeds[0]],
+      updates=affordable(name, updates // 2),
+      gamma=gamma,
+      seed=seeds[0],
+    )
+    runs = {}
     for seed in seeds:
       config = configure(
-        name, rate=best, updates=updates, gamma=gamma, seed=seed
+        name,
+        rate=best,
+        updates=affordable(name, updates),
+        gamma=gamma,
+        seed=seed,
       )
-      runs[seed] = train(config, evidence[seed])
+      runs[seed] = train(config, logs[seed])
     found[name] = {"search": search, "rate": best, "runs": runs}
-    print(f"{name}: {search}", flush=True)
   return found
 
 

@@ -170,7 +170,7 @@ def make_policy(
 def make_trainer(
   problem: Exact, config: ConfigDict, variant: Variant, table: np.ndarray
 ) -> Trainer:
-  """Trains as `stages.train_control` does, on one device; table: log Z."""
+  """Trains as `control.train` does, on one device; table: log Z."""
   config = config.copy_and_resolve_references()
   config.control.update(variant.changes)
   control = config.control

@@ -104,6 +104,32 @@ def _common() -> dict[str, Any]:
       "chunk": 200,  # samples at a time; more than a cache holds is slower
       "best_of": 4,  # candidates of best-of-n
     },
+    "compare": {  # other methods; none are, unless guidance lists some
+      "guidance": (),  # reconstruction, reconstruction_plain, classifier,
+      # classifier_free, smc, value, best_of_n
+      "strengths": (0.25, 0.5, 1.0, 3.0, 10.0),  # each is tried
+      "gammas": (),  # other targets that the control is trained for
+      "num_steps": 100,  # updates for each of these, from the nearest control
+      "objectives": (),  # other policy updates, of the control's own budget
+      "rates": {  # peak learning rate of their heads
+        "ctrl": 1e-2,
+        "path_consistency": 1e-2,
+        "adjoint_matching": 1e-2,
+        "reward_weighted": 1e-2,
+        "ppo": 1e-2,
+      },
+      "particles": 64,  # of a system of smc
+      "candidates": 4,  # of a step of value
+      "classifier": _optimiser(  # of noisy samples
+        num_steps=2000, hidden=(128, 128), ema_decay=0.99
+      ),
+      "classifier_free": _optimiser(
+        num_steps=2000,
+        ema_decay=0.99,
+        drop_c=0.1,  # shares of examples that do without c, and without y
+        drop_y=0.1,
+      ),
+    },
   }
 
 
@@ -164,6 +190,22 @@ def mixture_config() -> ConfigDict:
     "sharpness": 2.0,  # slope of the logits, nats per deviation of x
   }
   return ConfigDict(_common() | {"problem": problem}).lock()
+
+
+def compare_images(config: ConfigDict) -> None:
+  """Lists every method that a problem of images has, and targets for CTRL."""
+  config.compare.update(
+    guidance=(
+      "reconstruction",
+      "reconstruction_plain",
+      "classifier",
+      "classifier_free",
+      "smc",
+      "value",
+      "best_of_n",
+    ),
+    gammas=(0.5, 3.0, 10.0),
+  )
 
 
 def choose(

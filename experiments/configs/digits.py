@@ -11,8 +11,9 @@ effective sample size 51 %, oracle accuracy 88 % where the exact target has
 
 Variants: gamma3, the target sharpened by gamma = 3 (gap 0.45 +- 0.02); slant,
 another control, by image moments; lora and full, which tune the network's
-weights, by adapters or all of them, instead of an output head; smoke, all of
-it at toy sizes, for a look at the machinery only: 45 seconds.
+weights, by adapters or all of them, instead of an output head; compare, other
+targets and every method of guidance beside it (docs/comparison.md); smoke, all
+of it at toy sizes, for a look at the machinery only: 45 seconds.
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "full": lambda: config.control.update(
       adapt="full", head=(), learning_rate=1e-3
     ),
+    "compare": lambda: base.compare_images(config),
     "smoke": lambda: _smoke(config),
   }
   base.choose(changes, variant, "digits.py")
@@ -58,3 +60,6 @@ def _smoke(config: ConfigDict) -> None:
   config.independent.num_steps = 100
   config.control.update(num_steps=8, batch_size=8, head=(16,), log_every=2)
   config.evaluate.update(num_samples=200, num_reference=400)
+  config.compare.update(num_steps=4, particles=4, strengths=(1.0,))
+  config.compare.classifier.num_steps = 20
+  config.compare.classifier_free.num_steps = 20

@@ -13,7 +13,8 @@ it the floor of 50 steps (`experiments.benchmarks.error_budget`), and samples
 
 Variants: gamma10, a sharp and rare target; two_factors, y = (y1, y2) whose
 classifiers need not share a data set; three_conditions, with a condition c
-that the pre-trained model knows; smoke, all of it at toy sizes.
+that the pre-trained model knows; compare, every policy update and method of
+guidance beside it (docs/comparison.md); smoke, all of it at toy sizes.
 """
 
 from ml_collections import ConfigDict
@@ -42,13 +43,32 @@ def get_config(variant: str = "") -> ConfigDict:
     "gamma10": lambda: config.reward.update(gamma=10.0),
     "two_factors": lambda: config.problem.update(second_factor=2),
     "three_conditions": lambda: config.problem.update(num_conditions=3),
+    "compare": lambda: _compare(config),
     "smoke": lambda: _smoke(config),
   }
   base.choose(changes, variant, "mixture.py")
   return config
 
 
+def _compare(config: ConfigDict) -> None:
+  config.compare.update(
+    guidance=(
+      "reconstruction",
+      "reconstruction_plain",
+      "classifier",
+      "smc",
+      "value",
+      "best_of_n",
+    ),
+    gammas=(0.5, 3.0, 10.0),
+    objectives=("ctrl", "adjoint_matching", "reward_weighted", "ppo"),
+    particles=512,
+  )
+
+
 def _smoke(config: ConfigDict) -> None:
   config.kernel.num_steps = 10
   config.control.update(num_steps=20, batch_size=16, head=(8,), log_every=5)
   config.evaluate.update(num_samples=600, num_reference=2000, chunk=500)
+  config.compare.update(num_steps=4, particles=16, strengths=(1.0,))
+  config.compare.classifier.num_steps = 50

@@ -17,6 +17,30 @@ def _widths(value: Any) -> bool:
   return all(isinstance(width, int) and width >= 1 for width in value)
 
 
+def _among(*words: str) -> Rule:
+  return lambda v: set(v) <= set(words), f"use some of {', '.join(words)}"
+
+
+OBJECTIVES = (
+  "ctrl",
+  "path_consistency",
+  "adjoint_matching",
+  "reward_weighted",
+  "ppo",
+)
+GUIDANCE = (
+  "reconstruction",
+  "reconstruction_plain",
+  "classifier",
+  "classifier_free",
+  "smc",
+  "value",
+  "best_of_n",
+)
+_ALL_POSITIVE: Rule = (
+  lambda v: all(number > 0 for number in v),
+  "use numbers above 0, such as (1.0, 3.0)",
+)
 _POSITIVE: Rule = (lambda v: 0 < v < float("inf"), "use a number above 0")
 _NOT_NEGATIVE: Rule = (lambda v: v >= 0, "use 0 or more")
 _AT_LEAST_1: Rule = (lambda v: v >= 1, "use 1 or more")
@@ -82,6 +106,14 @@ RULES: dict[str, Rule] = {
   "num_reference": _AT_LEAST_1,
   "chunk": _AT_LEAST_1,
   "best_of": _AT_LEAST_1,
+  "guidance": _among(*GUIDANCE),
+  "objectives": _among(*OBJECTIVES),
+  "strengths": _ALL_POSITIVE,
+  "gammas": _ALL_POSITIVE,
+  "particles": (lambda v: v >= 2, "use 2 or more"),
+  "candidates": _AT_LEAST_1,
+  "drop_c": _FRACTION,
+  "drop_y": _FRACTION,
 }
 
 CHOICES = {
@@ -90,13 +122,7 @@ CHOICES = {
   "data.control": ("ink", "slant", "jpeg"),
   "data.second_control": ("", "ink", "slant", "jpeg"),
   "control.adapt": ("none", "lora", "full"),
-  "control.objective": (
-    "ctrl",
-    "path_consistency",
-    "adjoint_matching",
-    "reward_weighted",
-    "ppo",
-  ),
+  "control.objective": OBJECTIVES,
   "control.reward_weighted.behaviour": ("policy", "pretrained"),
 }
 

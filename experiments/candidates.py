@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a comparison compares: policies trained and guided, and particles."""
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ctrl_jax.policy import Policy
+from ctrl_jax.types import Params
+from experiments import control, evaluation, guided, methods, particles
+from experiments.algorithms import EVALUATIONS
+from experiments.evaluation import Reference
+from experiments.methods import Method
+from experiments.pretraining import Learned, Run
+
+PROPOSALS = (0.25, 0.5, 1.0)  # strengths of SMC's proposal, in units of gamma
+BEST_OF = (2, 4, 8, 16, 32)
+
+Sampled = tuple[Method, dict[str, Any]]  # the samples, and figures of its own
+
+
+class Candidate(NamedTuple):
+  """A method at one setting, not sampled yet."""
+
+  method: str
+  setting: dict[str, float]
+  gamma: float  # of the target that it is held against
+  training: int  # evaluations of the network that its training took
+  sample: Callable[[], Sampled]
+
+  @property
+  def name(self) -> str:
+    """Tells it from all others."""
+    settings = (f"{key}={value:g}" for key, value in self.setting.items())
+    return " ".join([self.method, *settings])
+
+
+def of_run(
+  this: Run, learned: Learned, reference: Reference, params: Params
+) -> Iterator[Candidate]:
+  """Everything that config.compare lists; trains what needs to be.
+
+  Args:
+    this: the run.
+    learned: what its control was trained with.
+    reference: samples of the pre-trained chain.
+    params: of the run's control.
+  """
+  yield from _exact(this, reference)
+  yield from _targets(this, learned, reference, params)
+  yield from _updates(this, learned, reference)
+  settings, gamma = this.config.compare, this.config.reward.gamma
+  for name in filter(guided.GUIDES.get, settings.guidance):
+    guide = guided.make(name, this, learned, reference)
+    for strength in settings.strengths:
+      yield Candidate(
+        name,
+        {"strength": strength},
+        gamma,
+        guide.trained,
+        functools.partial(
+          _sample,
+          this,
+          learned,
+          reference,
+          guide.policy,
+          {**guide.params, "strength": jnp.float32(strength)},
+          name=f"{name} {strength:g}",
+          evaluations=guide.evaluations,
+        ),
+      )
+  run = this, learned, reference
+  smc = functools.partial(particles.twisted, *run)
+  value = functools.partial(particles.decoded, *run)
+  best_of_n = functools.partial(_best_of_n, *run)
+  # At least two groups of n for every c, or there is no standard error.
+  numbers = [n for n in BEST_OF if 2 * n <= len(reference.samples)]
+  for name, sample, setting, values in (
+    ("smc", smc, "proposal", PROPOSALS),
+    ("value", value, "gamma", settings.strengths),
+    ("best_of_n", best_of_n, "n", numbers),
+  ):
+    for number in values if name in settings.guidance else ():
+      one = functools.partial(sample, number)
+      yield Candidate(name, {setting: number}, gamma, 0, one)
+
+
+def _exact(this: Run, reference: Reference) -> Iterator[Candidate]:
+  """The targets themselves, which no policy can do better than."""
+  own, others = this.config.reward.gamma, this.config.compare.strengths
+  for gamma in sorted({own, *others}, key=lambda g: (g != own, g)):
+
+    def weigh(gamma=gamma):
+      target = evaluation.at_gamma(this.problem, reference, gamma)
+      return methods.target(this.problem, target, gamma), {}
+
+    yield Candidate("exact_target", {"gamma": gamma}, gamma, 0, weigh)
+
+
+def _targets(
+  this: Run, learned: Learned, reference: Reference, params: Params
+) -> Iterator[Candidate]:
+  """The run's own policy update, for its gamma and for config.compare.gammas.
+
+  Each starts from the control of the nearest gamma that came before it.
+  """
+  method, gamma = this.config.control.objective, this.config.reward.gamma
+  known = {gamma: (params, _budget(this))}
+  for other in (gamma, *this.config.compare.gammas):
+    changed = _change(this, num_steps=this.config.compare.num_steps)
+    changed.config.reward.gamma = other
+    if other not in known:
+      nearby = min(known, key=lambda g: abs(math.log(g / other)))
+      start, cost = known[nearby]
+      target = evaluation.at_gamma(this.problem, reference, other)
+      tuned = control.train(
+        changed,
+        learned,
+        target,
+        stage=f"control_gamma{other:g}",
+        start=start,
+      )
+      known[other] = tuned, cost + _budget(changed)
+    tuned, cost = known[other]
+    yield Candidate(
+      method,
+      {"gamma": other},
+      other,
+      cost,
+      functools.partial(
+        _sample,
+        changed,
+        learned,
+        reference,
+        learned.policy,
+        tuned,
+        name=f"{method} {other:g}",
+      ),
+    )
+
+
+def _updates(
+  this: Run, learned: Learned, reference: Reference
+) -> Iterator[Candidate]:
+  """Other policy updates, of as many evaluations as the run's own."""
+  config, gamma = this.config.control, this.config.reward.gamma
+  whole = config.num_steps * EVALUATIONS[config.objective]
+  for name in this.config.compare.objectives:
+    changed = _change(
+      this,
+      objective=name,
+      head_learning_rate=this.config.compare.rates[name],
+      num_steps=whole // EVALUATIONS[name],
+    )
+    stage = f"control_{name}"
+    tuned = control.train(changed, learned, reference, stage=stage)
+    yield Candidate(
+      name,
+      {"gamma": gamma},
+      gamma,
+      _budget(changed),
+      functools.partial(
+        _sample, this, learned, reference, learned.policy, tuned, name=name
+      ),
+    )
+
+
+def _change(this: Run, **settings: Any) -> Run:
+  """The run with other settings of its control."""
+  config: ConfigDict = copy.deepcopy(this.config)
+  config.control.update(**settings)
+  return this._replace(config=config)
+
+
+def _budget(this: Run) -> int:
+  """Evaluations of the network that training its control takes."""
+  config = this.config.control
+  chains = config.num_steps * config.batch_size
+  return chains * this.problem.kernel.num_steps * EVALUATIONS[config.objective]
+
+
+def _sample(
+  this: Run,
+  learned: Learned,
+  reference: Reference,
+  policy: Policy,
+  params: Params,
+  *,
+  name: str,
+  evaluations: int = 1,
+) -> Sampled:
+  """A policy, held against the target of the run's gamma."""
+  gamma = this.config.reward.gamma
+  method = methods.policy(
+    this.problem,
+    evaluation.at_gamma(this.problem, reference, gamma),
+    control.sample(this, policy, params, learned, name=name),
+    gamma=gamma,
+    evaluations=evaluations * this.problem.kernel.num_steps,
+    reward_queries=0,
+  )
+  return method, {}
+
+
+def _best_of_n(
+  this: Run, learned: Learned, reference: Reference, n: int
+) -> Sampled:
+  gamma = this.config.reward.gamma
+  return methods.likeliest(this.problem, reference, gamma=gamma, n=n), {}

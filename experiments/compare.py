@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs every comparison of methods, and writes its tables and figures.
+
+  python -m experiments.compare [--seeds 0 1 2] [--only NAME ...]
+
+Each run is the variant `compare` of a config, in runs/compare/NAME-SEED; a
+finished one is not run again, an interrupted one continues. Of every method the
+table of docs/comparison.md has one setting: that of the least mean gap over the
+seeds, or, where a method has no gap, of the least distance to the target. The
+figure has all of them.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+
+from experiments import comparison_figures, studies, style, tables
+
+PAGE = pathlib.Path("docs/comparison.md")
+FIGURES = PAGE.parent / "figures"
+
+
+class Study(NamedTuple):
+  """A problem on which methods are compared."""
+
+  config: str
+  settings: tuple[str, ...]  # of a run, with {seed} and {root} to fill in
+  distance: str  # field of the distance to the exact target
+  scale: float  # of its printed values
+  heading: str  # of its column
+
+
+STUDIES: Mapping[str, Study] = {
+  "mixture": Study(
+    "mixture.py:compare",
+    ("seed={seed}", "problem.seed={seed}"),
+    "sliced_wasserstein_ratio",
+    1.0,
+    "SW ÷ floor",
+  ),
+  "digits": Study(
+    "digits.py:compare", ("seed={seed}",), "fidelity", 1000.0, "1000 MMD²"
+  ),
+  "fashion": Study(
+    "fashion.py:compare",
+    ("seed={seed}", "prior.dir={root}/fashion-prior-{seed}"),
+    "fidelity",
+    1000.0,
+    "1000 MMD²",
+  ),
+}
+
+Entry = Mapping[str, Any]
+
+
+def mean(value: Any) -> float:
+  """A number or the mean of an estimate; NaN for none."""
+  value = value["mean"] if isinstance(value, Mapping) else value
+  return float("nan") if value is None else float(value)
+
+
+def pooled(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Entry]]:
+  """Entries of all runs by their name; only those that every run has."""
+  first, *others = [run["comparison"] for run in runs]
+  return {
+    name: [entry, *(other[name] for other in others)]
+    for name, entry in first.items()
+    if all(name in other for other in others)
+  }
+
+
+def chosen(entries: Mapping[str, list[Entry]], study: Study) -> list[str]:
+  """The name of the best setting of each method, for the run's own target."""
+  gamma = next(iter(entries.values()))[0]["gamma"]
+  best: dict[str, tuple[float, str]] = {}
+  for name, group in entries.items():
+    if group[0]["gamma"] != gamma:
+      continue
+    field = "gap" if group[0]["gap"] else study.distance
+    loss = float(np.mean([mean(entry[field]) for entry in group]))
+    loss = loss if np.isfinite(loss) else float("inf")
+    method = group[0]["method"]
+    best[method] = min(best.get(method, (loss, name)), (loss, name))
+  return [name for _, name in best.values()]
+
+
+def cells(group: Sequence[Entry], study: Study) -> list[str]:
+  """A line of the table: means over seeds and their standard errors."""
+
+  def column(field: str, digits: int, scale: float = 1.0) -> str:
+    values = np.array([mean(entry.get(field)) for entry in group]) * scale
+    if not np.isfinite(values).all():
+      return tables.DASH
+    if values.mean() >= 100:
+      digits = 0
+    return tables.over_seeds(values.tolist(), digits)
+
+  setting = ", ".join(f"{k} {v:g}" for k, v in group[0]["setting"].items())
+  return [
+    style.label(group[0]["method"]),
+    setting,
+    column("gap", 3),
+    column("nearest_gamma", 2),
+    column("nearest_gap", 3),
+    column("path_kl", 2),
+    column("log_likelihood", 3),
+    column("oracle_accuracy", 1, 100),
+    column("independent_accuracy", 1, 100),
+    column(study.distance, 2, study.scale),
+    column("ess_fraction", 0, 100),
+    f"{group[0]['network_evaluations_per_sample']:,.0f}",
+    f"{group[0]['training_evaluations'] / 1e6:.1f}",
+  ]
+
+
+def headings(study: Study) -> list[str]:
+  """The titles of `cells`."""
+  first = "method,setting,gap,nearest γ,gap there,path KL,E log p,oracle %"
+  last = "ESS %,evaluations a sample,training evaluations (millions)"
+  return [*first.split(","), "indep. %", study.heading, *last.split(",")]
+
+
+def compare(
+  name: str, seeds: Sequence[int], root: pathlib.Path, *, write: bool
+) -> None:
+  """Runs one study; prints its table, or writes it and its figure too."""
+  study = STUDIES[name]
+  runs = []
+  for seed in seeds:
+    settings = [text.format(seed=seed, root=root) for text in study.settings]
+    folder = root / f"{name}-{seed}"
+    runs.append(studies.run(study.config, folder, *settings))
+  entries = pooled(runs)
+  rows = [cells(entries[best], study) for best in chosen(entries, study)]
+  text = studies.markdown(headings(study), rows, seeds, runs[0])
+  print(text)
+  if not write:
+    return
+  studies.write(text, f"make compare, {name}", PAGE)
+  FIGURES.mkdir(exist_ok=True)
+  with matplotlib.rc_context(style.STYLE):
+    figure = comparison_figures.frontier(entries)
+    figure.savefig(FIGURES / f"comparison-{name}.png")
+
+
+def main() -> None:
+  """Runs what the command line says."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+  parser.add_argument(
+    "--only", nargs="+", choices=STUDIES, default=list(STUDIES)
+  )
+  parser.add_argument("--workdir", default="runs/compare")
+  parser.add_argument(
+    "--no-write", action="store_true", help="print the tables only"
+  )
+  given = parser.parse_args()
+  root = pathlib.Path(given.workdir)
+  for name in given.only:
+    compare(name, given.seeds, root, write=not given.no_write)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods held against each other: what is compared, and the tables of it."""
+
+import json
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from ctrl_jax import parallel
+from experiments import (
+  compare,
+  comparison,
+  control,
+  exact,
+  pretraining,
+  stages,
+  studies,
+)
+from experiments.configs import mixture
+from experiments.logs import Log
+
+SEEDS = (0, 1)
+
+
+def settings():
+  """A mixture small enough to sample many times."""
+  config = mixture.get_config("smoke")
+  config.compare.update(
+    guidance=("reconstruction", "smc", "best_of_n"),
+    strengths=(1e-4, 1.0),
+    gammas=(2.0,),
+    objectives=("ppo",),
+  )
+  return config
+
+
+@pytest.mark.slow
+def test_every_method_is_held_against_its_target(tmp_path):
+  config = settings()
+  problem = exact.mixture(config, tmp_path)
+  with Log(tmp_path, enabled=False) as log:
+    mesh = parallel.make_mesh(jax.devices()[:1])
+    this = pretraining.Run(config, tmp_path, problem, mesh, log)
+    learned = pretraining.given(this, problem)
+    reference = stages.sample_reference(this, learned)
+    params = control.train(this, learned, reference)
+    entries = comparison.run(this, learned, reference, params)
+    # What has been judged is not judged again.
+    known = json.loads((tmp_path / "comparison.json").read_text())
+    known["smc proposal=1"]["ancestors"] = -1.0
+    (tmp_path / "comparison.json").write_text(json.dumps(known))
+    again = comparison.run(this, learned, reference, params)
+  assert again == {**entries, "smc proposal=1": again["smc proposal=1"]}
+  assert again["smc proposal=1"]["ancestors"] == -1.0
+
+  # Next to no guidance is the reference, whose gap is log Z - E[log p].
+  weak = entries["reconstruction strength=0.0001"]
+  log_z = float(reference.mean_log_evidence.mean)
+  untouched = log_z - reference.log_likelihood.mean()
+  assert weak["path_kl"] < 1e-5 and weak["nearest_gamma"] < 0.2
+  assert abs(weak["gap"]["mean"] - untouched) < 4 * weak["gap"]["stderr"]
+  # Every policy's gap is above that of the best target for it.
+  for entry in entries.values():
+    if entry.get("nearest_gap") is not None:
+      noise = entry["gap"]["stderr"]
+      assert entry["nearest_gap"] < entry["gap"]["mean"] + 3 * noise
+  ratio = entries["smc proposal=0.5"]["evidence_ratio"]
+  assert abs(ratio["mean"] - 1) < 4 * ratio["stderr"]
+  likelier = [entries[f"best_of_n n={n}"]["log_likelihood"] for n in (2, 4, 8)]
+  assert likelier == sorted(likelier)
+  # The same budget, to within an update of the dearer one.
+  own = entries["path_consistency gamma=1"]["training_evaluations"]
+  other = entries["ppo gamma=1"]["training_evaluations"]
+  update = 9 * config.control.batch_size * problem.kernel.num_steps
+  assert 0 <= own - other < update
+  assert entries["path_consistency gamma=2"]["training_evaluations"] > own
+
+
+def entry(method, gap, **changes):
+  """An entry of a comparison, as far as tables go."""
+  return {
+    "method": method,
+    "setting": {"strength": gap},
+    "gamma": 1.0,
+    "training_evaluations": 2_000_000,
+    "gap": None if gap is None else {"mean": gap, "stderr": 0.1},
+    "nearest_gamma": 2.0,
+    "nearest_gap": 0.05,
+    "path_kl": 1.0,
+    "log_likelihood": -0.5,
+    "oracle_accuracy": {"mean": 0.9, "stderr": 0.01},
+    "independent_accuracy": 0.8,
+    "fidelity": 0.002,
+    "ess_fraction": 0.5,
+    "network_evaluations_per_sample": 64,
+  } | changes
+
+
+def test_best_setting_over_all_seeds_is_shown():
+  runs = [
+    {
+      "comparison": {
+        "a weak": entry("a", 0.3 + seed),
+        "a strong": entry("a", 0.6 - 0.5 * seed),
+        "a nan": entry("a", math.nan),
+        "a gamma": entry("a", 0.0, gamma=3.0),
+        "b far": entry("b", None, fidelity=0.9, setting={"n": 2}),
+        "b near": entry("b", None, fidelity=0.1, setting={"n": 4}),
+        f"only seed {seed}": entry("c", 0.1),
+      }
+    }
+    for seed in SEEDS
+  ]
+  entries = compare.pooled(runs)
+  assert "only seed 0" not in entries and len(entries) == 6
+  study = compare.STUDIES["digits"]
+  names = compare.chosen(entries, study)
+  assert names == ["a strong", "b near"]
+  row = compare.cells(entries["a strong"], study)
+  line = dict(zip(compare.headings(study), row, strict=True))
+  assert line["gap"] == "0.350 ± 0.250"
+  assert line["oracle %"] == "90.0 ± 0.0"
+  assert line["1000 MMD²"] == "2.00 ± 0.00"
+  assert line["training evaluations (millions)"] == "2.0"
+  second = compare.cells(entries["b near"], study)
+  assert second[compare.headings(study).index("gap")] == "–"
+
+
+def test_page_has_a_place_for_every_study():
+  text = compare.PAGE.read_text()
+  for name, study in compare.STUDIES.items():
+    assert f"<!-- table: make compare, {name} -->" in text
+    assert name in study.config
+  assert text.count(studies.END) == len(compare.STUDIES)
+  assert np.all([len(s.heading) > 0 for s in compare.STUDIES.values()])
