@@ -23,6 +23,7 @@ LOOKS = {
   "reconstruction_plain": ("#56b4e9", "s-"),
   "classifier": ("#009e73", "^-"),
   "classifier_free": ("#7fbf3f", "^-"),
+  "classifier_free_product": ("#b5d98a", "^-"),
   "smc": (style.INK, "D-"),
   "value": (style.MUTED, "v-"),
   "best_of_n": (style.GREY, "x-"),

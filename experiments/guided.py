@@ -2,8 +2,8 @@
 """Guidance as policies of a run: their parameters hold the strength.
 
 Two need no training. The classifier of noisy samples is trained on the labelled
-pairs (x, y) that the reward's own is trained on, classifier-free guidance on
-the triples (c, x, y) of the same examples: what it needs beyond CTRL.
+pairs (x, y) that the reward's own has, classifier-free guidance on triples
+(c, x, y) of the same examples, or, as a product of experts, on the pairs.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,9 @@ def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
   """Labelled examples x, c and y: those of the reward's classifier."""
   problem = this.problem
   if isinstance(problem, Images):
-    rows = problem.factors[0].splits[0]
+    rows = np.concatenate(
+      problem.factors[0].offline(this.config.data.num_pairs)
+    )
     images = problem.images[rows]
     return {
       "x": images,
@@ -102,7 +104,14 @@ def _classifier(this: Run, learned: Learned, reference: Reference) -> Guide:
     jnp.zeros(1),
   )
   loss_fn = classifier.make_loss(logits_fn, sde)
-  params = _fit(this, reference, "guide_classifier", loss_fn, start, settings)
+  params = _fit(
+    this,
+    pairs(this, reference),
+    "guide_classifier",
+    loss_fn,
+    start,
+    settings,
+  )
 
   def pair_fn(control, c, y):
     return classifier.pair_fn(
@@ -118,7 +127,7 @@ def _classifier(this: Run, learned: Learned, reference: Reference) -> Guide:
 
 
 def _classifier_free(
-  this: Run, learned: Learned, reference: Reference
+  this: Run, learned: Learned, reference: Reference, *, triples: bool
 ) -> Guide:
   problem, settings = this.problem, this.config.compare.classifier_free
   if not isinstance(problem, Images):
@@ -137,18 +146,18 @@ def _classifier_free(
   loss_fn = classifier_free.make_loss(
     tuned, problem.sde, drop_c=settings.drop_c, drop_y=settings.drop_y
   )
-  stage = "guide_classifier_free"
-  params = _fit(this, reference, stage, loss_fn, start, settings)
+  stage, examples = "guide_triples", pairs(this, reference)
+  if not triples:
+    stage = "guide_pairs"
+    examples["c"] = np.full_like(examples["c"], classifier_free.NULL)
+  params = _fit(this, examples, stage, loss_fn, start, settings)
 
   def pair_fn(control, c, y):
-    return classifier_free.pair_fn(
-      tuned,
-      control["tuned"],
-      learned.reference_fn(c),
-      c,
-      y,
-      strength=control["strength"],
-    )
+    model = tuned, control["tuned"], learned.reference_fn(c)
+    strength = control["strength"]
+    if triples:
+      return classifier_free.pair_fn(*model, c, y, strength=strength)
+    return classifier_free.product_pair_fn(*model, y, strength=strength)
 
   trained = 3 * settings.num_steps * settings.batch_size
   return Guide(_policy(pair_fn), {"tuned": params}, 2, trained)
@@ -160,7 +169,7 @@ def _policy(pair_fn: Callable[..., Any]) -> Policy:
 
 def _fit(
   this: Run,
-  reference: Reference,
+  examples: dict[str, np.ndarray],
   stage: str,
   loss_fn: LossFn,
   start: Params,
@@ -176,7 +185,7 @@ def _fit(
     ),
     start,
     labelled.batches(
-      pairs(this, reference),
+      examples,
       seed=this.config.seed,
       batch_size=settings.batch_size,
     ).__getitem__,
@@ -190,5 +199,6 @@ GUIDES: dict[str, Callable[[Run, Learned, Reference], Guide]] = {
   "reconstruction": lambda *run: _reconstruction(*run, through=True),
   "reconstruction_plain": lambda *run: _reconstruction(*run, through=False),
   "classifier": _classifier,
-  "classifier_free": _classifier_free,
+  "classifier_free": lambda *run: _classifier_free(*run, triples=True),
+  "classifier_free_product": lambda *run: _classifier_free(*run, triples=False),
 }

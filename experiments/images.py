@@ -63,6 +63,17 @@ class Factor:
     """Number of bins."""
     return len(self.edges) + 1
 
+  def offline(self, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images for training and for calibration, of which y is known.
+
+    Args:
+      num_pairs: that are used, three quarters to train; 0: all.
+    """
+    train, calibration, _ = self.splits
+    if not num_pairs:
+      return train, calibration
+    return train[: 3 * num_pairs // 4], calibration[: -(-num_pairs // 4)]
+
   def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
     """The oracle's label of each image, int32 [N]; -1 for one of NaN."""
     measured = self.quantity.measure(jnp.asarray(images))

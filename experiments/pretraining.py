@@ -161,11 +161,11 @@ def classifier(this: Run, problem: Images, stage: str) -> Judge:
   config = this.config[stage]
   trained = []
   for number, factor in enumerate(problem.factors, start=1):
-    train, calibration, test = factor.splits
+    test = factor.splits[2]
+    train, calibration = factor.offline(this.config.data.num_pairs)
     if stage == "independent":
-      held_out = np.concatenate([calibration, test])
-      calibration, test = np.array_split(train, 2)
-      train = held_out
+      calibration, test = np.array_split(factor.splits[0], 2)
+      train = np.concatenate(factor.splits[1:])
     several = len(problem.factors) > 1
     judge = judges.train(
       problem.images,

@@ -6,10 +6,11 @@ its own is the same, so that no checkpoint is ever read into another experiment.
 """
 
 import json
+import math
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import numpy as np
@@ -39,9 +40,22 @@ def _write_whole(
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON; a reader finds the old content or the new, never a part."""
-  text = json.dumps(value, indent=2) + "\n"
+  """Writes JSON; a reader finds the old content or the new, never a part.
+
+  Numbers that are not finite, which JSON does not know, are null.
+  """
+  text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
   _write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _finite(value: Any) -> Any:
+  if isinstance(value, Mapping):
+    return {key: _finite(entry) for key, entry in value.items()}
+  if isinstance(value, list | tuple):
+    return [_finite(entry) for entry in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
 
 
 def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:

@@ -106,16 +106,16 @@ def _common() -> dict[str, Any]:
     },
     "compare": {  # other methods; none are, unless guidance lists some
       "guidance": (),  # reconstruction, reconstruction_plain, classifier,
-      # classifier_free, smc, value, best_of_n
+      # classifier_free, classifier_free_product, smc, value, best_of_n
       "strengths": (0.25, 0.5, 1.0, 3.0, 10.0),  # each is tried
       "gammas": (),  # other targets that the control is trained for
       "num_steps": 100,  # updates for each of these, from the nearest control
       "objectives": (),  # other policy updates, of the control's own budget
-      "rates": {  # peak learning rate of their heads
-        "ctrl": 1e-2,
-        "path_consistency": 1e-2,
-        "adjoint_matching": 1e-2,
-        "reward_weighted": 1e-2,
+      "rates": {  # of their heads; the best of three on the mixture
+        "ctrl": 3e-2,
+        "path_consistency": 3e-2,
+        "adjoint_matching": 3e-2,
+        "reward_weighted": 3e-2,
         "ppo": 1e-2,
       },
       "particles": 64,  # of a system of smc
@@ -144,6 +144,7 @@ def get_config() -> ConfigDict:
         "num_images": 0,  # the first so many; 0: all
         "control": "ink",  # quantity that y bins: ink, slant or jpeg
         "second_control": "",  # of a second, independent factor; "": none
+        "num_pairs": 0,  # labelled pairs (x, y) in use; 0: all there are
         "num_controls": 4,  # values of y, or of each of its factors
       },
       "model": {  # DiT

@@ -51,6 +51,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def _compare(config: ConfigDict) -> None:
+  config.control.head_learning_rate = config.compare.rates.path_consistency
   config.compare.update(
     guidance=(
       "reconstruction",
