@@ -40,10 +40,10 @@ lint: setup ## check style and types
 	@$(BIN)/mypy --no-error-summary ctrl_jax experiments
 
 test-fast: setup ## run the tests of up to five seconds
-	@$(BIN)/python -m pytest -q -m "not slow"
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 test: setup ## run every test
-	@$(BIN)/python -m pytest -q
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lock: $(BIN)/uv ## bring requirements-lock.txt up to date
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet \
