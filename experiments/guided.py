@@ -160,7 +160,9 @@ def _classifier_free(
     return classifier_free.product_pair_fn(*model, y, strength=strength)
 
   trained = 3 * settings.num_steps * settings.batch_size
-  return Guide(_policy(pair_fn), {"tuned": params}, 2, trained)
+  # Of the product the reference is a part.
+  evaluations = 2 if triples else 3
+  return Guide(_policy(pair_fn), {"tuned": params}, evaluations, trained)
 
 
 def _policy(pair_fn: Callable[..., Any]) -> Policy:

@@ -86,8 +86,10 @@ def _labels_seen(c, y, *, drop_c, drop_y):
     _policy(eps), SDE, drop_c=drop_c, drop_y=drop_y, t_min=0.1
   )
   batch = {"x": jnp.zeros((len(c), 1)), "c": c, "y": y}
-  codes = np.rint(np.sqrt(_per_example(loss_fn, {}, batch)))
-  return np.divmod(codes.astype(int), 3)
+  found = np.sqrt(_per_example(loss_fn, {}, batch))
+  codes = np.rint(found).astype(int)
+  np.testing.assert_allclose(found, codes, atol=1e-4)
+  return np.divmod(codes, 3)
 
 
 def test_labels_are_dropped_independently_with_the_stated_probability():

@@ -2,6 +2,7 @@
 """A folder belongs to one config, and its files are whole."""
 
 import json
+import math
 import pathlib
 
 import numpy as np
@@ -65,3 +66,17 @@ def test_arrays_are_written_whole(tmp_path: pathlib.Path) -> None:
     assert stored["a"].tolist() == [[2.0] * 3] * 2
     assert stored["b"].tolist() == [0, 1, 2, 3]
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_has_no_numbers_that_json_does_not_know(
+  tmp_path: pathlib.Path,
+) -> None:
+  path = tmp_path / "a.json"
+  strange = {"a": [1.5, math.nan, (math.inf, 2)], "b": {"c": -math.inf}}
+  workdir.write_json(path, strange)
+
+  def refuse(constant: str) -> None:
+    raise AssertionError(constant)
+
+  read = json.loads(path.read_text(), parse_constant=refuse)
+  assert read == {"a": [1.5, None, [None, 2]], "b": {"c": None}}

@@ -32,12 +32,15 @@ and so none of its errors, is part of it.
 Bias. At another strength (3) follows s grad log E[p(y | x_0, c) | x_t] rather
 than the gradient of log E[p(y | x_0, c)^s | x_t]: near the data alone does it
 agree with p^s p_pre, which is not what it samples, as for `classifier` and for
-strength_c likewise. (4) puts grad log p_t(y | x) for grad log p_t(y | x, c),
-equal if y is independent of c given x_t. That may hold of the data, x_0; of
-noise it is false, as soon as c tells more about x_0 than x_t does: even at
-strength 1 with exact networks (4) samples no law of the data. And where the
-trained eps(c, 0) is not eps_pre(c), (3) changes what c means without being
-asked to. The certificate of `paths` measures all of it.
+strength_c likewise. It overdoes it: on a Gaussian, for gamma = 3, the gap is
+0.9 nats at strength 3 and 0.15 at strength 2. Where the trained eps(c, 0) is
+not eps_pre(c), (3) changes what c means without being asked to.
+
+(4) puts grad log p_t(y | x) for grad log p_t(y | x, c), equal if y is
+independent of c given x_t. That may hold of the data, x_0; of noise it is
+false, as soon as c tells more about x_0 than x_t does: even at strength 1 with
+exact networks (4) samples no law of the data. The certificate of `paths`
+measures all of it.
 
 Cost. (3) evaluates the network twice a step, three times if strength_c is not
 1, and once more for the reference, which only the certificate needs; (4) twice,

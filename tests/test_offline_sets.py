@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs with few labelled examples, and methods that learn from them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from experiments.benchmarks import offline_sets
+from experiments.images import QUANTITIES, Factor
+
+
+def test_few_pairs_are_part_of_the_many():
+  pieces = np.split(np.random.default_rng(0).permutation(1000), [600, 800])
+  factor = Factor(
+    quantity=QUANTITIES["ink"], edges=np.zeros(3), splits=tuple(pieces)
+  )
+  for train, calibration in (factor.offline(0), factor.offline(50)):
+    assert set(train) <= set(pieces[0])
+    assert set(calibration) <= set(pieces[1])
+  assert sum(map(len, factor.offline(0))) == 800
+  assert [len(part) for part in factor.offline(50)] == [37, 13]
+
+
+@pytest.mark.slow
+def test_methods_learn_from_the_same_examples(tmp_path):
+  results = offline_sets.run(40, 3, "digits.py:smoke", tmp_path)
+  folder = tmp_path / "40-3"
+  config = json.loads((folder / "config.json").read_text())
+  assert config["data"]["num_pairs"] == 40
+  lines = offline_sets.rows(40, [results, results])
+  assert [line[1] for line in lines] == [t for _, t in offline_sets.METHODS]
+  assert all(len(line) == len(offline_sets.HEADINGS) for line in lines)
+  compared = results["comparison"]
+  triples = compared["classifier_free strength=1"]
+  pairs = compared["classifier_free_product strength=1"]
+  # Fine-tuned on different labels, sampled with the same noise.
+  assert triples["path_kl"] != pairs["path_kl"]
+  assert math.isfinite(triples["path_kl"]) and pairs["path_kl"] > 0
+  assert triples["network_evaluations_per_sample"] == 2 * 6
+  page = (folder / "report.html").read_text()
+  assert "What control costs" in page and "Other methods" in page
