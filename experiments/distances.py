@@ -17,11 +17,11 @@ import numpy as np
 
 from ctrl_jax import metrics
 from ctrl_jax.linear_quadratic import Law
-from experiments import evaluation, keys
-from experiments.evaluation import Cells
+from experiments import keys, weighting
 from experiments.exact import Exact, Gaussian
 from experiments.methods import Method
 from experiments.problems import Problem
+from experiments.weighting import Cells
 
 PROJECTIONS = 64
 LARGEST = 4000  # samples of each (c, y) in a distance
@@ -78,7 +78,7 @@ def _distances(problem: Exact, methods: dict[str, Method], seed: int) -> Known:
   num = min(len(methods["ctrl"].cells.samples), LARGEST, half)
 
   def draw(cells: Cells, name: str) -> np.ndarray:
-    drawn = evaluation.draw(cells, num, keys.stage_key(seed, name))
+    drawn = weighting.draw(cells, num, keys.stage_key(seed, name))
     return np.random.default_rng(seed).permutation(drawn)
 
   first, second = (
@@ -122,7 +122,7 @@ def _mode_weights(problem: Exact, cells: Cells) -> np.ndarray:
       x = jnp.asarray(cells.samples[:, c, y])
       shares = np.asarray(responsibilities(x, jnp.full(n, c)))
       log_w = cells.log_weights[:, c, y, None]
-      rows.append(evaluation.weighted(shares, log_w))
+      rows.append(weighting.mean(shares, log_w))
   return np.stack(rows).reshape(conditions, controls, -1)
 
 

@@ -4,7 +4,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import evaluation, keys
+from experiments import keys, weighting
 from experiments.evaluation import Chains, Reference
 from experiments.methods import Method
 from experiments.problems import Problem
@@ -38,7 +38,7 @@ def arrays_of(
   vectors = len(problem.sample_shape) == 1
   num = POINTS if vectors else DRAWN
   for name, method in all_methods.items():
-    drawn = evaluation.draw(method.cells, num, keys.stage_key(seed, name))
+    drawn = weighting.draw(method.cells, num, keys.stage_key(seed, name))
     flat = jnp.asarray(drawn.reshape(-1, *drawn.shape[3:]))
     if vectors:
       points = drawn.transpose(2, 1, 0, 3)

@@ -1,11 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples of every method, for every condition c and requested control y.
 
-A method gives `Cells`: n weighted samples for each (c, y). The samples of the
-pre-trained chain do double duty: they give log Z(c, y), and weighted by
-p(y | x)^gamma they are the exact target law, as far as their number reaches.
-Methods that resample keep their weights, so their figures carry no further
-noise; `draw` turns them into plain samples where those are needed.
+The samples of the pre-trained chain do double duty: they give log Z(c, y), and
+weighted by p(y | x)^gamma they are the exact target law, as far as their number
+reaches.
 """
 
 import functools
@@ -37,14 +35,6 @@ class Reference(NamedTuple):
   log_likelihood: np.ndarray  # log p(y | x) [n, C, Y], nats
   log_evidence: Estimate  # [C, Y], nats
   mean_log_evidence: Estimate  # []
-
-
-class Cells(NamedTuple):
-  """n samples of a method for every (c, y)."""
-
-  samples: np.ndarray  # [n, C, Y, ...]
-  log_weights: np.ndarray  # [n, C, Y], up to a constant for each (c, y)
-  log_likelihood: np.ndarray  # log p(y | x) [n, C, Y], nats
 
 
 class Chains(NamedTuple):
@@ -240,28 +230,3 @@ def cell_labels(num: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
   index = np.arange(max(num // cells, 2) * cells, dtype=np.int32) % cells
   y = problem.controls[index % problem.num_controls]
   return index // problem.num_controls, y
-
-
-def weighted(values: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
-  """Self-normalised mean over the first axis of values [n, C, Y] -> [C, Y]."""
-  weights = np.exp(log_weights - log_weights.max(0))
-  return (weights * values).sum(0) / weights.sum(0)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _resample(keys: jax.Array, log_weights: jax.Array, num: int) -> jax.Array:
-  return jax.vmap(lambda k, w: paths.resample(k, w, num=num))(keys, log_weights)
-
-
-def draw(cells: Cells, num: int, key: jax.Array) -> np.ndarray:
-  """num samples of each (c, y) in proportion to the weights, [num, C, Y, ...].
-
-  Systematic resampling, so that equal weights give distinct samples.
-  """
-  n, conditions, controls = cells.log_weights.shape
-  flat = cells.log_weights.reshape(n, -1).T
-  draws = _resample(jax.random.split(key, len(flat)), jnp.asarray(flat), num)
-  rows = np.asarray(draws).T.reshape(num, conditions, controls)
-  c = np.arange(conditions)[None, :, None]
-  y = np.arange(controls)[None, None, :]
-  return cells.samples[rows, c, y]

@@ -15,9 +15,10 @@ import numpy as np
 from ctrl_jax import metrics, paths
 from ctrl_jax.guidance import best_of_n
 from ctrl_jax.metrics import Estimate
-from experiments import evaluation
-from experiments.evaluation import Cells, Chains, Reference
+from experiments import weighting
+from experiments.evaluation import Chains, Reference
 from experiments.problems import Problem
+from experiments.weighting import Cells
 
 
 class Method(NamedTuple):
@@ -75,7 +76,7 @@ def target(problem: Problem, reference: Reference, gamma: float) -> Method:
   log_p = reference.log_likelihood
   table = np.asarray(reference.log_evidence.mean)
   weights = gamma * log_p
-  mean = evaluation.weighted(log_p, weights)
+  mean = weighting.mean(log_p, weights)
   return Method(
     untuned(problem, reference)._replace(log_weights=weights),
     float((gamma * mean - table).mean()),

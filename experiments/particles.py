@@ -15,9 +15,10 @@ import numpy as np
 from ctrl_jax import sampling
 from ctrl_jax.guidance import reconstruction, smc, value
 from experiments import evaluation
-from experiments.evaluation import Cells, Reference
+from experiments.evaluation import Reference
 from experiments.methods import Method
 from experiments.pretraining import Learned, Run
+from experiments.weighting import Cells
 
 
 def twisted(

@@ -15,10 +15,10 @@ import numpy as np
 
 from ctrl_jax import metrics
 from ctrl_jax.metrics import Estimate
-from experiments import evaluation, keys
-from experiments.evaluation import Cells
+from experiments import keys, weighting
 from experiments.instruments import Instruments
 from experiments.methods import Method
+from experiments.weighting import Cells
 
 # Samples of each (c, y) in pairwise distances, whose cost is quadratic.
 PAIRS = 100
@@ -35,7 +35,7 @@ def score(
 ) -> dict[str, Any]:
   """The entry of one method in results.json, but for its times."""
   cells = method.cells
-  log_p = evaluation.weighted(cells.log_likelihood, cells.log_weights).mean()
+  log_p = weighting.mean(cells.log_likelihood, cells.log_weights).mean()
   objective = None
   if method.gap is not None:
     objective = float(log_evidence.mean - method.gap.mean)
@@ -69,7 +69,7 @@ def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
     verdict = instruments.verdict(samples).reshape(*shape, controls)
     table = np.zeros((controls, controls))
     for measured in range(controls):
-      share = evaluation.weighted(verdict[..., measured], cells.log_weights)
+      share = weighting.mean(verdict[..., measured], cells.log_weights)
       table[:, measured] = share.mean(0) * n * conditions
     right = np.einsum("ncyy->ncy", verdict)
     found["oracle_accuracy"] = _share(right, cells.log_weights)
@@ -77,7 +77,7 @@ def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
     found["confusion"] = np.rint(table).astype(int).tolist()
   if instruments.opinion is not None:
     right = instruments.opinion(samples).reshape(shape) == np.arange(controls)
-    share = evaluation.weighted(right, cells.log_weights)
+    share = weighting.mean(right, cells.log_weights)
     found["independent_accuracy"] = float(share.mean())
   return found
 
@@ -109,7 +109,7 @@ def _spread(
   """Diversity within each (c, y), and distance to the exact target's law."""
 
   def features(name: str, some: Cells) -> jax.Array:
-    drawn = evaluation.draw(some, PAIRS, keys.stage_key(seed, name))
+    drawn = weighting.draw(some, PAIRS, keys.stage_key(seed, name))
     flat = drawn.reshape(-1, *drawn.shape[3:])
     result = instruments.features(flat)
     return jnp.asarray(result.reshape(PAIRS, -1, result.shape[-1]))

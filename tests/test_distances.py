@@ -9,8 +9,8 @@ import pytest
 
 from experiments import distances, exact
 from experiments.configs import gaussian, mixture
-from experiments.evaluation import Cells
 from experiments.methods import Method
+from experiments.weighting import Cells
 
 NUM = 6000
 

@@ -116,6 +116,7 @@ RULES: dict[str, Rule] = {
   "candidates": _AT_LEAST_1,
   "drop_c": _FRACTION,
   "drop_y": _FRACTION,
+  **dict.fromkeys(OBJECTIVES, _POSITIVE),  # of compare.rates
 }
 
 CHOICES = {
