@@ -83,6 +83,7 @@ def _reconstruction(
       y,
       strength=control["strength"],
       through_network=through,
+      bound=this.problem.bound,
     )
 
   return Guide(_policy(pair_fn), {}, 3 if through else 1, 0)

@@ -172,6 +172,7 @@ def _problem(
     sample_shape=images.shape[1:],
     controls=np.arange(num, dtype=np.int32),
     num_conditions=10,
+    bound=1.0,
     measure=only.quantity.measure if only else None,
     edges=only.edges if only else np.zeros(0),
     property_name=only.quantity.name if only else "",

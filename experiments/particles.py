@@ -48,9 +48,15 @@ def twisted(
       c,
       y,
       strength=strength,
+      bound=problem.bound,
     )
     twist = reconstruction.twist_fn(
-      learned.reward_fn, problem.sde, c, y, strength=strength
+      learned.reward_fn,
+      problem.sde,
+      c,
+      y,
+      strength=strength,
+      bound=problem.bound,
     )
     found = smc.sample(
       chain_keys,
@@ -136,6 +142,7 @@ def decoded(
       y,
       gamma=strength,
       num_candidates=config.compare.candidates,
+      bound=problem.bound,
     )
     return found.x, learned.reward_fn(found.x, c, y)
 

@@ -32,6 +32,7 @@ class Problem:
   property_name: str
   # Samples -> [N], on the host; None where y has no one quantity.
   measure: Callable[[jax.Array], jax.Array | np.ndarray] | None
+  bound: float | None  # of the data's coordinates; None: they have none
   edges: np.ndarray  # bounds of the measured quantity that define y, or none
 
   @property

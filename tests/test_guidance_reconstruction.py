@@ -157,3 +157,58 @@ def test_certificate_is_the_exact_kl_to_the_target():
     lg.path_kl(kernel, policy, prior),
     atol=3 * found.path_kl.stderr,
   )
+
+
+@pytest.mark.parametrize("through", [True, False])
+def test_a_bound_matters_where_the_predicted_end_exceeds_it(through):
+  x = 1.5 * jax.random.normal(jax.random.key(1), (50, 2))
+  t, y = jnp.float32(0.3), jnp.full(50, Y)
+
+  def end_and_shift(bound):
+    eps = gc.reference(x, t)
+    end = reconstruction.predicted_end(x, t, eps, gc.SDE, bound=bound)
+    pair = reconstruction.pair_fn(
+      gc.reference,
+      gc.reward,
+      gc.SDE,
+      None,
+      y,
+      strength=1.0,
+      through_network=through,
+      bound=bound,
+    )(x, t)
+    return np.asarray(end), np.asarray(pair.eps - pair.reference)
+
+  end, shift = end_and_shift(None)
+  clipped, changed = end_and_shift(1.0)
+  inside = (np.abs(end) < 1).all(1)
+  assert 5 < inside.sum() < 45
+  np.testing.assert_array_equal(clipped, np.clip(end, -1, 1))
+  np.testing.assert_allclose(changed[inside], shift[inside], rtol=1e-5)
+  assert (np.abs(changed - shift)[~inside].max(1) > 1e-3).mean() > 0.9
+  beyond = (np.abs(end) > 1).all(1)
+  if through and beyond.any():  # nothing is left to follow
+    np.testing.assert_allclose(changed[beyond], 0, atol=1e-6)
+
+
+def test_a_bound_keeps_guidance_finite_where_the_network_errs():
+  # An error of 2% at the start of a chain is three deviations of its end.
+  def erring(x, t):
+    return 0.98 * gc.reference(x, t)
+
+  keys = jax.random.split(jax.random.key(2), 200)
+  start = sampling.initial_noise(keys, (2,))
+
+  def path_kl(bound):
+    pair = reconstruction.pair_fn(
+      erring,
+      gc.reward,
+      gc.SDE,
+      None,
+      jnp.full(200, Y),
+      strength=1.0,
+      bound=bound,
+    )
+    return sampling.rollout(keys, start, gc.make_kernel(20), pair).kl.mean()
+
+  assert path_kl(4.0) < path_kl(None) / 2

@@ -28,7 +28,10 @@ only: against (5) it is too large by 1 + std^2 / alpha^2, some 20,000-fold at
 the start of a chain. On a Gaussian with a well-known answer, at strength 1, its
 gap is 35,000 nats, that of (5) is 1.0 and that of (4) is 0.03. But (4) is there
 a small difference of large terms: an error of the network's slope counts
-1 / alpha times.
+1 / alpha times, and so does in (1) an error of its prediction. Data that are
+known to be bounded, such as pixels, forgive both: with `bound`, (1) is clipped,
+and has no gradient beyond. Without, a network that is not exact leaves for
+infinity at once.
 
 Bias. Gaussian x_0 given x with variance v along a measurement y of noise r
 makes (3) too strong by the factor (r^2 + v) / r^2: it trusts (1) as if nothing
@@ -59,10 +62,24 @@ TwistFn = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def predicted_end(
-  x: jax.Array, t: jax.Array, eps: jax.Array, sde: SDE
+  x: jax.Array,
+  t: jax.Array,
+  eps: jax.Array,
+  sde: SDE,
+  *,
+  bound: float | None = None,
 ) -> jax.Array:
-  """x0 of (1), of the shape of x: the mean of x_0 given x, if eps is exact."""
-  return (x - sde.std(t) * eps) / sde.alpha(t)
+  """x0 of (1), of the shape of x: the mean of x_0 given x, if eps is exact.
+
+  Args:
+    x: noisy samples.
+    t: diffusion time.
+    eps: noise prediction at (x, t).
+    sde: gives alpha and std.
+    bound: of |x_0|, coordinate by coordinate; None: there is none.
+  """
+  end = (x - sde.std(t) * eps) / sde.alpha(t)
+  return end if bound is None else jnp.clip(end, -bound, bound)
 
 
 def twist_fn(
@@ -72,6 +89,7 @@ def twist_fn(
   y: jax.Array,
   *,
   strength: float | Scalar,
+  bound: float | None = None,
 ) -> TwistFn:
   """psi of (2), for `guidance.smc`; needs no gradient.
 
@@ -81,9 +99,10 @@ def twist_fn(
     c: conditions of the chains [batch], or None.
     y: requested controls [batch].
     strength: gamma, or less where the prediction deserves less trust.
+    bound: see `predicted_end`.
   """
   return lambda x, t, eps: (
-    strength * reward_fn(predicted_end(x, t, eps, sde), c, y)
+    strength * reward_fn(predicted_end(x, t, eps, sde, bound=bound), c, y)
   )
 
 
@@ -96,6 +115,7 @@ def pair_fn(
   *,
   strength: float | Scalar,
   through_network: bool = True,
+  bound: float | None = None,
 ) -> PairFn:
   """The policy (3) and its reference, for `sampling.rollout`.
 
@@ -107,8 +127,9 @@ def pair_fn(
     y: requested controls [batch].
     strength: of the guidance; 0 is the reference.
     through_network: differentiate (1) through the network, or use (5).
+    bound: see `predicted_end`.
   """
-  twist = twist_fn(reward_fn, sde, c, y, strength=strength)
+  twist = twist_fn(reward_fn, sde, c, y, strength=strength, bound=bound)
 
   def through(x, t):
     def psi(x):
@@ -121,7 +142,7 @@ def pair_fn(
   def around(x, t):
     alpha, std = sde.alpha(t), sde.std(t)
     eps = reference_fn(x, t)
-    end = predicted_end(x, t, eps, sde)
+    end = predicted_end(x, t, eps, sde, bound=bound)
     gradient = jax.grad(lambda end: jnp.sum(reward_fn(end, c, y)))(end)
     slope = strength * alpha / (alpha**2 + std**2)
     return Predictions(eps - std * slope * gradient, eps)

@@ -80,6 +80,7 @@ def sample(
   gamma: float,
   num_candidates: int,
   value_fn: NoisyRewardFn | None = None,
+  bound: float | None = None,
 ) -> Decoded:
   """Runs independent chains, each choosing among candidates at every step.
 
@@ -98,6 +99,7 @@ def sample(
     num_candidates: M.
     value_fn: the value (4), (x, t, c, y) -> nats [batch], gamma included;
       None: the posterior mean (3).
+    bound: of |x_0|, for (3); see `reconstruction.predicted_end`.
 
   Raises:
     ValueError: gamma <= 0 or num_candidates < 1.
@@ -106,7 +108,9 @@ def sample(
   if num_candidates < 1:
     raise ValueError(f"num_candidates must be positive, got {num_candidates}")
   steps = kernel.num_steps
-  twist = reconstruction.twist_fn(reward_fn, sde, c, y, strength=gamma)
+  twist = reconstruction.twist_fn(
+    reward_fn, sde, c, y, strength=gamma, bound=bound
+  )
 
   def propose(carry, row):
     (x, eps), (index, a, b, s) = carry, row
