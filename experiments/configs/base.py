@@ -107,7 +107,7 @@ def _common() -> dict[str, Any]:
     "compare": {  # other methods; none are, unless guidance lists some
       "guidance": (),  # reconstruction, reconstruction_plain, classifier,
       # classifier_free, classifier_free_product, smc, value, best_of_n
-      "strengths": (0.03, 0.1, 0.3, 1.0, 3.0, 10.0),  # each is tried
+      "strengths": (0.03, 0.1, 0.25, 0.5, 1.0, 3.0, 10.0),  # each is tried
       "gammas": (),  # other targets that the control is trained for
       "num_steps": 100,  # updates for each of these, from the nearest control
       "objectives": (),  # other policy updates, of the control's own budget
