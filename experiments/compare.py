@@ -112,6 +112,7 @@ def cells(group: Sequence[Entry], study: Study) -> list[str]:
     column("independent_accuracy", 1, 100),
     column(study.distance, 2, study.scale),
     column("ess_fraction", 0, 100),
+    column("evidence_ratio", 3),
     f"{group[0]['network_evaluations_per_sample']:,.0f}",
     f"{group[0]['training_evaluations'] / 1e6:.1f}",
   ]
@@ -120,7 +121,7 @@ def cells(group: Sequence[Entry], study: Study) -> list[str]:
 def headings(study: Study) -> list[str]:
   """The titles of `cells`."""
   first = "method,setting,gap,nearest γ,gap there,path KL,E log p,oracle %"
-  last = "ESS %,evaluations a sample,training evaluations (millions)"
+  last = "ESS %,Z ÷ exact,evaluations a sample,training evaluations (millions)"
   return [*first.split(","), "indep. %", study.heading, *last.split(",")]
 
 
