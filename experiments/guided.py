@@ -48,9 +48,19 @@ def make(name: str, this: Run, learned: Learned, reference: Reference) -> Guide:
 
 
 def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
-  """Labelled examples x, c and y: those of the reward's classifier."""
+  """Labelled examples x, c and y: those of the reward's classifier.
+
+  Raises:
+    ValueError: y has several factors, of which no example has all.
+  """
   problem = this.problem
   if isinstance(problem, Images):
+    if len(problem.factors) > 1:
+      raise ValueError(
+        "compare.guidance has a method that learns from y, and no image is "
+        "labelled with both factors of it; leave classifier and "
+        "classifier_free out"
+      )
     rows = np.concatenate(
       problem.factors[0].offline(this.config.data.num_pairs)
     )

@@ -14,11 +14,13 @@ from experiments import (
   comparison,
   control,
   exact,
+  guided,
+  images,
   pretraining,
   stages,
   studies,
 )
-from experiments.configs import mixture
+from experiments.configs import digits, mixture
 from experiments.logs import Log
 
 SEEDS = (0, 1)
@@ -78,6 +80,13 @@ def test_every_method_is_held_against_its_target(tmp_path):
   assert entries["path_consistency gamma=2"]["training_evaluations"] > own
 
 
+def two_factors(folder):
+  """Config, folder and problem of digits with two factors; no mesh, no log."""
+  config = digits.get_config("smoke")
+  config.data.update(second_control="slant", num_controls=2)
+  return config, folder, images.digits(config, folder), None, None
+
+
 def entry(method, gap, **changes):
   """An entry of a comparison, as far as tables go."""
   return {
@@ -126,6 +135,12 @@ def test_best_setting_over_all_seeds_is_shown():
   assert line["training evaluations (millions)"] == "2.0"
   second = compare.cells(entries["b near"], study)
   assert second[compare.headings(study).index("gap")] == "–"
+
+
+def test_examples_have_every_factor_or_there_are_none(tmp_path):
+  this = pretraining.Run(*two_factors(tmp_path))
+  with pytest.raises(ValueError, match="both factors"):
+    guided.pairs(this, None)
 
 
 def test_page_has_a_place_for_every_study():

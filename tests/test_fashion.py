@@ -38,12 +38,12 @@ def config_of(files, variant="smoke", **changes):
   return config
 
 
-@pytest.mark.parametrize("variant", ["", "two_factors", "smoke"])
+@pytest.mark.parametrize("variant", ["", "two_factors", "compare", "smoke"])
 def test_variants_are_valid(variant):
   config = fashion.get_config(variant)
   rules.validate(config)
   assert (config.experiment, config.variant) == ("fashion", variant)
-  with pytest.raises(ValueError, match="use one of two_factors, smoke"):
+  with pytest.raises(ValueError, match="use one of two_factors, compare, smoke"):
     fashion.get_config("other")
 
 

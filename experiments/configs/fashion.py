@@ -13,12 +13,14 @@ downloaded.
 All variants share one pre-trained model, in runs/fashion-prior; another
 --config.seed or --config.model needs another --config.prior.dir.
 
-Not measured at full size yet: gamma and the control's rate are first guesses,
-under which training was seen to be stable for 26 updates.
+Of one run, seed 0, with a prior of 5,000 updates: gap 8.6 +- 0.4 nats at
+gamma = 3, oracle accuracy 0.75 where the exact target has 0.90. The objective
+still rises when training stops; gamma and the rate are guesses.
 
 Variants: two_factors, y = (small or large, dark or light), whose two
-classifiers have no image in common; smoke, all of it at toy sizes, for a look
-at the machinery only.
+classifiers have no image in common; compare, other targets and every method of
+guidance beside it (docs/comparison.md); smoke, all of it at toy sizes, for a
+look at the machinery only.
 """
 
 from ml_collections import ConfigDict
@@ -37,15 +39,13 @@ def get_config(variant: str = "") -> ConfigDict:
   config.problem.name = "fashion"
   config.data.update(control="jpeg", num_images=20000)
   config.model.update(num_layers=3, patch=4)
-  config.prior.update(num_steps=3200, batch_size=64, dir="runs/fashion-prior")
+  config.prior.update(num_steps=5000, batch_size=64, dir="runs/fashion-prior")
   # A little noise on pixels costs many bytes, and all that matters to the size
   # is in the features.
   config.classifier.update(pixels=False, feature_gain=1.0, noise=0.0)
   # Ten times as many pixels as digits and a sharp classifier, to which a
   # hundred bytes are worth tens of nats: 3e-3 and more diverged.
-  config.control.update(
-    num_steps=250, batch_size=32, head_learning_rate=1e-3, clip_norm=1.0
-  )
+  config.control.update(num_steps=250, batch_size=32, head_learning_rate=1e-3)
   config.reward.gamma = 3.0
   config.evaluate.update(num_samples=1000, num_reference=4000, chunk=100)
   changes = {
@@ -53,6 +53,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "two_factors": lambda: config.data.update(
       second_control="ink", num_controls=2
     ),
+    "compare": lambda: base.compare_images(config),
     "smoke": lambda: _smoke(config),
   }
   base.choose(changes, variant, "fashion.py")
