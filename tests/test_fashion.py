@@ -43,7 +43,9 @@ def test_variants_are_valid(variant):
   config = fashion.get_config(variant)
   rules.validate(config)
   assert (config.experiment, config.variant) == ("fashion", variant)
-  with pytest.raises(ValueError, match="use one of two_factors, compare, smoke"):
+  with pytest.raises(
+    ValueError, match="use one of two_factors, compare, smoke"
+  ):
     fashion.get_config("other")
 
 

@@ -56,20 +56,26 @@ def test_code_lengths_are_those_of_the_blocks_cosine_transforms(shape):
   rng = np.random.default_rng(1)
   grey = rng.integers(0, 256, (2, *shape))
   table = Image.open(io.BytesIO(_jpeg(grey[0]))).quantization[0]
-  expected = np.zeros((2, 8, 8))
-  for image, total in zip(grey, expected, strict=True):
+  expected, most, least = np.zeros((3, 2, 8, 8))
+  for i, image in enumerate(grey):
     full = np.pad(image, [(0, -n % 8) for n in shape], mode="edge") - 128.0
     for row in range(0, full.shape[0], 8):
       for column in range(0, full.shape[1], 8):
         block = full[row : row + 8, column : column + 8]
         z = scipy.fft.dctn(block, norm="ortho") / np.reshape(table, (8, 8))
-        total += np.log2(1 + np.abs(z))
+        expected[i] += np.log2(1 + np.abs(z))
+        most[i] += np.abs(z) > 0.05  # of which (2) makes a hundredth
+        least[i] += np.abs(z) > 1.5  # and nine tenths of these
   x = (grey / 127.5 - 1).astype(np.float32)[..., None]
   # The smoothing takes off at most log2(1.5) = 0.59 bit a coefficient.
   blocks = -(-shape[0] // 8) * -(-shape[1] // 8)
-  found = np.asarray(jpeg.code_lengths(x)).reshape(2, 8, 8)
+  found, number = (
+    np.asarray(jpeg.code_lengths(x)).reshape(2, 2, 8, 8).swapaxes(0, 1)
+  )
   assert (found < expected + 1e-2).all()
   assert (found > expected - 0.59 * blocks - 1e-2).all()
+  assert (number > 0.9 * least - 1e-3).all()
+  assert (number < most + 0.01 * blocks).all()
 
 
 def _jpeg(grey):

@@ -9,11 +9,14 @@ spends on an integer n about log2(1 + |n|) bits for its magnitude and some for
 the code that announces it, nothing on most zeros. Without the rounding,
 
     l_uv = sum over blocks of log2(1 + |z_uv|),                           (1)
-    |z| ~ sqrt(z^2 + e^2) - e,   z_uv = (cosine transform)_uv / q_uv.
+    m_uv = sum over blocks of z_uv^2 / (z_uv^2 + e^2),                    (2)
+    |z| ~ sqrt(z^2 + e^2) - e,   z_uv = (cosine transform)_uv / q_uv,
 
-On Fashion-MNIST at quality 95 the best linear combination of the 64 numbers
-l_uv misses the true size by 7 bytes (standard deviation), where sizes vary
-by 115.
+bits of magnitudes and how many of them there are. On Fashion-MNIST at quality
+95 the best linear combination of these 128 numbers misses the true size by 6
+bytes (standard deviation), where sizes vary by 115. Without (2) it is 7, and
+the images of a diffusion model, whose plain grounds are not quite plain, are
+taken for 9 bytes smaller than they are, with (2) for 3.
 
 Images have shape [N, height, width, 1] with values in [-1, 1]; what lies
 outside is clipped, as it is in a file.
@@ -29,7 +32,7 @@ from PIL import Image
 
 QUALITY = 95
 _BLOCK = 8
-# e of equation (1), in quantisation steps. Without it the features have kinks
+# e of equations (1) and (2), in quantisation steps. Without it the features have kinks
 # where coefficients vanish, as most do on a plain ground, and a chain that is
 # steered by their gradients is erratic.
 _SMOOTHING = 0.5
@@ -51,8 +54,8 @@ def size(images: Images) -> Float32[np.ndarray, "n"]:
   return np.where(finite, np.array(bytes_of, np.float32), np.float32(np.nan))
 
 
-def code_lengths(images: Images) -> Float[Array, "n 64"]:
-  """Equation (1), row by row of (u, v), summed over blocks; bits, [N, 64]."""
+def code_lengths(images: Images) -> Float[Array, "n 128"]:
+  """Equations (1), in bits, and (2), each row by row of (u, v), [N, 128]."""
   x = jnp.asarray(images)[..., 0]
   grey = (jnp.clip(x, -1, 1) + 1) * 127.5 - 128
   rows, columns = (_transform(n) for n in grey.shape[1:])
@@ -60,8 +63,10 @@ def code_lengths(images: Images) -> Float[Array, "n 64"]:
   z = jnp.einsum("uh,nhw,vw->nuv", rows, grey, columns)
   z = z / np.tile(_quantisation(), blocks)[None]
   bits = jnp.log2(1 + jnp.sqrt(z**2 + _SMOOTHING**2) - _SMOOTHING)
-  by_block = bits.reshape(-1, blocks[0], _BLOCK, blocks[1], _BLOCK)
-  return by_block.sum((1, 3)).reshape(-1, _BLOCK**2)
+  number = z**2 / (z**2 + _SMOOTHING**2)
+  by_block = (-1, blocks[0], _BLOCK, blocks[1], _BLOCK)
+  sums = [a.reshape(by_block).sum((1, 3)) for a in (bits, number)]
+  return jnp.concatenate([a.reshape(-1, _BLOCK**2) for a in sums], axis=1)
 
 
 def _encode(grey: np.ndarray) -> bytes:
