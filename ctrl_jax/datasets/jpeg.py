@@ -32,9 +32,9 @@ from PIL import Image
 
 QUALITY = 95
 _BLOCK = 8
-# e of equations (1) and (2), in quantisation steps. Without it the features have kinks
-# where coefficients vanish, as most do on a plain ground, and a chain that is
-# steered by their gradients is erratic.
+# e of equations (1) and (2), in quantisation steps. Without it the features
+# have kinks where coefficients vanish, as most do on a plain ground, and a
+# chain that is steered by their gradients is erratic.
 _SMOOTHING = 0.5
 
 Images = (
