@@ -54,6 +54,14 @@ def of_run(
   yield from _exact(this, reference)
   yield from _targets(this, learned, reference, params)
   yield from _updates(this, learned, reference)
+  yield from _guided(this, learned, reference)
+  yield from _selected(this, learned, reference)
+
+
+def _guided(
+  this: Run, learned: Learned, reference: Reference
+) -> Iterator[Candidate]:
+  """Policies of guidance at every strength."""
   settings, gamma = this.config.compare, this.config.reward.gamma
   for name in filter(guided.GUIDES.get, settings.guidance):
     guide = guided.make(name, this, learned, reference)
@@ -74,19 +82,22 @@ def of_run(
           evaluations=guide.evaluations,
         ),
       )
-  run = this, learned, reference
-  smc = functools.partial(particles.twisted, *run)
-  value = functools.partial(particles.decoded, *run)
-  best_of_n = functools.partial(_best_of_n, *run)
+
+
+def _selected(
+  this: Run, learned: Learned, reference: Reference
+) -> Iterator[Candidate]:
+  """Methods that choose among candidates, along the way or at the end."""
+  settings, gamma = this.config.compare, this.config.reward.gamma
   # At least two groups of n for every c, or there is no standard error.
   numbers = [n for n in BEST_OF if 2 * n <= len(reference.samples)]
   for name, sample, setting, values in (
-    ("smc", smc, "proposal", PROPOSALS),
-    ("value", value, "gamma", settings.strengths),
-    ("best_of_n", best_of_n, "n", numbers),
+    ("smc", particles.twisted, "proposal", PROPOSALS),
+    ("value", particles.decoded, "gamma", settings.strengths),
+    ("best_of_n", _best_of_n, "n", numbers),
   ):
     for number in values if name in settings.guidance else ():
-      one = functools.partial(sample, number)
+      one = functools.partial(sample, this, learned, reference, number)
       yield Candidate(name, {setting: number}, gamma, 0, one)
 
 
