@@ -4,7 +4,7 @@
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -91,11 +91,14 @@ def _selected(
   settings, gamma = this.config.compare, this.config.reward.gamma
   # At least two groups of n for every c, or there is no standard error.
   numbers = [n for n in BEST_OF if 2 * n <= len(reference.samples)]
-  for name, sample, setting, values in (
+  kinds: tuple[
+    tuple[str, Callable[..., Sampled], str, Sequence[float]], ...
+  ] = (
     ("smc", particles.twisted, "proposal", PROPOSALS),
     ("value", particles.decoded, "gamma", settings.strengths),
     ("best_of_n", _best_of_n, "n", numbers),
-  ):
+  )
+  for name, sample, setting, values in kinds:
     for number in values if name in settings.guidance else ():
       one = functools.partial(sample, this, learned, reference, number)
       yield Candidate(name, {setting: number}, gamma, 0, one)
