@@ -29,6 +29,8 @@ LOOKS = {
   "best_of_n": (style.GREY, "x-"),
 }
 
+LOWEST = -4.0  # nats; what is less likely is left out of the figure
+
 Groups = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
@@ -65,8 +67,10 @@ def frontier(entries: Groups) -> Figure:
   _draw(right, {method: _least(points) for method, points in costs.items()})
   left.set_title("what KL buys: higher and further left is better")
   left.set(xlabel="path KL (nats)", ylabel="E log p(y | x) (nats)")
-  lowest = min(points[:, 1].min() for points in bought.values())
-  left.set_ylim(max(lowest, -4.0) - 0.1, 0.05)
+  every = np.concatenate(list(bought.values()))
+  low = max(every[:, 1].min(), LOWEST)
+  shown = every[every[:, 1] >= low, 0]
+  left.set(ylim=(low - 0.1, 0.05), xlim=(shown.min() / 2, shown.max() * 2))
   right.set_title("what a sample costs: the best setting at each cost")
   right.set(xlabel="network evaluations a sample", ylabel=heading)
   handles: dict[str, Artist] = {}
