@@ -18,7 +18,7 @@ from experiments.evaluation import Reference
 from experiments.methods import Method
 from experiments.pretraining import Learned, Run
 
-PROPOSALS = (0.25, 0.5, 1.0)  # strengths of SMC's proposal, in units of gamma
+TWISTS = (0.1, 0.3, 1.0)  # strengths of SMC's twist, in units of gamma
 BEST_OF = (2, 4, 8, 16, 32)
 
 Sampled = tuple[Method, dict[str, Any]]  # the samples, and figures of its own
@@ -94,7 +94,7 @@ def _selected(
   kinds: tuple[
     tuple[str, Callable[..., Sampled], str, Sequence[float]], ...
   ] = (
-    ("smc", particles.twisted, "proposal", PROPOSALS),
+    ("smc", particles.twisted, "twist", TWISTS),
     ("value", particles.decoded, "gamma", settings.strengths),
     ("best_of_n", _best_of_n, "n", numbers),
   )

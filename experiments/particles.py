@@ -14,6 +14,7 @@ import numpy as np
 
 from ctrl_jax import sampling
 from ctrl_jax.guidance import reconstruction, smc, value
+from ctrl_jax.sampling import Predictions
 from experiments import evaluation
 from experiments.evaluation import Reference
 from experiments.methods import Method
@@ -26,14 +27,15 @@ def twisted(
 ) -> tuple[Method, dict[str, Any]]:
   """SMC: systems of config.compare.particles, as many as num_samples allows.
 
-  Every system is weighed by itself, as a user of one would. The proposal is
-  reconstruction guidance, and so is the twist.
+  Every system is weighed by itself, as a user of one would. The pre-trained
+  model proposes and the reward of its predicted end is the twist, so that no
+  reward needs a gradient.
 
   Args:
     this: the run; its gamma is the target's.
     learned: gives the reference and the reward.
     reference: gives log Z.
-    strength: of both, in units of gamma.
+    strength: of the twist, in units of gamma.
   """
   problem, config = this.problem, this.config
   num, gamma = config.compare.particles, config.reward.gamma
@@ -41,15 +43,12 @@ def twisted(
   def system(strength, key, c, y):
     chain_keys = jax.random.split(key, num)
     c, y = jnp.full(num, c), jnp.full(num, y)
-    guide = reconstruction.pair_fn(
-      learned.reference_fn(c),
-      learned.reward_fn,
-      problem.sde,
-      c,
-      y,
-      strength=strength,
-      bound=problem.bound,
-    )
+    predict = learned.reference_fn(c)
+
+    def propose(x, t):
+      eps = predict(x, t)
+      return Predictions(eps, eps)
+
     twist = reconstruction.twist_fn(
       learned.reward_fn,
       problem.sde,
@@ -62,7 +61,7 @@ def twisted(
       chain_keys,
       sampling.initial_noise(chain_keys, problem.sample_shape),
       problem.kernel,
-      guide,
+      propose,
       learned.reward_fn,
       c,
       y,
@@ -96,7 +95,7 @@ def twisted(
   ratio = np.exp(log_z.reshape(-1, *cells) - table)
   ess = np.exp(-np.log(np.mean(np.exp(2 * log_w), axis=1))).mean()
   steps = problem.kernel.num_steps
-  method = Method(Cells(*flat), None, None, float(ess), None, 3 * steps, 0)
+  method = Method(Cells(*flat), None, None, float(ess), None, steps, 0)
   return method, {
     "particles": num,
     "ancestors": float(ancestors.mean()),

@@ -51,11 +51,11 @@ def test_every_method_is_held_against_its_target(tmp_path):
     entries = comparison.run(this, learned, reference, params)
     # What has been judged is not judged again.
     known = json.loads((tmp_path / "comparison.json").read_text())
-    known["smc proposal=1"]["ancestors"] = -1.0
+    known["smc twist=1"]["ancestors"] = -1.0
     (tmp_path / "comparison.json").write_text(json.dumps(known))
     again = comparison.run(this, learned, reference, params)
-  assert again == {**entries, "smc proposal=1": again["smc proposal=1"]}
-  assert again["smc proposal=1"]["ancestors"] == -1.0
+  assert again == {**entries, "smc twist=1": again["smc twist=1"]}
+  assert again["smc twist=1"]["ancestors"] == -1.0
 
   # Next to no guidance is the reference, whose gap is log Z - E[log p].
   weak = entries["reconstruction strength=0.0001"]
@@ -68,7 +68,7 @@ def test_every_method_is_held_against_its_target(tmp_path):
     if entry.get("nearest_gap") is not None:
       noise = entry["gap"]["stderr"]
       assert entry["nearest_gap"] < entry["gap"]["mean"] + 3 * noise
-  ratio = entries["smc proposal=0.5"]["evidence_ratio"]
+  ratio = entries["smc twist=0.3"]["evidence_ratio"]
   assert abs(ratio["mean"] - 1) < 4 * ratio["stderr"]
   likelier = [entries[f"best_of_n n={n}"]["log_likelihood"] for n in (2, 4, 8)]
   assert likelier == sorted(likelier)
