@@ -158,7 +158,7 @@ def command(*arguments):
     text=True,
     cwd=ROOT,
     env=os.environ | {"XLA_FLAGS": ""},  # one device: less to compile
-    timeout=300,
+    timeout=900,
   )
   return done.returncode, done.stdout, done.stderr
 

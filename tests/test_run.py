@@ -33,7 +33,7 @@ def command(folder: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
     text=True,
     cwd=folder,
     env=environment,
-    timeout=120,
+    timeout=300,
   )
   return done.returncode, done.stdout, done.stderr
 

@@ -38,7 +38,7 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
 
 def finish(workdir: pathlib.Path) -> str:
   process = start(workdir)
-  out, err = process.communicate(timeout=300)
+  out, err = process.communicate(timeout=900)
   assert process.returncode == 0, err
   return out
 
