@@ -53,13 +53,16 @@ def _judge(
 ) -> dict[str, Any]:
   """What results.json says of a method, and what it took to train."""
   seed, gamma = this.config.seed, candidate.gamma
-  target = methods.target(
-    this.problem, evaluation.at_gamma(this.problem, reference, gamma), gamma
-  )
+  tilted = evaluation.at_gamma(this.problem, reference, gamma)
+  target = methods.target(this.problem, tilted, gamma)
   method, more = candidate.sample()
-  log_z = evaluation.at_gamma(this.problem, reference, gamma).mean_log_evidence
   entry = scores.score(
-    method, learned.looking, target.cells, log_z, gamma=gamma, seed=seed
+    method,
+    learned.looking,
+    target.cells,
+    tilted.mean_log_evidence,
+    gamma=gamma,
+    seed=seed,
   )
   pair = {"pretrained_resampled": target, "ctrl": method}
   known = distances.measure(this.problem, pair, seed=seed).methods

@@ -93,7 +93,7 @@ def twisted(
   # Z of a system over that of the reference, for each (c, y).
   table = np.asarray(reference.log_evidence.mean)
   ratio = np.exp(log_z.reshape(-1, *cells) - table)
-  ess = np.exp(-np.log(np.mean(np.exp(2 * log_w), axis=1))).mean()
+  ess = (1 / np.exp(2 * log_w).mean(1)).mean()  # the mean weight is 1
   steps = problem.kernel.num_steps
   method = Method(Cells(*flat), None, None, float(ess), None, steps, 0)
   return method, {

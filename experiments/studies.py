@@ -12,6 +12,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments import tables
+
 END = "<!-- end of table -->"
 
 
@@ -49,15 +51,9 @@ def markdown(
   example: Mapping[str, Any],
 ) -> str:
   """A table, and below it the seeds, the device and the versions of one run."""
-  lines = [headings, ["---"] * len(headings), *rows]
   found = ", ".join(f"{name} {v}" for name, v in example["versions"].items())
-  return "\n".join(
-    [
-      *("| " + " | ".join(line) + " |" for line in lines),
-      "",
-      f"Seeds {', '.join(map(str, seeds))}; {example['device']}; {found}.",
-    ]
-  )
+  below = f"Seeds {', '.join(map(str, seeds))}; {example['device']}; {found}."
+  return f"{tables.markdown(headings, rows)}\n\n{below}"
 
 
 def write(text: str, name: str, page: pathlib.Path) -> None:

@@ -103,6 +103,12 @@ def over_seeds(values: Sequence[float], digits: int) -> str:
   return f"{text} ± {stderr:.{digits}f}"
 
 
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """A table in Markdown."""
+  lines = [headings, ["---"] * len(headings), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def cells(results: Results, columns: Sequence[Column]) -> list[list[str]]:
   """Rows of printed cells, one row a method, led by the method's name."""
   return [

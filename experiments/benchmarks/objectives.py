@@ -120,7 +120,7 @@ def markdown(found: dict[str, Any]) -> str:
   """The table: means over seeds, with standard errors."""
   quarters = ",".join(f"gap at {share} %" for share in (0, 25, 50, 75, 100))
   titles = COLUMNS.format(quarters).split(",")
-  lines = [titles, ["---"] * len(titles)]
+  lines = []
   for name, row in found.items():
     runs = list(row["runs"].values())
     gaps = np.array([[mark["gap"] for mark in run["curve"]] for run in runs])
@@ -130,7 +130,7 @@ def markdown(found: dict[str, Any]) -> str:
     cells.append(tables.over_seeds([one["ess"] for one in last], 2))
     cells.append(tables.over_seeds([one["seconds"] for one in last], 0))
     lines.append(cells)
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return tables.markdown(titles, lines)
 
 
 def main() -> None:

@@ -200,7 +200,7 @@ def markdown(
   marks = [f"{row['updates']:.0f}" for row in first]
   titles = ["variant", *(f"gap after {m}" for m in marks)]
   titles += ["end − default", "ESS", "ms", "ms / default's"]
-  lines = [titles, ["---"] * len(titles)]
+  lines = []
   for name in names:
     own = [study["results"][name][str(seed)] for seed in seeds]
     table = gaps(name)
@@ -212,7 +212,7 @@ def markdown(
     ratio = tables.over_seeds([one["ratio"] for one in own], 2)
     cells = [tables.over_seeds(column, 4) for column in table.T]
     lines.append([name, *cells, more, ess, ms, ratio])
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return tables.markdown(titles, lines)
 
 
 def main() -> None:

@@ -100,8 +100,7 @@ def _cells(rows: Sequence[Row], found: dict[str, Any]) -> list[str]:
 
 def markdown(found: dict[str, Any]) -> str:
   """The table: means over seeds, with standard errors."""
-  titles = COLUMNS.split(",")
-  lines = [titles, ["---"] * len(titles)]
+  lines = []
   seeds = found["ppo"]["runs"]
   for name in NAMES:
     rows = [found[name]["runs"][seed][-1] for seed in seeds]
@@ -118,7 +117,7 @@ def markdown(found: dict[str, Any]) -> str:
     times = [tables.over_seeds(values, 1) for values in (less, faster)]
     ratio = [times[0]] * 3 + [tables.DASH, times[1]]
   lines.append(["ppo ÷ ctrl", tables.DASH, *ratio])
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+  return tables.markdown(COLUMNS.split(","), lines)
 
 
 def main() -> None:
