@@ -5,13 +5,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
+PARITY := .venv-parity
+PARITY_SETUP := $(PARITY)/.setup
 
 # uv ignores pip's settings: where pip is given another index, so is uv.
 ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
 endif
+ifdef PIP_FIND_LINKS
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+endif
 
-.PHONY: help setup demo exactness compare format lint test-fast test lock clean
+.PHONY: help setup demo exactness compare format lint test-fast test parity lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -45,6 +50,9 @@ test-fast: setup ## run the tests of up to five seconds
 test: setup ## run every test
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile
 
+parity: $(PARITY_SETUP) ## compare with diffusers and transformers, on PyTorch
+	@$(PARITY)/bin/python -m pytest -q -n auto --dist loadfile tests/parity
+
 lock: $(BIN)/uv ## bring requirements-lock.txt up to date
 	@UV_CUSTOM_COMPILE_COMMAND="make lock" $(BIN)/uv pip compile --quiet \
 	  --universal --python-version 3.11 --all-extras --upgrade \
@@ -52,7 +60,7 @@ lock: $(BIN)/uv ## bring requirements-lock.txt up to date
 	  --output-file requirements-lock.txt pyproject.toml
 
 clean: ## remove .venv and every cache; results in runs/ stay
-	@rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(PARITY) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@rm -rf build dist *.egg-info
 	@find ctrl_jax experiments tests -name __pycache__ -exec rm -rf {} +
 
@@ -66,4 +74,12 @@ $(SETUP): $(BIN)/uv pyproject.toml requirements-lock.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python \
 	  -r requirements-lock.txt
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+$(PARITY_SETUP): $(BIN)/uv pyproject.toml requirements-lock.txt \
+    requirements-parity.txt
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(PARITY)
+	@$(BIN)/uv pip install --quiet --python $(PARITY)/bin/python \
+	  -r requirements-lock.txt -r requirements-parity.txt
+	@$(BIN)/uv pip install --quiet --python $(PARITY)/bin/python --no-deps -e .
 	@touch $@

@@ -49,6 +49,21 @@ def macro_f1(table: Float[Array, "classes classes"]) -> Float[Array, ""]:
   return jnp.mean(2 * jnp.diagonal(table) / jnp.maximum(total, 1e-30))
 
 
+def clip_score(
+  images: Float[Array, "n d"], texts: Float[Array, "n d"]
+) -> Float[Array, "n"]:
+  """100 max(0, cosine) of each pair of CLIP embeddings, [N].
+
+  Hessel et al., arXiv 2104.08718, who scale by 2.5; 100 is the custom.
+
+  Args:
+    images: embeddings of any length but 0.
+    texts: those of the prompts, row by row.
+  """
+  lengths = jnp.linalg.norm(images, axis=1) * jnp.linalg.norm(texts, axis=1)
+  return 100 * jnp.maximum(jnp.sum(images * texts, axis=1) / lengths, 0)
+
+
 def squared_distances(
   a: Float[Array, "n d"], b: Float[Array, "m d"]
 ) -> Float[Array, "n m"]:

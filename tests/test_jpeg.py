@@ -12,7 +12,7 @@ import scipy.ndimage
 from PIL import Image
 
 from ctrl_jax.datasets import jpeg
-from tests import toy_garments
+from tests import toy_garments, toy_photographs
 
 
 def garments(num):
@@ -28,6 +28,30 @@ def test_size_is_that_of_a_file_which_decodes_to_the_image(tmp_path):
     assert path.stat().st_size == size
     decoded = np.asarray(Image.open(io.BytesIO(path.read_bytes())), float)
     assert np.abs(decoded - grey).mean() < 4
+
+
+def test_many_large_images_are_measured_one_by_one():
+  pictures = [toy_photographs.pixels(640, 640, seed) for seed in range(3)]
+  x = (np.stack(pictures)[..., :1] / 127.5 - 1).astype(np.float32)
+  single = [jpeg.size(x[i : i + 1])[0] for i in range(3)]
+  np.testing.assert_array_equal(jpeg.size(x), single)
+  assert len(jpeg.size(x[:0])) == 0
+
+
+def test_size_of_colour_images_is_that_of_a_file_with_colours(tmp_path):
+  pictures = [toy_photographs.pixels(24, 40, seed) for seed in range(3)]
+  x = (np.stack(pictures) / 127.5 - 1).astype(np.float32)
+  for pixels, size in zip(pictures, jpeg.size(x), strict=True):
+    path = tmp_path / "image.jpg"
+    Image.fromarray(pixels).save(path, quality=95)
+    assert path.stat().st_size == size
+  np.testing.assert_allclose(1000 * jpeg.compressibility(x), -jpeg.size(x))
+  grey = jpeg.size(x.mean(-1, keepdims=True))
+  assert (jpeg.size(x) > grey + 100).all()
+  x[1, 3, 3, 2] = np.nan
+  np.testing.assert_array_equal(np.isfinite(jpeg.size(x)), [1, 0, 1])
+  with pytest.raises(ValueError, match="1 or 3 channels, .*24, 40, 2"):
+    jpeg.size(x[..., :2])
 
 
 def test_detail_costs_bytes():

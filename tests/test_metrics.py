@@ -52,6 +52,14 @@ def test_macro_f1():
   np.testing.assert_allclose(metrics.macro_f1(jnp.eye(4)), 1, rtol=1e-6)
 
 
+def test_clip_score():
+  # Angles of 0, 60, 90 and 180 degrees, between vectors of other lengths.
+  images = jnp.array([[2.0, 0], [3, 0], [1, 0], [5, 0]])
+  texts = jnp.array([[7.0, 0], [1, 3**0.5], [0, 2], [-1, 0]])
+  found = metrics.clip_score(images, texts)
+  np.testing.assert_allclose(found, [100, 50, 0, 0], atol=1e-4)
+
+
 def test_distances():
   # A right triangle with sides 3, 4 and 5.
   points = jnp.array([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])

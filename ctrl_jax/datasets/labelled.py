@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labelled sets in memory: disjoint splits and batches by step number.
+"""Labelled sets: disjoint splits, and batches by step number.
 
 Nothing here has state. A split is a function of (n, seed), a batch of (seed,
 step): whoever resumes at step k asks for batch k, and every host computes the
@@ -8,9 +8,23 @@ same global batch and keeps its share of the rows.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int
+
+
+@runtime_checkable
+class Rows(Protocol):
+  """What is read row by row, such as an `image_folder.ImageFolder`."""
+
+  def __len__(self) -> int:
+    """Number of rows."""
+    ...
+
+  def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+    """Returns the rows of these numbers as one array."""
+    ...
 
 
 def split(
@@ -70,7 +84,7 @@ def batch_indices(
 class Batches:
   """`Batches(...)[step]` is the batch of that step; see `batches`."""
 
-  arrays: Mapping[str, np.ndarray]
+  arrays: Mapping[str, np.ndarray | Rows]
   num_examples: int
   seed: int
   batch_size: int
@@ -96,7 +110,7 @@ class Batches:
 
 
 def batches(
-  arrays: Mapping[str, np.ndarray],
+  arrays: Mapping[str, np.ndarray | Rows],
   *,
   seed: int,
   batch_size: int,
@@ -105,7 +119,8 @@ def batches(
   """Shuffled batches for ever, by step number: `batches(...)[step]`.
 
   Args:
-    arrays: named arrays of equal first dimension n.
+    arrays: named arrays of equal first dimension n; what is no array is
+      read when its batch is asked for.
     seed: not negative; of the order of every epoch.
     batch_size: rows of a batch.
     repeats: how often each row stands in its batch, side by side.
@@ -125,6 +140,9 @@ def batches(
     raise ValueError(
       f"a batch of {batch_size} is no whole number of groups of {repeats}"
     )
-  host = {name: np.asarray(array) for name, array in arrays.items()}
+  host = {
+    name: np.asarray(array) if hasattr(array, "__array__") else array
+    for name, array in arrays.items()
+  }
   rows = next(iter(lengths.values()))
   return Batches(host, rows, seed, batch_size, repeats)
