@@ -7,6 +7,11 @@ maps it over a mesh of all devices. That is what `jax.pmap` has been since JAX
 0.8 (a `shard_map` under `jit`), called directly because replicated outputs of
 `jax.pmap` live on one host only: on several hosts they can be neither donated
 nor checkpointed. The state is replicated: no leading device axis.
+
+Arrays that a mapped function closes over, such as the weights of a frozen
+network, are handed to the compiled program as arguments. JAX would write them
+into it: gigabytes of program for a large network, and a new one to compile for
+every set of weights.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +19,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 AXIS = "batch"
@@ -41,16 +47,77 @@ def pmap(
   State and metrics are replicated, keys and batch split along their first
   axis. The state is donated: the one passed in is gone after the call.
   """
-  # check_vma=False: `update` does its own pmean. With the check on, gradients
-  # of a per-shard loss arrive already summed and a pmean would be N times off.
-  mapped = jax.shard_map(
-    update,
-    mesh=mesh,
-    in_specs=(PartitionSpec(), PartitionSpec(AXIS), PartitionSpec(AXIS)),
-    out_specs=PartitionSpec(),
-    check_vma=False,
+  batch = PartitionSpec(AXIS)
+  return Mapped(
+    update, mesh, (PartitionSpec(), batch, batch), PartitionSpec(), donate=True
   )
-  return jax.jit(mapped, donate_argnums=0)
+
+
+def map_examples(
+  function: Callable[[Any, Any, Any], Any], mesh: Mesh
+) -> Callable[[Any, Any, Any], Any]:
+  """Maps (params, keys, batch) -> results, one row an example, compiled.
+
+  Parameters are replicated; all else is split along its first axis.
+  """
+  batch = PartitionSpec(AXIS)
+  return Mapped(function, mesh, (PartitionSpec(), batch, batch), batch)
+
+
+class Mapped:
+  """A function over a mesh, compiled at its first call for all that follow.
+
+  Arguments of later calls must have the shapes of the first one's.
+  """
+
+  def __init__(
+    self,
+    function: Callable[..., Any],
+    mesh: Mesh,
+    in_specs: tuple[PartitionSpec, ...],
+    out_specs: PartitionSpec,
+    *,
+    donate: bool = False,
+  ) -> None:
+    """Prepares; nothing is traced yet. donate: the first argument."""
+    # check_vma=False: an update does its own pmean. With the check on,
+    # gradients of a per-shard loss arrive already summed and a pmean would be
+    # N times off.
+    self.function = jax.shard_map(
+      function,
+      mesh=mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      check_vma=False,
+    )
+    self.mesh = mesh
+    self.donated = (1,) if donate else ()
+    self.captured: Any = None
+
+  def lower(self, *args: Any) -> jax.stages.Lowered:
+    """The program for these arguments, not yet compiled."""
+    if self.captured is None:
+      self._trace(args)
+    return self.compiled.lower(self.captured, *args)
+
+  def __call__(self, *args: Any) -> Any:
+    """The function of these arguments."""
+    if self.captured is None:
+      self._trace(args)
+    return self.compiled(self.captured, *args)
+
+  def _trace(self, args: tuple[Any, ...]) -> None:
+    """Makes the captured arrays an argument, the first."""
+    traced, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
+    self.captured = replicate(traced.consts, self.mesh)
+    form = jax.tree.structure(shape)
+
+    def call(captured, *args):
+      closed = core.ClosedJaxpr(traced.jaxpr, captured)
+      run = core.jaxpr_as_fun(closed)
+      return jax.tree.unflatten(form, run(*jax.tree.leaves(args)))
+
+    self.compiled = jax.jit(call, donate_argnums=self.donated)
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:

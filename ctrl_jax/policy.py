@@ -39,6 +39,7 @@ from ctrl_jax.sde import SDE
 from ctrl_jax.types import EpsFn, Params
 
 ScaleFn = Callable[[jax.Array], jax.Array]
+Select = Callable[[str, jax.Array], bool]
 Condition = jax.Array | None
 
 
@@ -169,6 +170,7 @@ def lora(
   num_controls: int,
   dims: int,
   rank: int,
+  select: Select = low_rank.is_dense_kernel,
 ) -> Policy:
   """Frozen network + zero-initialised label embedding + low-rank adapters.
 
@@ -178,13 +180,14 @@ def lora(
     scale_fn: t -> scale of the control, equation (2).
     num_controls: labels y in 0 ... num_controls - 1; -1 is the null label.
     dims: length of the network's conditioning vector.
-    rank: of the adapters on every Dense kernel.
+    rank: of the adapters.
+    select: (path, leaf) -> whether a parameter has one; every Dense kernel.
   """
 
   def init(key: jax.Array) -> Params:
     return {
       "embedding": jnp.zeros((num_controls, dims)),
-      "lora": low_rank.init(key, params, rank=rank),
+      "lora": low_rank.init(key, params, rank=rank, select=select),
     }
 
   def merge(control: Params, scale: jax.Array) -> Params:

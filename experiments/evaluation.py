@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from ctrl_jax import parallel, paths, sampling
 from ctrl_jax.metrics import Estimate
@@ -74,16 +74,7 @@ def run_chains(
   num = len(jax.tree.leaves(labels)[0])
   chunk = -(-chunk // mesh.size) * mesh.size
   padded = -(-num // chunk) * chunk
-  batch = PartitionSpec(parallel.AXIS)
-  mapped = jax.jit(
-    jax.shard_map(
-      function,
-      mesh=mesh,
-      in_specs=(PartitionSpec(), batch, batch),
-      out_specs=batch,
-      check_vma=False,
-    )
-  )
+  mapped = parallel.map_examples(function, mesh)
   inputs = (
     keys.example_keys(seed, name, padded),
     jax.tree.map(lambda a: np.resize(a, (padded,)), labels),

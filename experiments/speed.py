@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import jax
 
-from ctrl_jax import sampling
+from ctrl_jax import parallel, sampling
 from ctrl_jax.types import EpsFn
 from experiments import keys
 from experiments.evaluation import cell_labels
@@ -29,15 +29,17 @@ def seconds_per_sample(
   """
   c, y = cell_labels(chunk, problem)
   chain_keys = keys.example_keys(0, "speed", len(c))
+  mesh = parallel.make_mesh(jax.local_devices()[:1])
 
   def compiled(sampler: Sampler) -> Callable[..., jax.Array]:
-    def sample(chain_keys, c, y):
+    def sample(_, chain_keys, labels):
+      c, y = labels
       start = sampling.initial_noise(chain_keys, problem.sample_shape)
       chain = sampling.rollout(chain_keys, start, problem.kernel, sampler(c, y))
       return chain.x
 
-    function = jax.jit(sample)
-    jax.block_until_ready(function(chain_keys, c, y))
+    function = parallel.map_examples(sample, mesh)
+    jax.block_until_ready(function((), chain_keys, (c, y)))
     return function
 
   functions = {name: compiled(each) for name, each in samplers.items()}
@@ -45,6 +47,6 @@ def seconds_per_sample(
   for _ in range(rounds):
     for name, function in functions.items():
       began = time.perf_counter()
-      jax.block_until_ready(function(chain_keys, c, y))
+      jax.block_until_ready(function((), chain_keys, (c, y)))
       best[name] = min(best[name], time.perf_counter() - began)
   return {name: seconds / len(c) for name, seconds in best.items()}

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from ctrl_jax.types import Params
 
 
-def _is_dense_kernel(path: str, leaf: jax.Array) -> bool:
+def is_dense_kernel(path: str, leaf: jax.Array) -> bool:
+  """Whether a parameter is the kernel of a Dense layer."""
   return path.endswith("kernel") and leaf.ndim == 2
 
 
@@ -25,7 +26,7 @@ def init(
   frozen: Params,
   *,
   rank: int,
-  select: Callable[[str, jax.Array], bool] = _is_dense_kernel,
+  select: Callable[[str, jax.Array], bool] = is_dense_kernel,
 ) -> dict[str, dict[str, jax.Array]]:
   """New adapters, equal to no change.
 

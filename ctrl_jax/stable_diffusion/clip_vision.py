@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP's vision tower, and how an image must be cut to be shown to it.
+
+A vision transformer over patches and one more token, whose last state is
+projected to where texts live. The norm before the layers is called
+`pre_layrnorm` in every file: the slip of the pen is part of the format.
+
+Images come as elsewhere here, in [-1, 1] with channels last. `Preprocessing`
+makes them what CLIP was trained on, without leaving JAX, so that a reward on
+CLIP's embedding has a gradient with respect to the image.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ctrl_jax.stable_diffusion import clip_layers
+
+Rgb = tuple[float, float, float]
+
+_BICUBIC = 3  # Pillow's number for it
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config(clip_layers.Config):
+  """Sizes of a vision tower; defaults are those of transformers.
+
+  Attributes:
+    image_size: side of the square image, in pixels.
+    patch_size: side of a square patch, in pixels.
+    projection_dim: width of the image embedding.
+  """
+
+  hidden_size: int = 768
+  intermediate_size: int = 3072
+  num_hidden_layers: int = 12
+  num_attention_heads: int = 12
+  num_channels: int = 3
+  image_size: int = 224
+  patch_size: int = 32
+  projection_dim: int = 512
+
+  @classmethod
+  def from_json(cls, fields: Mapping[str, Any]) -> "Config":
+    """Reads the config.json of a vision tower with projection.
+
+    Raises:
+      ValueError: another kind of model, a tower without projection, or a value
+        that is not supported.
+    """
+    if "CLIPVisionModel" in (fields.get("architectures") or ()):
+      raise ValueError(
+        "architectures=['CLIPVisionModel'] has no projection: image embeddings "
+        "need a CLIPVisionModelWithProjection or a CLIPModel"
+      )
+    values = clip_layers.read_fields(
+      cls, fields, model_type="clip_vision_model"
+    )
+    return cls(**values)
+
+
+class Embeddings(nn.Module):
+  """Of each patch and its position, after one token that stands for all."""
+
+  config: Config
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, pixels: Float[Array, "b side side channels"]
+  ) -> Float[Array, "b tokens d"]:
+    """Tokens, row by row."""
+    config, dims = self.config, self.config.hidden_size
+    batch, patch = len(pixels), (config.patch_size, config.patch_size)
+    patches = nn.Conv(
+      dims,
+      patch,
+      patch,
+      "VALID",
+      use_bias=False,
+      dtype=self.dtype,
+      name="patch_embedding",
+    )(pixels).reshape(batch, -1, dims)
+    first = self.param("class_embedding", nn.initializers.normal(0.02), (dims,))
+    first = jnp.broadcast_to(first.astype(self.dtype), (batch, 1, dims))
+    tokens = jnp.concatenate([first, patches], axis=1)
+    position = nn.Embed(
+      tokens.shape[1], dims, dtype=self.dtype, name="position_embedding"
+    )
+    return tokens + position(jnp.arange(tokens.shape[1]))[None]
+
+
+class VisionModel(nn.Module):
+  """Pixels to the pooled state; `vision_model` of every file."""
+
+  config: Config
+  remat: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, pixels: Float[Array, "b height width channels"]
+  ) -> Float[Array, "b d"]:
+    """The first token after the last layer and a norm of its own.
+
+    Raises:
+      ValueError: images of another size than the tower's.
+    """
+    config, dtype = self.config, self.dtype
+    shape = (config.image_size, config.image_size, config.num_channels)
+    if pixels.shape[1:] != shape:
+      raise ValueError(
+        f"images are {pixels.shape[1:]}, but the vision tower takes {shape}; "
+        "Preprocessing makes them so"
+      )
+    h = Embeddings(config, dtype, name="embeddings")(pixels)
+    h = clip_layers.layer_norm(config, dtype, "pre_layrnorm")(h)
+    h = clip_layers.Encoder(
+      config, causal=False, remat=self.remat, dtype=dtype, name="encoder"
+    )(h)
+    return clip_layers.layer_norm(config, dtype, "post_layernorm")(h[:, 0])
+
+
+class VisionTower(nn.Module):
+  """Image embeddings of a CLIPVisionModelWithProjection.
+
+  Attributes:
+    config: sizes, from config.json.
+    remat: whether gradients compute each layer's inside again, not store it.
+    dtype: of the computation; parameters keep theirs.
+  """
+
+  config: Config
+  remat: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, pixels: Float[Array, "b height width channels"]
+  ) -> Float[Array, "b p"]:
+    """Embeds images that `Preprocessing` made.
+
+    Raises:
+      ValueError: images of another size than the tower's.
+    """
+    pooled = VisionModel(
+      self.config, self.remat, self.dtype, name="vision_model"
+    )(pixels)
+    return nn.Dense(
+      self.config.projection_dim,
+      use_bias=False,
+      dtype=self.dtype,
+      name="visual_projection",
+    )(pooled)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+  """Resize, crop and normalise, as a preprocessor_config.json says.
+
+  The shortest side is resized to `size` by antialiased bicubic interpolation,
+  the centre is cut out, and a channel v in [0, 1] becomes (v - mean) / std.
+  Pillow, with which CLIP was trained, resizes rows, then columns, and rounds
+  and clips to 256 levels after each. The clipping is kept, and where it acts
+  the gradient is zero; the rounding would have no gradient at all and is left
+  out, which moves a pixel by 0.3 of the 256 levels on average, by 1.1 at most.
+  """
+
+  size: int = 224
+  crop: int = 224
+  mean: Rgb = (0.48145466, 0.4578275, 0.40821073)
+  std: Rgb = (0.26862954, 0.26130258, 0.27577711)
+
+  def __post_init__(self) -> None:
+    """Refuses a crop that would need padding.
+
+    Raises:
+      ValueError: a crop larger than what is left of the image.
+    """
+    if not 1 <= self.crop <= self.size:
+      raise ValueError(f"crop_size={self.crop} exceeds size={self.size}")
+
+  @classmethod
+  def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+    """Reads a preprocessor_config.json, of any age.
+
+    Raises:
+      ValueError: a step left out, another interpolation, or a shape that is
+        not a square.
+    """
+    for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+      if fields.get(step) is False:
+        raise ValueError(f"{step}=False is not supported: CLIP needs the step")
+    if fields.get("resample", _BICUBIC) != _BICUBIC:
+      raise ValueError(
+        f"resample={fields['resample']!r} is not supported: 3, bicubic, is"
+      )
+    return cls(
+      size=_side(fields, "size", {"shortest_edge"}),
+      crop=_side(fields, "crop_size", {"height", "width"}),
+      mean=_channels(fields, "image_mean", cls.mean),
+      std=_channels(fields, "image_std", cls.std),
+    )
+
+  def __call__(
+    self, images: Float[Array, "b height width 3"]
+  ) -> Float[Array, "b crop crop 3"]:
+    """Images in [-1, 1] as a vision tower takes them, in float32."""
+    batch, height, width, channels = images.shape
+    short, long = sorted((height, width))
+    other = int(self.size * long / short)
+    new = (self.size, other) if height <= width else (other, self.size)
+    x = jnp.clip(images.astype(jnp.float32), -1, 1)
+    for sides in ((height, new[1]), new):  # along rows first, as Pillow
+      shape = (batch, *sides, channels)
+      x = jnp.clip(jax.image.resize(x, shape, "cubic", antialias=True), -1, 1)
+    top, left = (new[0] - self.crop) // 2, (new[1] - self.crop) // 2
+    x = x[:, top : top + self.crop, left : left + self.crop]
+    mean, std = jnp.asarray(self.mean), jnp.asarray(self.std)
+    return ((x + 1) / 2 - mean[None, None, None]) / std[None, None, None]
+
+
+def _channels(fields: Mapping[str, Any], name: str, default: Rgb) -> Rgb:
+  """The value of each colour that fields[name] holds."""
+  value = fields.get(name) or default
+  if len(value) != 3 or not all(isinstance(v, float | int) for v in value):
+    raise ValueError(f"{name}={value!r} is not supported: 3 numbers are")
+  red, green, blue = map(float, value)
+  return red, green, blue
+
+
+def _side(fields: Mapping[str, Any], name: str, keys: set[str]) -> int:
+  """The one length that fields[name] holds, by the given keys or bare."""
+  value = fields.get(name, 224)
+  if isinstance(value, dict) and value.keys() == keys:
+    lengths = set(value.values())
+    value = lengths.pop() if len(lengths) == 1 else value
+  if type(value) is not int:
+    raise ValueError(f"{name}={fields[name]!r} is not supported: one length is")
+  return value

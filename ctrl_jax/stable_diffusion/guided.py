@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Stable Diffusion as a network that `ctrl_jax.policy` can control.
+
+What is sampled is classifier-free guidance (arXiv 2207.12598) of strength g,
+
+    eps = eps(x, t; empty) + g [eps(x, t; prompt) - eps(x, t; empty)],    (1)
+
+and the control acts on (1), as in the CTRL paper: adapters change both terms,
+the vector of the label joins the second alone, for the first has no label.
+The KL divergence is that of steps which follow (1), so a change of the second
+term is paid g^2-fold, and the pre-trained model of the target
+p(y | x, c)^gamma p_pre(x | c) is the guided one, which is what people sample.
+
+Both terms are one batch of the U-Net, the empty prompts first. With g = 1 there
+is no empty prompt, and half the cost.
+"""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+
+from ctrl_jax.policy import Network, Output
+from ctrl_jax.stable_diffusion.schedule import Schedule
+from ctrl_jax.stable_diffusion.unet import UNet
+from ctrl_jax.types import Params
+
+# What low-rank adapters change: the projections of all attention.
+ATTENTION = ("to_q/kernel", "to_k/kernel", "to_v/kernel", "to_out.0/kernel")
+
+
+class Parameters(TypedDict):
+  """Parameters of the network of `make_network`."""
+
+  unet: Params
+  prompts: jax.Array  # encoded, of every c [C, tokens, d]
+  empty: jax.Array  # the empty prompt, encoded [tokens, d]
+
+
+def is_attention(path: str, leaf: jax.Array) -> bool:
+  """Whether a parameter is adapted: `select` of `models.lora.init`."""
+  return path.startswith("unet/") and path.endswith(ATTENTION)
+
+
+def make_network(unet: UNet, schedule: Schedule, *, guidance: float) -> Network:
+  """The noise prediction (1) as `network(params, x, t, c, control)`.
+
+  x are scaled latents [B, h, w, channels], c indices of prompts [B], and
+  control vectors [B, unet.config.control_dim] of labels. The prediction is in
+  float32, whatever the U-Net computes in.
+
+  Args:
+    unet: the network.
+    schedule: its steps, and what it predicts.
+    guidance: g of (1); 1 is the conditional model alone.
+
+  Raises:
+    ValueError: guidance < 1.
+  """
+  if guidance < 1:
+    raise ValueError(f"guidance must be 1 or more, got {guidance}")
+
+  def network(
+    params: Parameters,
+    x: jax.Array,
+    t: jax.Array,
+    c: jax.Array | None,
+    control: jax.Array | None,
+  ) -> Output:
+    if c is None:
+      raise ValueError("Stable Diffusion needs prompts: c must not be None")
+    context = params["prompts"][c]
+    inputs = x
+    if guidance > 1:
+      empty = jnp.broadcast_to(params["empty"][None], context.shape)
+      context = jnp.concatenate([empty, context])
+      inputs = jnp.concatenate([x, x])
+      if control is not None:
+        control = jnp.concatenate([jnp.zeros_like(control), control])
+    output = unet.apply(
+      {"params": params["unet"]}, inputs, schedule.steps(t), context, control
+    )
+    eps = schedule.eps(jnp.asarray(output, jnp.float32), inputs, t)
+    if guidance > 1:
+      without, given = jnp.split(eps, 2)
+      eps = without + guidance * (given - without)
+    return Output(eps)
+
+  return network
