@@ -50,6 +50,7 @@ def make_learner(
   *,
   collect_fn: CollectFn | None = None,
   inner_steps: int = 1,
+  accumulate: int = 1,
   ema_decay: float = 0.999,
   axis_name: str | None = "batch",
 ) -> Learner:
@@ -65,17 +66,24 @@ def make_learner(
       data that the loss sees; None: the loss sees the batch itself.
     inner_steps: steps of the optimiser on the same data. Metrics are those
       before the first.
+    accumulate: parts of the batch, equal in size, whose gradients are computed
+      one after another and averaged: memory is that of one part.
     ema_decay: largest decay, in [0, 1); 0 makes ema_params equal params.
     axis_name: mapped axis over which gradients and metrics are averaged; None
       when update is called outside `parallel.pmap`.
 
   Raises:
-    ValueError: ema_decay outside [0, 1), or inner_steps < 1.
+    ValueError: ema_decay outside [0, 1), or inner_steps or accumulate < 1.
   """
   if not 0 <= ema_decay < 1:
     raise ValueError(f"ema_decay must lie in [0, 1), got {ema_decay}")
   if inner_steps < 1:
     raise ValueError(f"inner_steps must be 1 or more, got {inner_steps}")
+  if accumulate < 1:
+    raise ValueError(f"accumulate must be 1 or more, got {accumulate}")
+  gradient_fn = jax.grad(loss_fn, has_aux=True)
+  if accumulate > 1:
+    gradient_fn = _in_parts(gradient_fn, accumulate)
 
   def mean(tree: Any) -> Any:
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
@@ -87,9 +95,7 @@ def make_learner(
     return TrainState(step, params, optimizer.init(params), ema_params)
 
   def descend(params, opt_state, keys, data):
-    gradient, metrics = mean(
-      jax.grad(loss_fn, has_aux=True)(params, keys, data)
-    )
+    gradient, metrics = mean(gradient_fn(params, keys, data))
     updates, opt_state = optimizer.update(gradient, opt_state, params)
     metrics = dict(metrics, gradient_norm=optax.tree.norm(gradient))
     return optax.apply_updates(params, updates), opt_state, metrics
@@ -121,11 +127,42 @@ def make_learner(
   return Learner(init, update)
 
 
+def _in_parts(
+  gradient_fn: Callable[..., tuple[Any, Metrics]], parts: int
+) -> Callable[..., tuple[Any, Metrics]]:
+  """The mean of gradient_fn over equal parts of a batch, one at a time."""
+
+  def accumulated(params: Params, keys: jax.Array, data: Any) -> Any:
+    if len(keys) % parts:
+      raise ValueError(
+        f"a device's {len(keys)} examples cannot be cut in {parts} equal parts"
+      )
+    pieces = jax.tree.map(
+      lambda a: a.reshape(parts, -1, *a.shape[1:]), (keys, data)
+    )
+    zeros = jax.tree.map(
+      lambda a: jnp.zeros(a.shape, a.dtype),
+      jax.eval_shape(
+        gradient_fn, params, *jax.tree.map(lambda a: a[0], pieces)
+      ),
+    )
+
+    def add(total, piece):
+      found = gradient_fn(params, *piece)
+      return jax.tree.map(jnp.add, total, found), None
+
+    total, _ = jax.lax.scan(add, zeros, pieces)
+    return jax.tree.map(lambda a: a / parts, total)
+
+  return accumulated
+
+
 def from_loss(make_loss: Callable[..., LossFn]) -> Callable[..., Learner]:
   """make_loss(policy, reward_fn, kernel, **settings) -> make_learner.
 
   The result takes an optimizer after the kernel, and besides the settings of
-  make_loss `ema_decay`, 0.98 unless given, and `axis_name`; see `make_learner`.
+  make_loss `ema_decay`, 0.98 unless given, `accumulate` and `axis_name`; see
+  `make_learner`.
   """
 
   def make(
@@ -135,12 +172,17 @@ def from_loss(make_loss: Callable[..., LossFn]) -> Callable[..., Learner]:
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float = 0.98,
+    accumulate: int = 1,
     axis_name: str | None = "batch",
     **settings: Any,
   ) -> Learner:
     loss_fn = make_loss(policy, reward_fn, kernel, **settings)
     return make_learner(
-      loss_fn, optimizer, ema_decay=ema_decay, axis_name=axis_name
+      loss_fn,
+      optimizer,
+      accumulate=accumulate,
+      ema_decay=ema_decay,
+      axis_name=axis_name,
     )
 
   return make

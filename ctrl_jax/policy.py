@@ -136,10 +136,19 @@ def _adapted(
   network: Network,
   params: Params,
   scale_fn: ScaleFn,
-  merge: Callable[[Params, jax.Array], Params],
+  merge: Callable[[Params, Params, jax.Array], Params],
   init: Callable[[jax.Array], Params],
 ) -> Policy:
-  """A label embedding and a change of weights, both scaled by scale_fn(t)."""
+  """A label embedding and a change of weights, both scaled by scale_fn(t).
+
+  Args:
+    network: the pre-trained network.
+    params: its parameters.
+    scale_fn: t -> scale.
+    merge: (params, control, scale) -> parameters of the controlled network;
+      what does not change is passed on as it is.
+    init: key -> control.
+  """
 
   def pair_fn(control: Params, c: Condition, y: jax.Array) -> PairFn:
     def pair(x, t):
@@ -147,14 +156,17 @@ def _adapted(
       vector = scale * _embed(control["embedding"], y)
       # Zeros rather than None, and no folding of constants into one of the
       # two: the same program twice, so equal to the last bit.
-      weights, vector = jax.lax.optimization_barrier(
-        (merge(control, scale), vector)
+      barrier = jax.lax.optimization_barrier
+      base, zeros = barrier((params, jnp.zeros_like(vector)))
+      # Only around what changes: a barrier asks for the gradient of all that
+      # passes through it, and those of convolutions are most of an update.
+      weights = jax.tree.map(
+        lambda new, old: old if new is old else barrier(new),
+        merge(base, control, scale),
+        base,
       )
-      frozen_weights, zeros = jax.lax.optimization_barrier(
-        (params, jnp.zeros_like(vector))
-      )
-      tuned = network(weights, x, t, c, vector)
-      reference = network(frozen_weights, x, t, c, zeros).eps
+      tuned = network(weights, x, t, c, barrier(vector))
+      reference = network(base, x, t, c, zeros).eps
       return Predictions(tuned.eps, reference, tuned.hidden)
 
     return pair
@@ -190,7 +202,7 @@ def lora(
       "lora": low_rank.init(key, params, rank=rank, select=select),
     }
 
-  def merge(control: Params, scale: jax.Array) -> Params:
+  def merge(params: Params, control: Params, scale: jax.Array) -> Params:
     return low_rank.merge(params, control["lora"], scale)
 
   return _adapted(network, params, scale_fn, merge, init)
@@ -212,7 +224,7 @@ def full(
       "change": jax.tree.map(jnp.zeros_like, params),
     }
 
-  def merge(control: Params, scale: jax.Array) -> Params:
+  def merge(params: Params, control: Params, scale: jax.Array) -> Params:
     return jax.tree.map(lambda w, d: w + scale * d, params, control["change"])
 
   return _adapted(network, params, scale_fn, merge, init)

@@ -28,7 +28,7 @@ def arrays_of(
   Y controls, C conditions, K steps; nats.
 
   Returns:
-    samples_{pretrained,ctrl}: images [Y, C, n, H, W] from the same noise;
+    samples_{pretrained,ctrl}: images [Y, C, n, H, W, ...] from the same noise;
     points_{method}: samples of vectors [Y, N, d];
     property_{method}: their measured quantity [Y, N], property_edges [Y - 1];
     kl_weight, kl_weight_preconditioned, kl_spent, times: [K];
@@ -54,8 +54,10 @@ def arrays_of(
   if chains.twins is not None:
     for name, images in (("pretrained", chains.twins), ("ctrl", chains.x)):
       first = images.reshape(-1, *kl.shape[1:], *problem.sample_shape)
-      first = first[:TWINS]
-      arrays[f"samples_{name}"] = first[..., 0].transpose(2, 1, 0, 3, 4)
+      some = first[:TWINS].reshape(-1, *problem.sample_shape)
+      shown = problem.pictures(some)
+      shown = shown.reshape(-1, *kl.shape[1:], *shown.shape[1:])
+      arrays[f"samples_{name}"] = np.moveaxis(shown, (2, 1, 0), (0, 1, 2))
   table = np.asarray(reference.log_evidence.mean)
   kernel = problem.kernel
   scale = problem.control_scale()

@@ -6,19 +6,23 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from experiments import exact, images
+from experiments import exact, images, stable_diffusion
 from experiments.exact import Exact
 from experiments.images import Images
+from experiments.stable_diffusion import StableDiffusion
 
-FAMILIES: dict[str, Callable[[ConfigDict, pathlib.Path], Images | Exact]] = {
+Any = Images | Exact | StableDiffusion
+
+FAMILIES: dict[str, Callable[[ConfigDict, pathlib.Path], Any]] = {
   "digits": images.digits,
   "fashion": images.fashion,
   "gaussian": exact.gaussian,
   "mixture": exact.mixture,
+  "stable_diffusion": stable_diffusion.make,
 }
 
 
-def make(config: ConfigDict, workdir: pathlib.Path) -> Images | Exact:
+def make(config: ConfigDict, workdir: pathlib.Path) -> Any:
   """The problem of config.problem; data sets go under workdir.
 
   Raises:

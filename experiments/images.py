@@ -74,6 +74,10 @@ class Factor:
       return train, calibration
     return train[: 3 * num_pairs // 4], calibration[: -(-num_pairs // 4)]
 
+  def pictures(self, samples: np.ndarray) -> np.ndarray:
+    """The first channel, [N, H, W]."""
+    return samples[..., 0]
+
   def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
     """The oracle's label of each image, int32 [N]; -1 for one of NaN."""
     measured = self.quantity.measure(jnp.asarray(images))

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from ctrl_jax import parallel
 from experiments.exact import Exact
-from experiments.images import Images
 from experiments.judges import Judge
 
 Look = Callable[[np.ndarray], np.ndarray]
@@ -22,16 +22,29 @@ class Instruments(NamedTuple):
   features: Look  # in which distances are measured, [N, d]
 
 
-def of_images(problem: Images, independent: Judge) -> Instruments:
-  """Oracle, which need not be traceable, and independent classifier."""
+def of_pictures(
+  label: Callable[[np.ndarray], np.ndarray],
+  independent: Judge,
+  num_controls: int,
+  *,
+  chunk: int = 2000,
+) -> Instruments:
+  """Oracle, which need not be traceable, and independent classifier.
+
+  Args:
+    label: samples [N, ...] -> y, int [N]; -1 for one of NaN.
+    independent: a classifier of samples.
+    num_controls: values of y.
+    chunk: samples that it sees at a time.
+  """
 
   def verdict(x):
-    return np.asarray(jax.nn.one_hot(problem.label(x), problem.num_controls))
+    return np.asarray(jax.nn.one_hot(label(x), num_controls))
 
   return Instruments(
     verdict,
-    _in_chunks(lambda x: independent.logits_fn(x).argmax(-1)),
-    _in_chunks(independent.features_fn),
+    in_chunks(lambda x: independent.logits_fn(x).argmax(-1), chunk=chunk),
+    in_chunks(independent.features_fn, chunk=chunk),
   )
 
 
@@ -39,21 +52,23 @@ def of_exact(problem: Exact) -> Instruments:
   """The true p(y | x), and distances between the samples themselves."""
   known = problem.probabilities
   return Instruments(
-    None if known is None else _in_chunks(known), None, lambda x: x
+    None if known is None else in_chunks(known), None, lambda x: x
   )
 
 
-def _in_chunks(
-  function: Callable[[jax.Array], jax.Array], chunk: int = 2000
+def in_chunks(
+  function: Callable[[jax.Array], jax.Array], *, chunk: int = 2000
 ) -> Look:
-  compiled = jax.jit(function)
+  """function of many rows, some at a time, in one compiled program."""
+  mesh = parallel.make_mesh(jax.local_devices()[:1])
+  mapped = parallel.map_examples(lambda _, rows, __: function(rows), mesh)
 
-  def apply(images: np.ndarray) -> np.ndarray:
+  def apply(rows: np.ndarray) -> np.ndarray:
     parts = []
-    for start in range(0, len(images), chunk):
-      part = images[start : start + chunk]
+    for start in range(0, len(rows), chunk):
+      part = rows[start : start + chunk]
       full = np.resize(part, (chunk, *part.shape[1:]))  # one shape: one program
-      parts.append(np.asarray(compiled(full))[: len(part)])
+      parts.append(np.asarray(mapped((), full, ()))[: len(part)])
     return np.concatenate(parts)
 
   return apply

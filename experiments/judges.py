@@ -4,6 +4,7 @@
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import learner, rewards
 from ctrl_jax.datasets import labelled
+from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.types import LossFn, RewardFn
@@ -30,10 +32,11 @@ class Judge(NamedTuple):
 
 
 def train(
-  images: np.ndarray,
-  factor: Factor,
-  config: ConfigDict,
+  images: np.ndarray | ImageFolder,
+  labels: np.ndarray,
+  network: nn.Module,
   *,
+  noise: float = 0.0,
   train: np.ndarray,
   calibration: np.ndarray,
   test: np.ndarray,
@@ -46,9 +49,10 @@ def train(
   """Trains on one split, fits the temperature on another, tests on a third.
 
   Args:
-    images: [N, height, width, channels].
-    factor: labels them.
-    config: config.classifier or config.independent.
+    images: [N, height, width, channels], or a folder that is read in parts.
+    labels: of the images, [N].
+    network: images -> logits; sows its last hidden layer as an intermediate.
+    noise: deviation of fresh Gaussian noise on the images of every batch.
     train: indices of images.
     calibration: indices of images.
     test: indices of images.
@@ -57,19 +61,17 @@ def train(
     seed: of the batches and of everything random.
     batch_size: examples an update.
     **loop_settings: what `loop.fit` takes besides.
-
-  Raises:
-    ValueError: a label outside the controls.
   """
-  labels = factor.label(images)
-  rewards.check_labels(labels, factor.num_labels, name="y")
-  every = jnp.asarray(images)
-  network = _network(factor, config, every[train])
-  pairs = {"x": images[train], "y": labels[train]}
+  some = (
+    images.subset(train) if isinstance(images, ImageFolder) else images[train]
+  )
+  pairs: dict[str, Any] = {"x": some, "y": labels[train]}
   trained = loop.fit(
     stage,
-    learner.make_learner(_loss(network, config.noise), optimizer, ema_decay=0),
-    jax.jit(network.init)(keys.stage_key(seed, f"{stage}/init"), every[:1]),
+    learner.make_learner(_loss(network, noise), optimizer, ema_decay=0),
+    jax.jit(network.init)(
+      keys.stage_key(seed, f"{stage}/init"), images[np.arange(1)]
+    ),
     labelled.batches(pairs, seed=seed, batch_size=batch_size).__getitem__,
     batch_size=batch_size,
     seed=seed,
@@ -86,11 +88,14 @@ def train(
     _, sown = network.apply(params, x, mutable="intermediates")
     return jax.tree.leaves(sown)[0]
 
-  logits = np.asarray(jax.jit(logits_fn)(every))
-  temperature = classifier.fit_temperature(
-    logits[calibration], labels[calibration]
-  )
-  metrics, curves = _judge(logits[test], labels[test], temperature)
+  compiled = jax.jit(logits_fn)
+
+  def on(rows):
+    parts = np.array_split(rows, -(-len(rows) // batch_size))
+    return np.concatenate([np.asarray(compiled(images[p])) for p in parts])
+
+  temperature = classifier.fit_temperature(on(calibration), labels[calibration])
+  metrics, curves = _judge(on(test), labels[test], temperature)
   reward_fn = rewards.classifier(logits_fn, temperature=temperature)
   return Judge(reward_fn, logits_fn, features_fn, metrics, curves)
 
@@ -126,9 +131,16 @@ def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
   )
 
 
-def _network(
+def on_features(
   factor: Factor, config: ConfigDict, images: jax.Array
 ) -> Classifier:
+  """The network of config.classifier or config.independent.
+
+  Args:
+    factor: its quantity is measured besides.
+    config: of the stage.
+    images: for training, by which that quantity is standardised.
+  """
   features = (factor.quantity.feature,) if config.feature_gain else ()
   shift, scale = classifier.standardisation(features, images)
   scale = jax.tree.map(lambda s: s / config.feature_gain, scale)
@@ -142,7 +154,7 @@ def _network(
   )
 
 
-def _loss(network: Classifier, noise: float) -> LossFn:
+def _loss(network: nn.Module, noise: float) -> LossFn:
   """Cross-entropy on images with fresh Gaussian noise of this deviation."""
 
   def loss_fn(params, example_keys, batch):

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config -> Policy: what of a network is tuned, and how it is steered."""
 
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -40,7 +42,7 @@ def on_images(
   """
   scale_fn = policy.scale_at(problem.kernel.times, problem.control_scale())
   labels = {"num_controls": problem.num_controls}
-  table = {**labels, "dims": problem.network.dims}
+  table: dict[str, Any] = {**labels, "dims": problem.network.dims}
   adapt = {
     "none": lambda: policy.frozen_network(problem.predict, params),
     "lora": lambda: policy.lora(

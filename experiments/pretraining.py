@@ -13,11 +13,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ctrl_jax import learner
+from ctrl_jax import learner, rewards
 from ctrl_jax.datasets import labelled
 from ctrl_jax.objectives import denoising
 from ctrl_jax.policy import Policy
@@ -97,7 +98,7 @@ def train(this: Run, problem: Images, timed: Clock) -> Learned:
     policies.on_images(
       problem, this.config.control, params, rewarder.reward_fn
     ),
-    instruments.of_images(problem, independent),
+    instruments.of_pictures(problem.label, independent, problem.num_controls),
     rewarder.metrics,
     independent.metrics,
     rewarder.reliability,
@@ -167,10 +168,13 @@ def classifier(this: Run, problem: Images, stage: str) -> Judge:
       calibration, test = np.array_split(factor.splits[0], 2)
       train = np.concatenate(factor.splits[1:])
     several = len(problem.factors) > 1
+    labels = factor.label(problem.images)
+    rewards.check_labels(labels, factor.num_labels, name="y")
     judge = judges.train(
       problem.images,
-      factor,
-      config,
+      labels,
+      judges.on_features(factor, config, jnp.asarray(problem.images[train])),
+      noise=config.noise,
       train=train,
       calibration=calibration,
       test=test,

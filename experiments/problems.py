@@ -40,6 +40,10 @@ class Problem:
     """Number of values of y that are evaluated."""
     return len(self.controls)
 
+  def pictures(self, samples: np.ndarray) -> np.ndarray:
+    """Samples [N, ...] as a person looks at them; images are in [-1, 1]."""
+    return samples
+
   def control_scale(self) -> np.ndarray:
     """m_k, by which every control is scaled, [K]; see `ctrl_jax.policy`."""
     return policy.noise_scale(self.sde, self.kernel)

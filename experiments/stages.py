@@ -24,12 +24,13 @@ from experiments import (
   outputs,
   pretraining,
   speed,
+  stable_training,
 )
 from experiments.evaluation import Chains, Reference
 from experiments.exact import Exact
-from experiments.images import Images
 from experiments.logs import Log
 from experiments.pretraining import Clock, Learned, Run
+from experiments.stable_diffusion import StableDiffusion
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
@@ -44,6 +45,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   timed = Clock(this)
   if isinstance(problem, Exact):
     learned = pretraining.given(this, problem)
+  elif isinstance(problem, StableDiffusion):
+    learned = stable_training.train(this, problem, timed)
   else:
     learned = pretraining.train(this, problem, timed)
   reference = timed("reference", sample_reference, learned)
@@ -85,5 +88,5 @@ def sample_reference(this: Run, learned: Learned) -> Reference:
 
 def sample_control(this: Run, learned: Learned, params: Params) -> Chains:
   """Chains of the tuned policy; of images, some beside the reference's."""
-  twins = drawings.TWINS if isinstance(this.problem, Images) else 0
+  twins = 0 if isinstance(this.problem, Exact) else drawings.TWINS
   return control.sample(this, learned.policy, params, learned, twins=twins)

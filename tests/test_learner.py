@@ -107,3 +107,26 @@ def test_a_fresh_state_can_be_donated():
 def test_decays_outside_0_and_1_are_refused(decay):
   with pytest.raises(ValueError, match="ema_decay"):
     _make(ema_decay=decay)
+
+
+def test_parts_of_a_batch_add_up_to_the_whole():
+  batch = {"x": jnp.arange(6.0)}
+  start = _params()
+  found = []
+  for parts in (1, 2, 3):
+    learner = _make(_noisy, optax.sgd(0.1), accumulate=parts)
+    found.append(learner.update(learner.init(start), lg.keys(6), batch))
+  for state, metrics in found[1:]:
+    np.testing.assert_allclose(
+      state.params["b"], found[0][0].params["b"], rtol=1e-6
+    )
+    for name, value in found[0][1].items():
+      np.testing.assert_allclose(metrics[name], value, rtol=1e-6)
+
+
+def test_parts_must_be_equal():
+  with pytest.raises(ValueError, match="accumulate"):
+    _make(accumulate=0)
+  learner = _make(_noisy, accumulate=4)
+  with pytest.raises(ValueError, match="6 examples .* 4 equal parts"):
+    learner.update(learner.init(_params()), lg.keys(6), {"x": jnp.arange(6.0)})

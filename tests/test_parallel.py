@@ -120,6 +120,31 @@ def test_an_update_is_traced_once_and_gives_its_state_away():
   parallel.check_replicated(state)
 
 
+def test_arrays_closed_over_are_no_part_of_the_program():
+  mesh = parallel.make_mesh()
+  sizes = []
+  for side in (8, 256):
+    weights = jax.random.normal(jax.random.key(0), (side, side))
+
+    def project(params, keys, x, weights=weights):
+      scanned, _ = jax.lax.scan(
+        jax.checkpoint(lambda x, _: (params * (x @ weights), None)),
+        x,
+        None,
+        length=2,
+      )
+      return scanned
+
+    x = jax.random.normal(jax.random.key(1), (N, side))
+    mapped = parallel.map_examples(project, mesh)
+    found = mapped(jnp.float32(0.5), lg.keys(N), parallel.shard(x, mesh))
+    expected = 0.25 * np.asarray(x) @ np.asarray(weights) @ np.asarray(weights)
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=1e-3)
+    lowered = mapped.lower(jnp.float32(0.5), lg.keys(N), x)
+    sizes.append(len(lowered.as_text()))
+  assert sizes[1] < 1.1 * sizes[0]
+
+
 def test_shares_and_copies():
   mesh = parallel.make_mesh(jax.devices()[:4])
   tree = {"x": np.arange(16.0).reshape(8, 2), "key": lg.keys(8)}

@@ -87,12 +87,19 @@ def test_without_positions_patches_have_no_order() -> None:
   assert abs(embed(variables, images)).max() > 1e-2
 
 
-def test_statistics_of_a_norm_are_in_float32() -> None:
-  """Around 256 bfloat16 counts by twos, and its squares by 512."""
-  x = jnp.asarray([[254, 258] * 8], jnp.bfloat16)
-  norm = clip_layers.layer_norm(TEXT, jnp.bfloat16, "norm")
+@pytest.mark.parametrize(
+  ("mean", "dtype"), [(256, jnp.bfloat16), (40_000, jnp.float32)]
+)
+def test_a_norm_keeps_small_differences(mean: int, dtype: Any) -> None:
+  """Around 256 bfloat16 counts by 2, around 40,000^2 float32 by 128.
+
+  So the first needs statistics in float32, the second a variance that is not
+  a difference of squares.
+  """
+  x = jnp.asarray([[mean - 2, mean + 2] * 8], dtype)
+  norm = clip_layers.layer_norm(TEXT, dtype, "norm")
   y, _ = norm.init_with_output(jax.random.key(0), x)
-  assert y.dtype == jnp.bfloat16
+  assert y.dtype == dtype
   np.testing.assert_allclose(np.float32(y), [[-1, 1] * 8], rtol=1e-2)
 
 

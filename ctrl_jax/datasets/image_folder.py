@@ -145,6 +145,12 @@ def as_float(pixels: np.ndarray) -> np.ndarray:
   return pixels.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
+def as_bytes(images: np.ndarray) -> np.ndarray:
+  """Floats in [-1, 1], and clipped to that, to the nearest bytes."""
+  clipped = np.clip(np.asarray(images, np.float32), -1, 1)
+  return np.rint((clipped + 1) * 127.5).astype(np.uint8)
+
+
 @functools.cache
 def threads() -> concurrent.futures.ThreadPoolExecutor:
   """One pool for all folders, a thread a core."""

@@ -7,7 +7,8 @@ matter (versions, where the weights came from) is passed over. A field that the
 file leaves out has diffusers' default, which is that of the Config classes.
 """
 
-import dataclasses
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,31 +32,47 @@ def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
 
 
 def select(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
-  """The fields of config that the dataclass kind has; its lists as tuples."""
-  names = [f.name for f in dataclasses.fields(kind) if f.name in config]
-  values = {name: config[name] for name in names}
-  return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+  """The fields of config that the dataclass kind has; its lists as tuples.
+
+  Raises:
+    ValueError: a field is of another type than kind's.
+  """
+  chosen = {}
+  for name, hint in typing.get_type_hints(kind).items():
+    if name in config:
+      value = config[name]
+      value = tuple(value) if isinstance(value, list) else value
+      if not _fits(value, hint):
+        needed = hint.__name__ if isinstance(hint, type) else hint
+        raise ValueError(f"{name} is {config[name]!r}; needed is {needed}")
+      chosen[name] = value
+  return chosen
 
 
-def check_count(name: str, value: Any) -> None:
-  """Raises ValueError if the value is not an integer of at least 1."""
-  # True is an integer to Python, and to nobody else.
-  if type(value) is not int or value < 1:
-    raise ValueError(f"{name} is {value!r}; needed is a positive integer")
+def _fits(value: Any, hint: Any) -> bool:
+  if isinstance(hint, types.UnionType):
+    return any(_fits(value, option) for option in typing.get_args(hint))
+  if typing.get_origin(hint) is tuple:
+    element, _ = typing.get_args(hint)
+    return isinstance(value, tuple) and all(_fits(v, element) for v in value)
+  # By type and not isinstance: True is an integer to Python alone.
+  return type(value) in ((int, float) if hint is float else (hint,))
 
 
 def check_counts(config: object, *names: str) -> None:
-  """Raises ValueError if an attribute is not an integer of at least 1."""
+  """Raises ValueError if an attribute is less than 1."""
   for name in names:
-    check_count(name, getattr(config, name))
+    if getattr(config, name) < 1:
+      raise ValueError(
+        f"{name} is {getattr(config, name)}; needed is 1 or more"
+      )
 
 
-def check_widths(name: str, widths: Any, *, groups: int) -> None:
-  """Raises ValueError if a width is no count or groups do not divide it."""
-  if not isinstance(widths, tuple) or not widths:
-    raise ValueError(f"{name} is {widths!r}; needed is a list of integers")
+def check_widths(name: str, widths: tuple[int, ...], *, groups: int) -> None:
+  """Raises ValueError if there are no widths, or groups do not divide one."""
+  if not widths or min(widths) < 1:
+    raise ValueError(f"{name} is {widths}; needed is 1 or more of each level")
   for width in widths:
-    check_count(name, width)
     if width % groups:
       raise ValueError(
         f"{name} has {width}, which norm_num_groups = {groups} does not divide"
@@ -63,25 +80,26 @@ def check_widths(name: str, widths: Any, *, groups: int) -> None:
 
 
 def check_types(
-  name: str, types: Any, *, known: tuple[str, ...], levels: int
+  name: str, found: tuple[str, ...], *, known: tuple[str, ...], levels: int
 ) -> None:
   """Raises ValueError if there is no known type of block for each level."""
-  if not isinstance(types, tuple) or len(types) != levels:
-    raise ValueError(f"{name} is {types!r}; needed is a list of {levels}")
-  for found in types:
-    if found not in known:
+  if len(found) != levels:
+    raise ValueError(f"{name} is {found}; needed is a list of {levels}")
+  for block in found:
+    if block not in known:
       raise ValueError(
-        f"{name} has {found!r}; supported is {' and '.join(known)}"
+        f"{name} has {block!r}; supported is {' and '.join(known)}"
       )
 
 
-def check_heads(name: str, heads: Any, *, widths: tuple[int, ...]) -> None:
+def check_heads(
+  name: str, heads: tuple[int, ...], *, widths: tuple[int, ...]
+) -> None:
   """Raises ValueError if heads are not counts that divide the widths."""
-  if not isinstance(heads, tuple) or len(heads) != len(widths):
-    raise ValueError(f"{name} is {heads!r}; needed is a list of {len(widths)}")
+  if len(heads) != len(widths):
+    raise ValueError(f"{name} is {heads}; needed is a list of {len(widths)}")
   for number, width in zip(heads, widths, strict=True):
-    check_count(name, number)
-    if width % number:
+    if number < 1 or width % number:
       raise ValueError(
         f"{name} has {number} heads, which do not divide a width of {width}"
       )

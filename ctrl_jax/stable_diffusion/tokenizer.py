@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """CLIP's byte-pair encoding: prompts to the ids that a text encoder reads.
 
-Text is composed to NFC, runs of white space become one space and letters lower
-case; then it is split into words, single digits and runs of other characters,
-each written in bytes that stand for themselves as letters, the last marked by
-"</w>", and neighbours are merged in the order of merges.txt for as long as they
-can be. Ids are those of transformers' CLIPTokenizer 5. (CLIP's first tokenizer
-also repaired broken encodings and HTML entities by the library ftfy, which
-transformers gave up.)
+Text is composed to NFC and its letters are lowered; it is split into words,
+single digits and runs of other signs, and the white space between them is
+dropped. Each piece is written in its bytes, a letter for a byte, the last one
+marked by "</w>", and neighbours are merged in the order of merges.txt for as
+long as they can be. Ids are those of transformers' CLIPTokenizer 5. (CLIP's
+first tokenizer also repaired broken encodings and HTML entities by the library
+ftfy, which transformers gave up.)
 
 An encoded prompt opens with the begin mark, ends with the end mark and is
 padded to `length`, 77. What Stable Diffusion 1.x pads with is the end mark;
@@ -97,7 +97,11 @@ class Tokenizer:
 
 
 def _build(found: vocabulary.Vocabulary) -> tokenizers.Tokenizer:
-  """The encoder of one prompt: normalise, split, merge, frame."""
+  """The encoder of one prompt: normalise, split, merge, frame.
+
+  transformers also makes one space of each run of white space, which changes
+  nothing: the split drops it.
+  """
   begin, end, unknown, pad = found.roles.values()
   backend = tokenizers.Tokenizer(
     tokenizers.models.BPE(
@@ -109,11 +113,7 @@ def _build(found: vocabulary.Vocabulary) -> tokenizers.Tokenizer:
     )
   )
   backend.normalizer = tokenizers.normalizers.Sequence(
-    [
-      tokenizers.normalizers.NFC(),
-      tokenizers.normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
-      tokenizers.normalizers.Lowercase(),
-    ]
+    [tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()]
   )
   backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
     [

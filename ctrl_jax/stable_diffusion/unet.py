@@ -115,8 +115,8 @@ class Config:
     widths, groups = self.block_out_channels, self.norm_num_groups
     fields.check_widths("block_out_channels", widths, groups=groups)
     for name, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):
-      types = getattr(self, name)
-      fields.check_types(name, types, known=known, levels=len(widths))
+      found = getattr(self, name)
+      fields.check_types(name, found, known=known, levels=len(widths))
     fields.check_heads("attention_head_dim", self.num_heads, widths=widths)
 
   @classmethod

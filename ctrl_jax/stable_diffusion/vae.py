@@ -82,8 +82,8 @@ class Config:
       ("down_block_types", "DownEncoderBlock2D"),
       ("up_block_types", "UpDecoderBlock2D"),
     ):
-      types = getattr(self, name)
-      fields.check_types(name, types, known=(known,), levels=len(widths))
+      found = getattr(self, name)
+      fields.check_types(name, found, known=(known,), levels=len(widths))
 
   @classmethod
   def from_json(cls, config: Mapping[str, Any]) -> "Config":

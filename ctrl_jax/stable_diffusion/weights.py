@@ -101,7 +101,7 @@ def load(
 def to_tensors(params: Params) -> dict[str, np.ndarray]:
   """The tensors that `load` reads as these parameters, on the host."""
   return {
-    tensor_name(keys): np.ascontiguousarray(_from_parameter(keys[-1], leaf))
+    tensor_name(keys): np.asarray(_from_parameter(keys[-1], leaf), order="C")
     for keys, leaf in _leaves(params)
   }
 
@@ -124,7 +124,8 @@ def _to_parameter(
   value = value.reshape(_tensor_shape(leaf, shape))
   if leaf == "kernel":
     value = value.transpose((2, 3, 1, 0) if len(shape) == 4 else (1, 0))
-  return np.ascontiguousarray(value)
+  # Not ascontiguousarray, which makes a vector of a scalar.
+  return np.asarray(value, order="C")
 
 
 def _from_parameter(leaf: str, value: Any) -> np.ndarray:

@@ -17,6 +17,10 @@ def _widths(value: Any) -> bool:
   return all(isinstance(width, int) and width >= 1 for width in value)
 
 
+def _eights(value: Any) -> bool:
+  return _widths(value) and not any(width % 8 for width in value)
+
+
 def _among(*words: str) -> Rule:
   return lambda v: set(v) <= set(words), f"use some of {', '.join(words)}"
 
@@ -95,6 +99,7 @@ RULES: dict[str, Rule] = {
     lambda v: v is None or v >= 1,
     "use 1 or more, or leave it out for all",
   ),
+  "accumulate": _AT_LEAST_1,
   "group": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
   "temper": (
     lambda v: 1.0 in v and all(0 <= share <= 1 for share in v),
@@ -107,6 +112,18 @@ RULES: dict[str, Rule] = {
   "num_samples": _AT_LEAST_1,
   "num_reference": _AT_LEAST_1,
   "chunk": _AT_LEAST_1,
+  "size": _AT_LEAST_1,
+  "guidance_scale": (lambda v: v >= 1, "use 1 or more"),
+  "widths": (_eights, "use multiples of 8, such as (64, 128, 256)"),
+  "strides": (_widths, "use whole numbers above 0, such as (1, 2, 2)"),
+  "prompts": (
+    lambda v: len(v) > 0 and all(isinstance(text, str) for text in v),
+    "give at least one prompt, as in ('cat', 'dog')",
+  ),
+  "edges": (
+    lambda v: all(a < b for a, b in zip(v, v[1:], strict=False)),
+    "use increasing numbers, or () for equal shares",
+  ),
   "best_of": _AT_LEAST_1,
   "guidance": _among(*GUIDANCE),
   "objectives": _among(*OBJECTIVES),
@@ -124,6 +141,8 @@ CHOICES = {
   "kernel.name": ("ddim", "ddpm", "euler_maruyama"),
   "data.control": ("ink", "slant", "jpeg"),
   "data.second_control": ("", "ink", "slant", "jpeg"),
+  "model.dtype": ("float32", "bfloat16"),
+  "model.attention": ("", "xla", "cudnn"),
   "control.adapt": ("none", "lora", "full"),
   "control.objective": OBJECTIVES,
   "control.reward_weighted.behaviour": ("policy", "pretrained"),

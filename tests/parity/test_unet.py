@@ -5,7 +5,6 @@ import json
 import pathlib
 
 import diffusers
-import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -15,10 +14,16 @@ import torch
 
 from ctrl_jax.stable_diffusion import weights
 from ctrl_jax.stable_diffusion.unet import Config, UNet
+from tests.parity.against_torch import (
+  check,
+  from_torch,
+  norms_of,
+  our_norms,
+  perturb,
+  relative_error,
+  to_torch,
+)
 
-# A tenth of what is promised: float32 gives 1e-6, gradients 5e-6, and the error
-# that a gelu by tanh would make is not far above.
-BAR = 1e-5
 SMALL = {
   "sample_size": 8,
   "block_out_channels": (32, 64),
@@ -63,16 +68,6 @@ ODD = {
 CONFIGS = {"sd1": SD1, "sd2": SD2, "odd": ODD}
 
 
-def perturb(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-  """Noise on every parameter, for many start at 0 or 1 and hide faults."""
-  generator = torch.Generator().manual_seed(seed)
-  with torch.no_grad():
-    for parameter in model.parameters():
-      noise = torch.randn(parameter.shape, generator=generator)
-      parameter.add_(0.1 * noise)
-  return model.eval()
-
-
 def load_ours(theirs: torch.nn.Module, folder: pathlib.Path):
   """Our network and parameters from what diffusers saves."""
   theirs.save_pretrained(folder, safe_serialization=True)
@@ -91,63 +86,12 @@ def _input(config: Config, height: int, width: int):
   return x, jnp.array([3, 981]), context
 
 
-def to_torch(x: jax.Array) -> torch.Tensor:
-  """A tensor, images with channels first."""
-  x = torch.from_numpy(np.array(x))
-  return x.permute(0, 3, 1, 2) if x.ndim == 4 else x
-
-
-def from_torch(x: torch.Tensor) -> np.ndarray:
-  """An array, images with channels last."""
-  x = x.detach()
-  return (x.permute(0, 2, 3, 1) if x.ndim == 4 else x).numpy()
-
-
-def norms_of(theirs: torch.nn.Module) -> dict[str, tuple]:
-  """Epsilon and groups of every normalisation, by name."""
-  kinds = torch.nn.GroupNorm, torch.nn.LayerNorm
-  return {
-    name: (module.eps, getattr(module, "num_groups", None))
-    for name, module in theirs.named_modules()
-    if isinstance(module, kinds)
-  }
-
-
-def our_norms(network: nn.Module, params, *inputs, **options):
-  """What `norms_of` lists, of a network of ours."""
-  found = {}
-
-  def note(method, args, kwargs, context):
-    module = context.module
-    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
-      groups = getattr(module, "num_groups", None)
-      found[".".join(module.path)] = (module.epsilon, groups)
-    return method(*args, **kwargs)
-
-  with nn.intercept_methods(note):
-    jax.eval_shape(
-      lambda p: network.apply({"params": p}, *inputs, **options), params
-    )
-  return found
-
-
-def relative_error(ours, theirs) -> float:
-  """Largest difference as a fraction of the largest value of the reference."""
-  return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
-
-
 @pytest.fixture(scope="module", params=CONFIGS)
 def pair(request, tmp_path_factory):
   theirs = diffusers.UNet2DConditionModel(**CONFIGS[request.param])
   folder = tmp_path_factory.mktemp(request.param)
   network, params = load_ours(perturb(theirs), folder)
   return theirs, network, params
-
-
-def check(ours, theirs: torch.Tensor) -> None:
-  error = relative_error(ours, from_torch(theirs))
-  print(f"relative error {error:.1e}")
-  assert error <= BAR
 
 
 # The second size is halved to one that is doubled to another.

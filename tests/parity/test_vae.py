@@ -13,7 +13,7 @@ import torch
 
 from ctrl_jax.stable_diffusion import weights
 from ctrl_jax.stable_diffusion.vae import VAE, Config
-from tests.parity.test_unet import (
+from tests.parity.against_torch import (
   check,
   from_torch,
   norms_of,

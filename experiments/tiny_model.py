@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Stable Diffusion of random weights, small enough to run anywhere.
+
+It is a folder like a real one, written and read by the same code, and makes
+coloured noise. The autoencoder halves the side of an image once, and the
+vocabulary is that of bytes: a letter is a token.
+"""
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+
+from ctrl_jax.stable_diffusion import clip_text, unet, vae, weights
+
+_WIDTH = 32  # of encoded prompts
+_UNET = {
+  "block_out_channels": [32, 64],
+  "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+  "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+  "layers_per_block": 1,
+  "attention_head_dim": 4,
+  "cross_attention_dim": _WIDTH,
+  "norm_num_groups": 8,
+  "sample_size": 8,
+}
+_VAE = {
+  "block_out_channels": [16, 32],
+  "down_block_types": ["DownEncoderBlock2D"] * 2,
+  "up_block_types": ["UpDecoderBlock2D"] * 2,
+  "norm_num_groups": 8,
+  "scaling_factor": 0.5,
+}
+_SCHEDULER = {  # Stable Diffusion's own
+  "_class_name": "DDIMScheduler",
+  "beta_schedule": "scaled_linear",
+  "beta_start": 0.00085,
+  "beta_end": 0.012,
+  "num_train_timesteps": 1000,
+  "clip_sample": False,
+  "set_alpha_to_one": False,
+  "steps_offset": 1,
+}
+_PARTS = {
+  "unet": "UNet2DConditionModel",
+  "vae": "AutoencoderKL",
+  "text_encoder": "CLIPTextModel",
+  "tokenizer": "CLIPTokenizer",
+  "scheduler": "DDIMScheduler",
+}
+_MARKS = ("<|startoftext|>", "<|endoftext|>")
+
+
+def write(folder: pathlib.Path) -> pathlib.Path:
+  """Writes the folder, unless it is there; returns it."""
+  if folder.exists():
+    return folder
+  # Built beside its place, so that an interrupted call leaves no half of it.
+  draft = folder.with_name(folder.name + ".part")
+  shutil.rmtree(draft, ignore_errors=True)
+  index: dict[str, Any] = {
+    part: ["diffusers", name] for part, name in _PARTS.items()
+  }
+  index["_class_name"] = "StableDiffusionPipeline"
+  _json(draft / "model_index.json", index)
+  _json(draft / "scheduler" / "scheduler_config.json", _SCHEDULER)
+  names = _vocabulary(draft / "tokenizer")
+  text = {
+    "model_type": "clip_text_model",
+    "hidden_size": _WIDTH,
+    "intermediate_size": 2 * _WIDTH,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": names,
+    "eos_token_id": names - 1,
+  }
+  image = jnp.zeros((1, 2, 2, 3))
+  latents, context = jnp.zeros((1, 2, 2, 4)), jnp.zeros((1, 1, _WIDTH))
+  networks: dict[str, tuple[nn.Module, dict[str, Any], tuple[Any, ...]]] = {
+    "unet": (
+      unet.UNet(unet.Config.from_json(_UNET)),
+      _UNET,
+      (latents, jnp.zeros(()), context),
+    ),
+    "vae": (vae.VAE(vae.Config.from_json(_VAE)), _VAE, (image,)),
+    "text_encoder": (
+      clip_text.TextEncoder(clip_text.Config.from_json(text)),
+      text,
+      (jnp.zeros((1, 1), jnp.int32),),
+    ),
+  }
+  for seed, (part, (network, config, inputs)) in enumerate(networks.items()):
+    _json(draft / part / "config.json", config)
+    file = "diffusion_pytorch_model" if part != "text_encoder" else "model"
+    params = _draw(network, inputs, np.random.default_rng(seed))
+    safetensors.numpy.save_file(
+      weights.to_tensors(params),
+      draft / part / f"{file}.safetensors",
+      metadata={"format": "pt"},
+    )
+  draft.rename(folder)
+  return folder
+
+
+def _draw(
+  network: nn.Module, inputs: tuple[Any, ...], rng: np.random.Generator
+) -> Any:
+  """Parameters of the usual sizes; flax's own take a minute to compile."""
+  shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
+
+  def draw(path, leaf):
+    if path[-1].key in ("bias", "scale"):
+      return np.full(leaf.shape, path[-1].key == "scale", np.float32)
+    fan_in = max(np.prod(leaf.shape[:-1]), 1)
+    return rng.standard_normal(leaf.shape, np.float32) / fan_in**0.5
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def _vocabulary(folder: pathlib.Path) -> int:
+  """Writes the tokenizer of letters; returns the size of its vocabulary."""
+  letters = [chr(code) for code in range(33, 127)]
+  tokens = [*letters, *(f"{letter}</w>" for letter in letters), *_MARKS]
+  _json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
+  (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+  return len(tokens)
+
+
+def _json(file: pathlib.Path, content: dict[str, Any]) -> None:
+  file.parent.mkdir(parents=True, exist_ok=True)
+  file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
