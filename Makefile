@@ -81,5 +81,8 @@ $(PARITY_SETUP): $(BIN)/uv pyproject.toml requirements-lock.txt \
 	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(PARITY)
 	@$(BIN)/uv pip install --quiet --python $(PARITY)/bin/python \
 	  -r requirements-lock.txt -r requirements-parity.txt
+	@# CLIP's vocabulary is in it; the rest of it is not needed.
+	@$(BIN)/uv pip install --quiet --python $(PARITY)/bin/python --no-deps \
+	  open-clip-torch==3.3.0
 	@$(BIN)/uv pip install --quiet --python $(PARITY)/bin/python --no-deps -e .
 	@touch $@

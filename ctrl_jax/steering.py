@@ -35,6 +35,7 @@ def with_head(
   num_controls: int,
   num_conditions: int = 0,
   hidden_shape: tuple[int, int] | None = None,
+  differentiate_inputs: bool = True,
 ) -> Policy:
   """Adds an output head to a policy.
 
@@ -49,6 +50,9 @@ def with_head(
       label; or 0 when y is a real number, whose null is NaN.
     num_conditions: values of c, or 0 when there is no c.
     hidden_shape: (tokens, d) of the network's hidden tokens, if it has any.
+    differentiate_inputs: whether a gradient through the chain passes through
+      what the head sees of the reward. Of a sharp reward that is its Hessian,
+      at every step: on JPEG sizes the product of 32 of them reached 1e6.
   """
 
   def given(y):
@@ -65,6 +69,8 @@ def with_head(
       return log_p.sum(), log_p
 
     gradient, log_p = jax.grad(total, has_aux=True)(x0)
+    if not differentiate_inputs:
+      gradient, log_p = jax.lax.stop_gradient((gradient, log_p))
     log_snr = jnp.log(alpha / std)
     time = jnp.stack([t, log_snr, jnp.sin(6 * t), jnp.cos(6 * t)])
     time = jnp.broadcast_to(time, (len(x), 4))

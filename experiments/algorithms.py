@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import jax
 import optax
+import optax.contrib as contrib
 from ml_collections import ConfigDict
 
 from ctrl_jax import parallel
@@ -40,6 +41,19 @@ EVALUATIONS = {
 }
 
 
+def _schedule(
+  learning_rate: float, config: ConfigDict, inner_steps: int
+) -> optax.Schedule:
+  """Linear warm-up to the rate of a stage, and cosine decay to 2% of it."""
+  return optax.warmup_cosine_decay_schedule(
+    0.0,
+    learning_rate,
+    inner_steps * min(config.warmup_steps, config.num_steps // 2),
+    inner_steps * config.num_steps,
+    end_value=0.02 * learning_rate,
+  )
+
+
 def adam(
   learning_rate: float, config: ConfigDict, *, inner_steps: int = 1
 ) -> optax.GradientTransformation:
@@ -50,18 +64,39 @@ def adam(
     config: of a stage.
     inner_steps: of the optimiser in an update.
   """
-  schedule = optax.warmup_cosine_decay_schedule(
-    0.0,
-    learning_rate,
-    inner_steps * min(config.warmup_steps, config.num_steps // 2),
-    inner_steps * config.num_steps,
-    end_value=0.02 * learning_rate,
-  )
+  schedule = _schedule(learning_rate, config, inner_steps)
   return optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
 
 
+def muon(
+  learning_rate: float, config: ConfigDict, *, inner_steps: int = 1
+) -> optax.GradientTransformation:
+  """Muon (Jordan et al., 2024) for matrices, AdamW for all else.
+
+  Every singular direction of a matrix moves as far. Where the reward is sharp,
+  gradients are almost all noise along one of them (more of what is measured,
+  or less, by the luck of the chain), and Adam, which scales coordinates, lets
+  it drown the others. Rates mean what they mean for Adam: steps of a fifth of
+  the rate, as a root mean square.
+
+  Args:
+    learning_rate: its peak.
+    config: of a stage.
+    inner_steps: of the optimiser in an update.
+  """
+  schedule = _schedule(learning_rate, config, inner_steps)
+  return contrib.muon(
+    schedule,
+    consistent_rms=0.2,
+    weight_decay=config.weight_decay,
+    adam_b2=config.b2,
+    adam_weight_decay=config.weight_decay,
+    adam_learning_rate=schedule,
+  )
+
+
 def control_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-  """Clipped AdamW with a rate for each part of a control; of config.control."""
+  """A clipped optimiser with a rate for each part; of config.control."""
   rates = {
     "embedding": config.embedding_learning_rate,
     "lora": config.learning_rate,
@@ -69,11 +104,12 @@ def control_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     "head": config.head_learning_rate,
   }
   inner_steps = config[config.objective].get("inner_steps", 1)
+  optimizer = {"adam": adam, "muon": muon}[config.optimizer]
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     optax.partition(
       {
-        part: adam(rate, config, inner_steps=inner_steps)
+        part: optimizer(rate, config, inner_steps=inner_steps)
         for part, rate in rates.items()
       },
       lambda tree: {

@@ -26,6 +26,7 @@ def on_exact(problem: Exact, config: ConfigDict) -> Policy:
     sample_shape=problem.sample_shape,
     num_controls=problem.num_controls if labels else 0,
     num_conditions=problem.num_conditions if problem.num_conditions > 1 else 0,
+    differentiate_inputs=config.differentiate_inputs,
   )
 
 
@@ -62,5 +63,6 @@ def on_images(
     sample_shape=problem.sample_shape,
     num_conditions=problem.num_conditions,
     hidden_shape=problem.hidden_shape,
+    differentiate_inputs=config.differentiate_inputs,
     **labels,
   )

@@ -3,7 +3,7 @@
 
 import pytest
 
-from experiments.configs import base, rules
+from experiments.configs import base, rules, stable_diffusion
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,12 @@ def test_wrong_values_are_named(field: str, value: object, remedy: str) -> None:
 
 def test_every_number_has_a_rule() -> None:
   """A new field of the schema is checked, or is no number."""
-  schemas = (base.get_config, base.gaussian_config, base.mixture_config)
+  schemas = (
+    base.get_config,
+    base.gaussian_config,
+    base.mixture_config,
+    stable_diffusion.get_config,
+  )
   fields = {}
   for schema in schemas:
     fields |= rules.flatten(schema())

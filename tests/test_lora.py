@@ -45,8 +45,8 @@ def test_only_dense_kernels_are_adapted_by_default():
       "b": ((3, 7), "float32"),
     },
     "params/last/kernel": {
-      "a": ((7, 3), "bfloat16"),
-      "b": ((3, 2), "bfloat16"),
+      "a": ((7, 3), "float32"),  # of a kernel in bfloat16
+      "b": ((3, 2), "float32"),
     },
   }
 
@@ -113,3 +113,11 @@ def test_bad_ranks_and_empty_selections_are_refused():
       lora.init(jax.random.key(1), _frozen(), rank=rank)
   with pytest.raises(ValueError, match="no parameter was selected"):
     lora.init(jax.random.key(1), {"bias": jnp.ones(3)}, rank=2)
+
+
+def test_a_merged_kernel_keeps_its_dtype():
+  frozen = _frozen()
+  adapters = toy.perturbed(lora.init(jax.random.key(1), frozen, rank=3))
+  merged = lora.merge(frozen, adapters, jnp.float32(0.5))
+  dtypes = jax.tree.map(lambda leaf: leaf.dtype.name, merged)
+  assert dtypes == jax.tree.map(lambda leaf: leaf.dtype.name, frozen)

@@ -28,7 +28,9 @@ def init(
   rank: int,
   select: Callable[[str, jax.Array], bool] = is_dense_kernel,
 ) -> dict[str, dict[str, jax.Array]]:
-  """New adapters, equal to no change.
+  """New adapters, equal to no change, in float32 whatever the network is in.
+
+  Small steps of an optimiser would be rounded away in bfloat16.
 
   Args:
     key: randomness of A.
@@ -47,8 +49,8 @@ def init(
     if select(path, leaf):
       a = jax.random.normal(jax.random.fold_in(key, index), (len(leaf), rank))
       adapters[path] = {
-        "a": (a / len(leaf) ** 0.5).astype(leaf.dtype),
-        "b": jnp.zeros((rank, leaf.shape[1]), leaf.dtype),
+        "a": a / len(leaf) ** 0.5,
+        "b": jnp.zeros((rank, leaf.shape[1])),
       }
   if not adapters:
     raise ValueError("no parameter was selected for adaptation")
@@ -68,7 +70,9 @@ def merge(
 
   def adapt(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
     pair = adapters.get(_name(path))
-    return leaf if pair is None else leaf + scale * (pair["a"] @ pair["b"])
+    if pair is None:
+      return leaf
+    return (leaf + scale * (pair["a"] @ pair["b"])).astype(leaf.dtype)
 
   return jax.tree_util.tree_map_with_path(adapt, frozen)
 

@@ -42,6 +42,14 @@ def is_attention(path: str, leaf: jax.Array) -> bool:
   return path.startswith("unet/") and path.endswith(ATTENTION)
 
 
+def adapters_of_unet(adapters: Params) -> Params:
+  """Adapters of a control of `make_network`, by paths within the U-Net.
+
+  That is how `export` and `lora_file` want them.
+  """
+  return {path.removeprefix("unet/"): pair for path, pair in adapters.items()}
+
+
 def make_network(unet: UNet, schedule: Schedule, *, guidance: float) -> Network:
   """The noise prediction (1) as `network(params, x, t, c, control)`.
 

@@ -129,8 +129,12 @@ def encode_prompts(
 
   Raises:
     FileNotFoundError: something is missing.
-    ValueError: no prompts, one that is no text, or a damaged file.
+    ValueError: it is another pipeline; no prompts, one in place of a list, one
+      that is no text; or a damaged file.
   """
+  folders.check_pipeline(folder)
+  if isinstance(prompts, str):
+    raise ValueError(f"a list of prompts is needed, not one: {prompts!r}")
   if not prompts:
     raise ValueError("at least one prompt is needed")
   tokens = Tokenizer.from_folder(folder / "tokenizer")([*prompts, ""])

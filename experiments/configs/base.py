@@ -13,7 +13,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 
-def _optimiser(**settings: Any) -> dict[str, Any]:
+def optimiser(**settings: Any) -> dict[str, Any]:
   """Settings that every training stage has: AdamW, cosine decay, the loop."""
   return {
     "num_steps": 1700,  # updates
@@ -30,7 +30,7 @@ def _optimiser(**settings: Any) -> dict[str, Any]:
 def _classifier(**settings: Any) -> dict[str, Any]:
   """A classifier p(y | x)."""
   return (
-    _optimiser(num_steps=1500, learning_rate=2e-3, weight_decay=0.5)
+    optimiser(num_steps=1500, learning_rate=2e-3, weight_decay=0.5)
     | {
       "hidden": (128, 128),  # widths of the hidden layers
       "noise": 0.05,  # std of Gaussian noise on images, in units of x
@@ -41,7 +41,7 @@ def _classifier(**settings: Any) -> dict[str, Any]:
   )
 
 
-def _common() -> dict[str, Any]:
+def common() -> dict[str, Any]:
   """What every experiment has."""
   return {
     "experiment": "",  # name; results go to runs/<experiment>[-<variant>]
@@ -63,7 +63,7 @@ def _common() -> dict[str, Any]:
       "t_min": 0.0,  # diffusion time at which sampling ends
     },
     "reward": {"gamma": 1.0},  # strength of the control: nats per nat of KL
-    "control": _optimiser(
+    "control": optimiser(
       batch_size=64,
       num_steps=300,
       warmup_steps=20,
@@ -72,8 +72,10 @@ def _common() -> dict[str, Any]:
       learning_rate=1e-2,  # peak, for what is tuned of the network
       embedding_learning_rate=3e-2,  # peak, for the embedding of y
       head=(128, 128),  # widths of the output head; (): none
+      differentiate_inputs=True,  # of the head; False: steadier if y is sharp
       head_learning_rate=1e-2,  # peak, for the head
       clip_norm=10.0,  # largest norm of the gradient
+      optimizer="adam",  # or muon, for matrices
       ema_decay=0.98,
       objective="ctrl",  # the policy update: of the settings that follow
       ctrl={
@@ -121,10 +123,10 @@ def _common() -> dict[str, Any]:
       },
       "particles": 64,  # of a system of smc
       "candidates": 4,  # of a step of value
-      "classifier": _optimiser(  # of noisy samples
+      "classifier": optimiser(  # of noisy samples
         num_steps=2000, hidden=(128, 128), ema_decay=0.99
       ),
-      "classifier_free": _optimiser(
+      "classifier_free": optimiser(
         num_steps=2000,
         ema_decay=0.99,
         drop_c=0.1,  # shares of examples that do without c, and without y
@@ -137,7 +139,7 @@ def _common() -> dict[str, Any]:
 def get_config() -> ConfigDict:
   """The schema of images with its defaults, locked against new keys."""
   config = ConfigDict(
-    _common()
+    common()
     | {
       "problem": {"name": "digits"},  # the family that families.py makes
       "data": {
@@ -154,7 +156,7 @@ def get_config() -> ConfigDict:
         "num_heads": 4,
         "patch": 2,  # pixels along the side of a token
       },
-      "prior": _optimiser(
+      "prior": optimiser(
         learning_rate=2e-3,
         ema_decay=0.998,  # of the averaged weights that are sampled from
         dir="",  # where its checkpoints are, for several runs; "": the workdir
@@ -164,55 +166,6 @@ def get_config() -> ConfigDict:
     }
   )
   return config.lock()
-
-
-def stable_diffusion_config() -> ConfigDict:
-  """The schema of Stable Diffusion and a measured quantity, locked."""
-  common = _common()
-  del common["sde"]  # the model's own
-  common["kernel"] = {
-    "num_steps": 50,  # K, reverse steps of DDIM
-    "eta": 1.0,  # noise of a step, 1 is the posterior's
-  }
-  common["control"] |= {
-    "adapt": "lora",
-    "rank": 4,
-    "learning_rate": 1e-3,
-    "embedding_learning_rate": 1e-2,
-    "head": (),
-    "weight_decay": 0.1,
-    "clip_norm": 5.0,
-    "ema_decay": 0.0,
-    "warmup_steps": 0,
-  }
-  classifier = _optimiser(batch_size=256, learning_rate=1e-3) | {
-    "widths": (64, 128, 256),  # channels of its blocks, multiples of 8
-    "strides": (1, 2, 2),  # of these
-    "noise": 0.0,  # std of Gaussian noise on images, in units of x
-  }
-  return ConfigDict(
-    common
-    | {
-      "problem": {"name": "stable_diffusion"},
-      "model": {
-        "path": "",  # folder of the weights; tiny: random ones, made anew
-        "dtype": "float32",  # or bfloat16
-        "size": 512,  # side of an image in pixels
-        "guidance_scale": 7.5,  # strength of the prompt, at least 1
-        "attention": "",  # "": XLA's own choice; cudnn: flash, on a GPU
-        "remat": True,  # compute blocks again in the backward pass
-      },
-      "prompts": (),  # values of c
-      "data": {
-        "dir": "",  # folder of images; "": the model makes them
-        "num_images": 10000,  # to make, or the first of the folder; 0: all
-        "num_controls": 4,  # values of y
-        "edges": (),  # bounds of the bins; (): equal shares
-      },
-      "classifier": dict(classifier),  # gives the reward
-      "independent": dict(classifier),  # only watches
-    }
-  ).lock()
 
 
 def gaussian_config() -> ConfigDict:
@@ -225,7 +178,7 @@ def gaussian_config() -> ConfigDict:
     "control_range": 2.0,  # y is trained and evaluated this far either way
     "likelihood_std": 1.0,  # deviation of y given x, in deviations of x
   }
-  return ConfigDict(_common() | {"problem": problem}).lock()
+  return ConfigDict(common() | {"problem": problem}).lock()
 
 
 def mixture_config() -> ConfigDict:
@@ -240,7 +193,7 @@ def mixture_config() -> ConfigDict:
     "second_factor": 0,  # values of a second, independent factor; 0: none
     "sharpness": 2.0,  # slope of the logits, nats per deviation of x
   }
-  return ConfigDict(_common() | {"problem": problem}).lock()
+  return ConfigDict(common() | {"problem": problem}).lock()
 
 
 def compare_images(config: ConfigDict) -> None:

@@ -143,6 +143,7 @@ CHOICES = {
   "data.second_control": ("", "ink", "slant", "jpeg"),
   "model.dtype": ("float32", "bfloat16"),
   "model.attention": ("", "xla", "cudnn"),
+  "control.optimizer": ("adam", "muon"),
   "control.adapt": ("none", "lora", "full"),
   "control.objective": OBJECTIVES,
   "control.reward_weighted.behaviour": ("policy", "pretrained"),

@@ -20,7 +20,7 @@ weights of a few layers, on which every stage runs anywhere in two minutes.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import base
+from experiments.configs import base, stable_diffusion
 
 # fmt: off
 ANIMALS = (
@@ -44,7 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
   Raises:
     ValueError: an unknown variant.
   """
-  config = base.stable_diffusion_config()
+  config = stable_diffusion.get_config()
   config.experiment, config.variant = "sd15_compressibility", variant
   config.prompts = ANIMALS
   config.data.edges = EDGES
