@@ -36,6 +36,7 @@ def with_head(
   num_conditions: int = 0,
   hidden_shape: tuple[int, int] | None = None,
   differentiate_inputs: bool = True,
+  all_labels: bool = False,
 ) -> Policy:
   """Adds an output head to a policy.
 
@@ -53,12 +54,26 @@ def with_head(
     differentiate_inputs: whether a gradient through the chain passes through
       what the head sees of the reward. Of a sharp reward that is its Hessian,
       at every step: on JPEG sizes the product of 32 of them reached 1e6.
+    all_labels: whether the head sees log p(y | x0) of every label, which tells
+      on what side of the one asked for x0 lies.
+
+  Raises:
+    ValueError: all_labels of a real y.
   """
+  if all_labels and not num_controls:
+    raise ValueError("all_labels needs labels, and y is a real number")
 
   def given(y):
     """Whether a control is asked for, and one that exists where it is not."""
     asked = y >= 0 if num_controls else ~jnp.isnan(y)
     return asked, jnp.where(asked, y, jnp.zeros_like(y))
+
+  def every_log_p(x0, c, label):
+    labels = jnp.arange(num_controls, dtype=label.dtype)
+    found = jax.vmap(
+      lambda other: reward_fn(x0, c, jnp.full_like(label, other)), out_axes=1
+    )(labels)
+    return found if differentiate_inputs else jax.lax.stop_gradient(found)
 
   def inputs(x, base, t, c, y, label):
     alpha, std = sde.alpha(t), sde.std(t)
@@ -79,6 +94,8 @@ def with_head(
       time,
       jax.nn.one_hot(y, num_controls) if num_controls else label[:, None],
     ]
+    if all_labels:
+      context.append(jnp.arcsinh(every_log_p(x0, c, label)))
     if num_conditions:
       context.append(jax.nn.one_hot(c, num_conditions))
     return HeadInputs(
@@ -93,7 +110,8 @@ def with_head(
   def init(key: jax.Array) -> Params:
     head_key, policy_key = jax.random.split(key)
     image = jnp.zeros((1, *sample_shape))
-    context = jnp.zeros((1, 5 + max(num_controls, 1) + num_conditions))
+    seen = 5 + max(num_controls, 1) + num_controls * all_labels
+    context = jnp.zeros((1, seen + num_conditions))
     hidden = None if hidden_shape is None else jnp.zeros((1, *hidden_shape))
     params = head.init(
       head_key,

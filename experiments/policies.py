@@ -27,6 +27,7 @@ def on_exact(problem: Exact, config: ConfigDict) -> Policy:
     num_controls=problem.num_controls if labels else 0,
     num_conditions=problem.num_conditions if problem.num_conditions > 1 else 0,
     differentiate_inputs=config.differentiate_inputs,
+    all_labels=config.all_labels,
   )
 
 
@@ -64,5 +65,6 @@ def on_images(
     num_conditions=problem.num_conditions,
     hidden_shape=problem.hidden_shape,
     differentiate_inputs=config.differentiate_inputs,
+    all_labels=config.all_labels,
     **labels,
   )

@@ -48,6 +48,7 @@ def get_config(variant: str = "") -> ConfigDict:
     optimizer="muon",
     head_learning_rate=1e-2,
     differentiate_inputs=False,
+    all_labels=True,
   )
   config.reward.gamma = 5.0
   config.evaluate.update(num_samples=1000, num_reference=4000, chunk=100)

@@ -76,7 +76,9 @@ def load_ours(theirs: torch.nn.Module, folder: pathlib.Path):
   shapes = jax.eval_shape(
     network.init, jax.random.key(0), *_input(config, 8, 8)
   )
-  return network, weights.load(folder, shapes["params"])
+  # The table of labels is the control's, not the network's.
+  ignore = ("class_embedding.",)
+  return network, weights.load(folder, shapes["params"], ignore=ignore)
 
 
 def _input(config: Config, height: int, width: int):

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an output head sees of the reward, and what a gradient passes through.
+
+The head here is a bias of its own inputs, so that a prediction tells them.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ctrl_jax import policy, steering
+from ctrl_jax.sde import VP
+
+CONTROLS, SHAPE, T = 3, (2,), jnp.float32(0.4)
+X = jax.random.normal(jax.random.key(0), (4, *SHAPE))
+Y = jnp.array([0, 1, 2, 1])
+CENTRES = jnp.array([-1.0, 0.5, 2.0])
+
+
+class Echo(nn.Module):
+  """Adds one number of the context, times a weight."""
+
+  column: int
+
+  @nn.compact
+  def __call__(self, inputs: Any) -> jax.Array:
+    weight = self.param("weight", nn.initializers.ones, ())
+    return weight * inputs.context[:, self.column, None] * jnp.ones((1, *SHAPE))
+
+
+def reward(x, c, y):
+  return -((x.sum(-1) - CENTRES[y]) ** 2)
+
+
+def change(x, column, **options):
+  """What the head adds to a prediction of zero noise."""
+  steered = steering.with_head(
+    policy.frozen(lambda c: lambda x, t: jnp.zeros_like(x)),
+    Echo(column),
+    reward,
+    VP(),
+    lambda t: jnp.ones(()),
+    sample_shape=SHAPE,
+    num_controls=CONTROLS,
+    **options,
+  )
+  control = steered.init(jax.random.key(1))
+  return steered.pair_fn(control, None, Y)(x, T).eps[:, 0]
+
+
+def test_a_head_sees_the_label_asked_for_and_on_request_all():
+  x0 = X / VP().alpha(T)
+  asked = np.arcsinh(reward(x0, None, Y))
+  np.testing.assert_allclose(change(X, 0), asked, rtol=1e-5)
+  np.testing.assert_allclose(change(X, 0, all_labels=True), asked, rtol=1e-5)
+  for label in range(CONTROLS):
+    # After log p, four features of time and which label is asked for.
+    found = change(X, 5 + CONTROLS + label, all_labels=True)
+    expected = np.arcsinh(reward(x0, None, jnp.full(len(X), label)))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("column", [0, 5 + CONTROLS])
+def test_gradients_stop_at_what_is_seen_of_the_reward(column):
+  def total(x, differentiate_inputs):
+    return change(
+      x, column, all_labels=True, differentiate_inputs=differentiate_inputs
+    ).sum()
+
+  through, not_through = (jax.grad(total)(X, on) for on in (True, False))
+  assert np.abs(through).min() > 1e-3
+  np.testing.assert_array_equal(not_through, 0)
+
+
+def test_a_real_control_has_no_other_labels():
+  with pytest.raises(ValueError, match="real number"):
+    steering.with_head(
+      policy.frozen(lambda c: lambda x, t: x),
+      Echo(0),
+      reward,
+      VP(),
+      lambda t: jnp.ones(()),
+      sample_shape=SHAPE,
+      num_controls=0,
+      all_labels=True,
+    )
