@@ -13,6 +13,7 @@ from ctrl_jax.models import lora
 from ctrl_jax.stable_diffusion import guided
 from ctrl_jax.stable_diffusion.schedule import Schedule
 from tests import toy_pipeline as toy
+from tests.toy_networks import random_params
 
 UNET = toy.UNET
 SCHEDULE = Schedule.from_json(toy.SCHEDULER)
@@ -32,7 +33,7 @@ def _params() -> guided.Parameters:
   keys = jax.random.split(jax.random.key(2))
   empty = jax.random.normal(keys[0], (5, toy.WIDTH))
   return {
-    "unet": toy.random(UNET, X, T, jnp.stack([empty] * len(C))),
+    "unet": random_params(UNET, X, T, jnp.stack([empty] * len(C)))["params"],
     "prompts": jax.random.normal(keys[1], (3, 5, toy.WIDTH)),
     "empty": empty,
   }

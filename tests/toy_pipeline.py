@@ -6,12 +6,11 @@ import json
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import safetensors.numpy
 
 from ctrl_jax.stable_diffusion import clip_text, unet, vae, weights
+from tests.toy_networks import random_params
 
 TOKENS, WIDTH = 8, 16  # of a prompt, and of each
 LETTERS = "acdgot"
@@ -63,27 +62,13 @@ SCHEDULER = {
 def parameters() -> dict[str, Any]:
   """Random parameters of each part, by its folder."""
   x, context = jnp.zeros((1, 2, 2, 4)), jnp.zeros((1, TOKENS, WIDTH))
-  return {
-    "unet": random(UNET, x, jnp.zeros(()), context),
-    "vae": random(VAE, jnp.zeros((1, 4, 4, 3))),
-    "text_encoder": random(TEXT, jnp.zeros((1, TOKENS), jnp.int32)),
+  ids = jnp.zeros((1, TOKENS), jnp.int32)
+  inputs = {
+    "unet": (UNET, x, jnp.zeros(()), context),
+    "vae": (VAE, jnp.zeros((1, 4, 4, 3))),
+    "text_encoder": (TEXT, ids),
   }
-
-
-def random(module: Any, *inputs: jax.Array) -> Any:
-  """Parameters that keep signals at their size; no compilation of `init`."""
-  rng = np.random.default_rng(0)
-
-  def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
-    values = rng.standard_normal(shape.shape)
-    if path[-1].key == "kernel":
-      values /= np.prod(shape.shape[:-1]) ** 0.5
-    elif path[-1].key == "scale":
-      values = 1 + 0.1 * values
-    return jnp.asarray(values, jnp.float32)
-
-  shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-  return jax.tree_util.tree_map_with_path(leaf, shapes)
+  return {part: random_params(*of)["params"] for part, of in inputs.items()}
 
 
 def write(folder: pathlib.Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ctrl_jax.stable_diffusion import clip_layers, clip_text, clip_vision
+from ctrl_jax.stable_diffusion import clip_text, clip_vision, fields
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,12 @@ class Config:
   vision: clip_vision.Config
   projection_dim: int = 512
 
+  def __post_init__(self) -> None:
+    """Raises ValueError at a space without dimensions."""
+    fields.check_counts(self, "projection_dim")
+
   @classmethod
-  def from_json(cls, fields: Mapping[str, Any]) -> "Config":
+  def from_json(cls, config: Mapping[str, Any]) -> "Config":
     """Reads the config.json of a CLIPModel.
 
     Old files describe a tower twice, and `text_config_dict`, where there is
@@ -41,19 +45,17 @@ class Config:
     Raises:
       ValueError: another kind of model, or a value that is not supported.
     """
-    found = fields.get("model_type", "clip")
+    found = config.get("model_type", "clip")
     if found != "clip":
       raise ValueError(f"model_type={found!r}, but 'clip' is needed")
     text, vision = (
-      fields.get(f"{tower}_config_dict") or fields.get(f"{tower}_config") or {}
+      config.get(f"{tower}_config_dict") or config.get(f"{tower}_config") or {}
       for tower in ("text", "vision")
     )
-    dims = fields.get("projection_dim", 512)
-    clip_layers.check_count("projection_dim", dims)
     return cls(
+      **fields.select(config, cls),
       text=clip_text.Config.from_json(text),
       vision=clip_vision.Config.from_json(vision),
-      projection_dim=dims,
     )
 
 

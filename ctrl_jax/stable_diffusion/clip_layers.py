@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ctrl_jax.stable_diffusion import fields
+
 _ACTIVATIONS = {
   "gelu": lambda x: nn.gelu(x, approximate=False),
   "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
@@ -33,12 +35,6 @@ _SIZES = (
   "num_hidden_layers",
   "num_attention_heads",
 )
-
-
-def check_count(name: str, value: Any) -> None:
-  """Raises ValueError if the value is not an integer of at least 1."""
-  if type(value) is not int or value < 1:
-    raise ValueError(f"{name}={value!r} is not supported: a count is needed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -59,8 +55,7 @@ class Config:
       ValueError: a size below 1, an unknown activation, or heads that do not
         divide the width.
     """
-    for name in _SIZES:
-      check_count(name, getattr(self, name))
+    fields.check_counts(self, *_SIZES)
     if self.hidden_act not in _ACTIVATIONS:
       raise ValueError(
         f"hidden_act={self.hidden_act!r} is none of {sorted(_ACTIVATIONS)}"
@@ -73,35 +68,24 @@ class Config:
 
 
 def read_fields(
-  cls: type[Config], fields: Mapping[str, Any], *, model_type: str
+  cls: type[Config], config: Mapping[str, Any], *, model_type: str
 ) -> dict[str, Any]:
-  """The fields of config.json that a Config of type cls knows, checked.
+  """The fields of config.json that a Config of type cls has, checked.
 
   Args:
     cls: a Config whose fields all have defaults, which are transformers'.
-    fields: the contents of config.json.
+    config: the contents of config.json; null stands for the default.
     model_type: the one that config.json must name, if it names any.
 
   Raises:
-    ValueError: a model of another type, or a value that is not of the type of
-      the default.
+    ValueError: a model of another type, or a value of another type than cls
+      has.
   """
-  found = fields.get("model_type", model_type)
+  found = config.get("model_type", model_type)
   if found != model_type:
     raise ValueError(f"model_type={found!r}, but {model_type!r} is needed")
-  values = {}
-  for field in dataclasses.fields(cls):
-    value = fields.get(field.name)
-    if value is None or field.default is None:
-      continue
-    kind = type(field.default)
-    value = float(value) if kind is float and type(value) is int else value
-    if type(value) is not kind:
-      raise ValueError(
-        f"{field.name}={value!r} is not supported: {kind.__name__} is needed"
-      )
-    values[field.name] = value
-  return values
+  given = {name: value for name, value in config.items() if value is not None}
+  return fields.select(given, cls)
 
 
 def layer_norm(config: Config, dtype: Any, name: str) -> nn.LayerNorm:

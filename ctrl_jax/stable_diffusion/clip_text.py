@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ctrl_jax.stable_diffusion import clip_layers
+from ctrl_jax.stable_diffusion import clip_layers, fields
 
 _LEGACY_EOS = 2
 
@@ -38,8 +38,14 @@ class Config(clip_layers.Config):
   eos_token_id: int = 49407
   projection_dim: int | None = None
 
+  def __post_init__(self) -> None:
+    """Raises ValueError at what no text encoder can be built of."""
+    super().__post_init__()
+    if self.projection_dim is not None:
+      fields.check_counts(self, "projection_dim")
+
   @classmethod
-  def from_json(cls, fields: Mapping[str, Any]) -> "Config":
+  def from_json(cls, config: Mapping[str, Any]) -> "Config":
     """Reads a text_encoder/config.json.
 
     It holds a projection_dim even where no projection follows; the name of the
@@ -48,10 +54,10 @@ class Config(clip_layers.Config):
     Raises:
       ValueError: another kind of model, or a value that is not supported.
     """
-    values = clip_layers.read_fields(cls, fields, model_type="clip_text_model")
-    if "CLIPTextModelWithProjection" in (fields.get("architectures") or ()):
-      values["projection_dim"] = fields.get("projection_dim", 512)
-      clip_layers.check_count("projection_dim", values["projection_dim"])
+    values = clip_layers.read_fields(cls, config, model_type="clip_text_model")
+    dims = values.pop("projection_dim", 512)
+    if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
+      values["projection_dim"] = dims
     return cls(**values)
 
 

@@ -46,20 +46,20 @@ class Config(clip_layers.Config):
   projection_dim: int = 512
 
   @classmethod
-  def from_json(cls, fields: Mapping[str, Any]) -> "Config":
+  def from_json(cls, config: Mapping[str, Any]) -> "Config":
     """Reads the config.json of a vision tower with projection.
 
     Raises:
       ValueError: another kind of model, a tower without projection, or a value
         that is not supported.
     """
-    if "CLIPVisionModel" in (fields.get("architectures") or ()):
+    if "CLIPVisionModel" in (config.get("architectures") or ()):
       raise ValueError(
         "architectures=['CLIPVisionModel'] has no projection: image embeddings "
         "need a CLIPVisionModelWithProjection or a CLIPModel"
       )
     values = clip_layers.read_fields(
-      cls, fields, model_type="clip_vision_model"
+      cls, config, model_type="clip_vision_model"
     )
     return cls(**values)
 

@@ -45,7 +45,7 @@ def select(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
       if not _fits(value, hint):
         needed = hint.__name__ if isinstance(hint, type) else hint
         raise ValueError(f"{name} is {config[name]!r}; needed is {needed}")
-      chosen[name] = value
+      chosen[name] = float(config[name]) if hint is float else value
   return chosen
 
 

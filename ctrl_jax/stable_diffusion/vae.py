@@ -11,7 +11,7 @@ multiplies and divides.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -113,8 +113,8 @@ class Moments(NamedTuple):
   log_var: jax.Array
 
 
-class Encoder(nn.Module):
-  """Images [b, H, W, in_channels] -> [b, h, w, 2 latent_channels].
+class _Coder(nn.Module):
+  """What encoder and decoder share.
 
   Attributes:
     config: sizes.
@@ -126,80 +126,71 @@ class Encoder(nn.Module):
   remat: bool = False
   dtype: Any = jnp.float32
 
+  def _levels(
+    self,
+    x: jax.Array,
+    widths: tuple[int, ...],
+    layers: int,
+    resample: Callable[[], nn.Module],
+    name: str,
+  ) -> jax.Array:
+    """All levels, with a change of size between each two."""
+    for i, width in enumerate(widths):
+      x = Level(
+        channels=width,
+        layers=layers,
+        groups=self.config.norm_num_groups,
+        remat=self.remat,
+        dtype=self.dtype,
+        resample=resample if i < len(widths) - 1 else None,
+        name=f"{name}.{i}",
+      )(x)
+    return x
+
+  def _middle(self, x: jax.Array) -> jax.Array:
+    groups = self.config.norm_num_groups
+    return Middle(groups, self.remat, self.dtype, name="mid_block")(x)
+
+  def _project_out(self, x: jax.Array, channels: int) -> jax.Array:
+    return project_out(
+      self,
+      x,
+      channels=channels,
+      groups=self.config.norm_num_groups,
+      eps=EPS,
+      dtype=self.dtype,
+      remat=self.remat,
+    )
+
+
+class Encoder(_Coder):
+  """Images [b, H, W, in_channels] -> [b, h, w, 2 latent_channels]."""
+
   @nn.compact
   def __call__(self, x: Float[Array, "b H W c"]) -> Float[Array, "b h w d"]:
     """Returns mean and log-variance before quant_conv."""
-    config = self.config
-    widths, groups = config.block_out_channels, config.norm_num_groups
+    config, widths = self.config, self.config.block_out_channels
     x = conv3(widths[0], dtype=self.dtype, name="conv_in")(x)
     # Rows and columns of zeros after the image, and none before it.
     down = functools.partial(
       Downsample, (0, 1), self.dtype, name="downsamplers.0"
     )
-    for i, width in enumerate(widths):
-      level = Level(
-        channels=width,
-        layers=config.layers_per_block,
-        groups=groups,
-        remat=self.remat,
-        dtype=self.dtype,
-        resample=down if i < len(widths) - 1 else None,
-        name=f"down_blocks.{i}",
-      )
-      x = level(x)
-    x = Middle(groups, self.remat, self.dtype, name="mid_block")(x)
-    return project_out(
-      self,
-      x,
-      channels=2 * config.latent_channels,
-      groups=groups,
-      eps=EPS,
-      dtype=self.dtype,
-      remat=self.remat,
-    )
+    x = self._levels(x, widths, config.layers_per_block, down, "down_blocks")
+    return self._project_out(self._middle(x), 2 * config.latent_channels)
 
 
-class Decoder(nn.Module):
-  """Latents [b, h, w, latent_channels] -> images [b, H, W, out_channels].
-
-  Attributes:
-    config: sizes.
-    remat: whether the backward pass computes every block again.
-    dtype: of the computation.
-  """
-
-  config: Config
-  remat: bool = False
-  dtype: Any = jnp.float32
+class Decoder(_Coder):
+  """Latents [b, h, w, latent_channels] -> images [b, H, W, out_channels]."""
 
   @nn.compact
   def __call__(self, z: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
     """Returns images from latents after post_quant_conv."""
-    config = self.config
-    widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+    config, widths = self.config, self.config.block_out_channels[::-1]
     x = conv3(widths[0], dtype=self.dtype, name="conv_in")(z)
-    x = Middle(groups, self.remat, self.dtype, name="mid_block")(x)
     up = functools.partial(Upsample, self.dtype, name="upsamplers.0")
-    for i, width in enumerate(widths):
-      level = Level(
-        channels=width,
-        layers=config.layers_per_block + 1,
-        groups=groups,
-        remat=self.remat,
-        dtype=self.dtype,
-        resample=up if i < len(widths) - 1 else None,
-        name=f"up_blocks.{i}",
-      )
-      x = level(x)
-    return project_out(
-      self,
-      x,
-      channels=config.out_channels,
-      groups=groups,
-      eps=EPS,
-      dtype=self.dtype,
-      remat=self.remat,
-    )
+    layers = config.layers_per_block + 1
+    x = self._levels(self._middle(x), widths, layers, up, "up_blocks")
+    return self._project_out(x, config.out_channels)
 
 
 class VAE(nn.Module):

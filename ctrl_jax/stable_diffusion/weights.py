@@ -118,14 +118,11 @@ def _leaves(tree: Params) -> list[tuple[Path, Any]]:
 def _to_parameter(
   value: np.ndarray, leaf: str, shape: tuple[int, ...], dtype: Any
 ) -> np.ndarray:
-  """A tensor in the layout and dtype of a parameter."""
-  if dtype is not None:
-    value = value.astype(dtype, copy=False)
+  """A tensor in the layout and dtype of a parameter, in one copy."""
   value = value.reshape(_tensor_shape(leaf, shape))
   if leaf == "kernel":
     value = value.transpose((2, 3, 1, 0) if len(shape) == 4 else (1, 0))
-  # Not ascontiguousarray, which makes a vector of a scalar.
-  return np.asarray(value, order="C")
+  return value.astype(dtype or value.dtype, order="C", copy=False)
 
 
 def _from_parameter(leaf: str, value: Any) -> np.ndarray:
