@@ -48,7 +48,7 @@ test-fast: setup ## run the tests of up to five seconds
 	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
 test: setup ## run every test
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile
+	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 parity: $(PARITY_SETUP) ## compare with diffusers and transformers, on PyTorch
 	@$(PARITY)/bin/python -m pytest -q -n auto --dist loadfile tests/parity

@@ -2,8 +2,9 @@
 """Sets JAX up for the tests, before anything imports it; shared fixtures.
 
 Four devices on the host, so that every test of parallelism runs anywhere; a
-compilation cache beside the code, so that a second run is quick; and an error
-where NumPy would silently promote [batch] against [batch, dims].
+compilation cache beside the code, so that a second run is quick; programs
+compiled in a hurry, for most of them run once; and an error where NumPy would
+silently promote [batch] against [batch, dims].
 
 Settings go through the environment, where processes that a test starts find
 them too, and give way to what is set already.
@@ -20,6 +21,7 @@ if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax  # noqa: E402  (reads the settings above)
 import pytest  # noqa: E402
@@ -35,6 +37,11 @@ def get_config(variant=""):
   config.variant = variant
   return config
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Slow files first, lest one worker has them left when others are done."""
+  items.sort(key=lambda item: "slow" not in item.keywords)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 """The table of the docs, and small runs of what it measures."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -81,6 +82,8 @@ def run(folder: pathlib.Path, config: str, **changes: object) -> dict:
     ],
     check=True,
     capture_output=True,
+    # Trained in earnest: here compiling well pays.
+    env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "false"},
   )
   assert (folder / "report.html").stat().st_size > 50_000
   return json.loads((folder / "results.json").read_text())
@@ -109,13 +112,13 @@ def test_gaussian_reaches_the_floor_of_its_steps(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["two_factors", "three_conditions"])
-def test_mixture_comes_near_its_target(tmp_path, variant):
+def test_mixture_comes_near_its_target(tmp_path):
   results = run(
     tmp_path,
-    f"mixture.py:{variant}",
+    "mixture.py:two_factors",
     **{
       "problem.seed": 12,
+      "problem.num_conditions": 3,
       "kernel.num_steps": 25,
       "control.num_steps": 150,
       "control.batch_size": 128,

@@ -39,9 +39,14 @@ def _params() -> guided.Parameters:
   }
 
 
-def _predict(guidance, control, schedule=SCHEDULE) -> jax.Array:
-  network = guided.make_network(UNET, schedule, guidance=guidance)
-  return jax.jit(network)(_params(), X, T, C, control).eps
+@functools.cache
+def _predictor(guidance):
+  """The network of this strength, compiled once for all tests."""
+  return jax.jit(guided.make_network(UNET, SCHEDULE, guidance=guidance))
+
+
+def _predict(guidance, control) -> jax.Array:
+  return _predictor(guidance)(_params(), X, T, C, control).eps
 
 
 def _conditional(control=None) -> jax.Array:
@@ -92,7 +97,9 @@ def test_v_is_turned_into_noise_before_or_after_guidance_alike():
   # v = alpha eps - std x_0 and x = alpha x_0 + std eps, solved for eps.
   alpha, std = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
   x_0 = alpha * X - std * v
-  _close(_predict(7.5, CONTROL, schedule), (X - alpha * x_0) / std)
+  network = jax.jit(guided.make_network(UNET, schedule, guidance=7.5))
+  found = network(_params(), X, T, C, CONTROL).eps
+  _close(found, (X - alpha * x_0) / std)
 
 
 def test_a_label_does_not_reach_the_empty_prompt():
@@ -102,8 +109,7 @@ def test_a_label_does_not_reach_the_empty_prompt():
 
 
 def test_a_prompt_reaches_its_own_chains_alone():
-  network = guided.make_network(UNET, SCHEDULE, guidance=3.0)
-  predict = jax.jit(lambda params: network(params, X, T, C, None).eps)
+  predict = lambda params: _predictor(7.5)(params, X, T, C, None).eps
   before = predict(_params())
   for prompt in range(3):
     moved = _params()["prompts"].at[prompt].add(1.0)
@@ -177,8 +183,7 @@ def test_adapters_change_the_empty_prompt_too():
   # With the same text in both places, (1) is one term whatever g is.
   same = {**merged, "prompts": jnp.stack([merged["empty"]] * 3)}
   expected = _unguided(same["prompts"][C], None, merged)
-  network = guided.make_network(UNET, SCHEDULE, guidance=7.5)
-  _close(jax.jit(network)(same, X, T, C, None).eps, expected)
+  _close(_predictor(7.5)(same, X, T, C, None).eps, expected)
   assert np.abs(expected - _unconditional()).max() > 0.01
 
 
