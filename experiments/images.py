@@ -1,16 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of images: a data set, oracles that label it, and a network.
-
-y has one factor, or two, each of which bins a measured quantity and is known
-of images of its own: no classifier ever sees two labels of one image.
-"""
+"""Problems of images: a data set, oracles that label it, and a network."""
 
 import dataclasses
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -20,21 +15,13 @@ from ml_collections import ConfigDict
 from ctrl_jax import policy
 from ctrl_jax.datasets import digits as digits_data
 from ctrl_jax.datasets import fashion_mnist, jpeg, labelled, oracles
-from ctrl_jax.models.classifier import FeatureFn
 from ctrl_jax.models.dit import DiT
 from ctrl_jax.types import Params
 from experiments import downloads
+from experiments.factors import Factor, Quantity, control_names, joint_label
 from experiments.problems import Problem, make_kernel, make_sde
 
 FRACTIONS = (0.6, 0.2, 0.2)  # of labelled pairs: train, calibration, test
-
-
-class Quantity(NamedTuple):
-  """Something to measure of images."""
-
-  name: str
-  measure: Callable[[jax.Array], jax.Array | np.ndarray]  # the oracle: [N]
-  feature: FeatureFn  # what a classifier may see of it: smooth
 
 
 QUANTITIES = {
@@ -48,40 +35,6 @@ QUANTITIES = {
     jpeg.code_lengths,
   ),
 }
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Factor:
-  """A label of images: the bin of a quantity."""
-
-  quantity: Quantity
-  edges: np.ndarray
-  splits: tuple[np.ndarray, ...]  # train, calibration, test of pairs (x, y)
-
-  @property
-  def num_labels(self) -> int:
-    """Number of bins."""
-    return len(self.edges) + 1
-
-  def offline(self, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images for training and for calibration, of which y is known.
-
-    Args:
-      num_pairs: that are used, three quarters to train; 0: all.
-    """
-    train, calibration, _ = self.splits
-    if not num_pairs:
-      return train, calibration
-    return train[: 3 * num_pairs // 4], calibration[: -(-num_pairs // 4)]
-
-  def pictures(self, samples: np.ndarray) -> np.ndarray:
-    """The first channel, [N, H, W]."""
-    return samples[..., 0]
-
-  def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
-    """The oracle's label of each image, int32 [N]; -1 for one of NaN."""
-    measured = self.quantity.measure(jnp.asarray(images))
-    return np.asarray(oracles.bin_of(measured, jnp.asarray(self.edges)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,10 +55,7 @@ class Images(Problem):
 
   def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
     """The oracles' y of each image, int32 [N]; -1 for one of NaN."""
-    labels = [factor.label(images) for factor in self.factors]
-    sizes = [factor.num_labels for factor in self.factors]
-    joint = np.ravel_multi_index(labels, sizes, mode="clip")
-    return np.where(np.min(labels, axis=0) < 0, -1, joint).astype(np.int32)
+    return joint_label(self.factors, images)
 
   def init_network(self, key: jax.Array) -> Params:
     """Fresh parameters of the network."""
@@ -165,8 +115,6 @@ def _problem(
   names = filter(None, (config.data.control, config.data.second_control))
   factors = _factors(config, images, [QUANTITIES[name] for name in names])
   sizes = [factor.num_labels for factor in factors]
-  num = math.prod(sizes)
-  parts = zip(*np.unravel_index(np.arange(num), sizes), strict=True)
   only = factors[0] if len(factors) == 1 else None
   sde = make_sde(config.sde)
   return Images(
@@ -174,15 +122,13 @@ def _problem(
     conditions=conditions,
     factors=factors,
     sample_shape=images.shape[1:],
-    controls=np.arange(num, dtype=np.int32),
+    controls=np.arange(math.prod(sizes), dtype=np.int32),
     num_conditions=10,
     bound=1.0,
     measure=only.quantity.measure if only else None,
     edges=only.edges if only else np.zeros(0),
     property_name=only.quantity.name if only else "",
-    control_names=tuple(
-      f"y = {', '.join(str(label) for label in part)}" for part in parts
-    ),
+    control_names=control_names(sizes),
     sde=sde,
     kernel=make_kernel(config.kernel, sde),
     network=DiT(num_classes=10, **config.model),

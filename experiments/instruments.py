@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What looks at samples: the oracle and a classifier that only watches."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -12,6 +12,8 @@ from experiments.exact import Exact
 from experiments.judges import Judge
 
 Look = Callable[[np.ndarray], np.ndarray]
+Figure = Callable[[np.ndarray, np.ndarray], np.ndarray]  # samples, c -> [N]
+Quality = Mapping[str, Figure | None]  # by name; None: cannot be had
 
 
 class Instruments(NamedTuple):
@@ -20,6 +22,7 @@ class Instruments(NamedTuple):
   verdict: Look | None  # the oracle's probability of every y, [N, Y]
   opinion: Look | None  # the independent classifier's y, [N]
   features: Look  # in which distances are measured, [N, d]
+  quality: Quality  # whether samples are good ones, whatever y
 
 
 def of_pictures(
@@ -28,6 +31,7 @@ def of_pictures(
   num_controls: int,
   *,
   chunk: int = 2000,
+  quality: Quality | None = None,
 ) -> Instruments:
   """Oracle, which need not be traceable, and independent classifier.
 
@@ -36,6 +40,7 @@ def of_pictures(
     independent: a classifier of samples.
     num_controls: values of y.
     chunk: samples that it sees at a time.
+    quality: figures of samples that were made for c.
   """
 
   def verdict(x):
@@ -45,6 +50,7 @@ def of_pictures(
     verdict,
     in_chunks(lambda x: independent.logits_fn(x).argmax(-1), chunk=chunk),
     in_chunks(independent.features_fn, chunk=chunk),
+    quality or {},
   )
 
 
@@ -52,7 +58,7 @@ def of_exact(problem: Exact) -> Instruments:
   """The true p(y | x), and distances between the samples themselves."""
   known = problem.probabilities
   return Instruments(
-    None if known is None else in_chunks(known), None, lambda x: x
+    None if known is None else in_chunks(known), None, lambda x: x, {}
   )
 
 

@@ -18,7 +18,7 @@ from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.types import LossFn, RewardFn
 from experiments import keys, loop
-from experiments.images import Factor
+from experiments.factors import Factor
 
 
 class Judge(NamedTuple):
@@ -49,7 +49,8 @@ def train(
   """Trains on one split, fits the temperature on another, tests on a third.
 
   Args:
-    images: [N, height, width, channels], or a folder that is read in parts.
+    images: [N, height, width, channels], or features of them [N, d], or a
+      folder that is read in parts.
     labels: of the images, [N].
     network: images -> logits; sows its last hidden layer as an intermediate.
     noise: deviation of fresh Gaussian noise on the images of every batch.
@@ -131,6 +132,15 @@ def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
   )
 
 
+def after(judge: Judge, function: Callable[[jax.Array], jax.Array]) -> Judge:
+  """The same classifier of what `function` makes its input of."""
+  return judge._replace(
+    reward_fn=lambda x, c, y: judge.reward_fn(function(x), c, y),
+    logits_fn=lambda x: judge.logits_fn(function(x)),
+    features_fn=lambda x: judge.features_fn(function(x)),
+  )
+
+
 def on_features(
   factor: Factor, config: ConfigDict, images: jax.Array
 ) -> Classifier:
@@ -141,7 +151,8 @@ def on_features(
     config: of the stage.
     images: for training, by which that quantity is standardised.
   """
-  features = (factor.quantity.feature,) if config.feature_gain else ()
+  feature = factor.quantity.feature
+  features = (feature,) if feature and config.feature_gain else ()
   shift, scale = classifier.standardisation(features, images)
   scale = jax.tree.map(lambda s: s / config.feature_gain, scale)
   return Classifier(

@@ -169,7 +169,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         tables.cells(results, columns),
       )
       for heading, results, columns in (
-        ("main", run.results, tables.COLUMNS),
+        ("main", run.results, tables.main_columns(run.results)),
         ("more", run.results, tables.MORE_COLUMNS),
         (
           "exact",

@@ -16,12 +16,14 @@ import numpy as np
 from ctrl_jax import metrics
 from ctrl_jax.metrics import Estimate
 from experiments import keys, weighting
-from experiments.instruments import Instruments
+from experiments.instruments import Instruments, Quality
 from experiments.methods import Method
 from experiments.weighting import Cells
 
 # Samples of each (c, y) in pairwise distances, whose cost is quadratic.
 PAIRS = 100
+# Samples of each (c, y) in figures of quality, of which some take 0.1 s each.
+PICTURES = 4
 
 
 def score(
@@ -50,6 +52,7 @@ def score(
     "ess_fraction": method.ess,
     "pareto_k": method.pareto_k,
     **_spread(cells, exact, instruments, seed),
+    **quality(cells, instruments.quality, seed),
     "reward_queries": method.reward_queries,
     "network_evaluations_per_sample": method.evaluations,
     "train_seconds": None,
@@ -119,3 +122,28 @@ def _spread(
     "diversity": float(_diversity(mine).mean()),
     "fidelity": float(_discrepancy(mine, target).mean()),
   }
+
+
+def quality(
+  cells: Cells, figures: Quality, seed: int
+) -> dict[str, float | None]:
+  """Means over a few samples of each (c, y); None where there is none.
+
+  Args:
+    cells: weighted samples.
+    figures: of samples and their c, by name.
+    seed: of the choice.
+  """
+  if not figures:
+    return {}
+  drawn = weighting.draw(cells, PICTURES, keys.stage_key(seed, "quality"))
+  c = np.broadcast_to(
+    np.arange(drawn.shape[1])[None, :, None], drawn.shape[:3]
+  ).ravel()
+  samples = drawn.reshape(-1, *drawn.shape[3:])
+  found: dict[str, float | None] = {}
+  for name, figure in figures.items():
+    values = np.zeros(0) if figure is None else figure(samples, c)
+    values = values[np.isfinite(values)]
+    found[name] = float(values.mean()) if values.size else None
+  return found

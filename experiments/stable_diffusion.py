@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Problems of Stable Diffusion: prompts c, and a quantity of images as y.
+"""Problems of Stable Diffusion: prompts c, and measured quantities as y.
 
 A sample is a latent; pictures of it are what is measured. The pre-trained
 model is the guided one, see `ctrl_jax.stable_diffusion.guided`. The labelled
@@ -8,6 +8,7 @@ set is any folder of images, or images that the pre-trained model makes.
 
 import dataclasses
 import functools
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -16,28 +17,23 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from ml_collections import ConfigDict
 from PIL import Image
 
 from ctrl_jax import parallel, sampling
-from ctrl_jax.datasets import (
-  image_folder,
-  jpeg,
-  labelled,
-  measurements,
-  oracles,
-)
-from ctrl_jax.datasets.image_folder import ImageFolder
+from ctrl_jax.datasets import image_folder
 from ctrl_jax.policy import Network
 from ctrl_jax.stable_diffusion import guided, pipeline
+from ctrl_jax.stable_diffusion.embedder import Embedder
 from ctrl_jax.stable_diffusion.pipeline import Pipeline
-from experiments import keys, tiny_model
+from experiments import keys, stable_labels, tiny_model
+from experiments.factors import control_names, joint_label
 from experiments.instruments import Look, in_chunks
 from experiments.logs import Progress
 from experiments.problems import Problem
+from experiments.stable_labels import Labelled
 
-PROPERTY = f"compressibility: -(kB as JPEG of quality {jpeg.QUALITY})"
+PICTURES = 64  # that are held at a time; at 512x512 they are 200 MB
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,30 +61,29 @@ class Latents(Problem):
     """Images [N, H, W, 3] in [-1, 1], on the host."""
     return np.clip(self._decode_all(samples), -1, 1)
 
-  def label(self, samples: np.ndarray) -> np.ndarray:
-    """The oracle's y of each latent, int32 [N]; -1 for one of NaN."""
-    values = measure(self.pictures(np.asarray(samples)))
-    return np.asarray(
-      oracles.bin_of(jnp.asarray(values), jnp.asarray(self.edges))
-    )
+  def look(
+    self, function: Callable[[np.ndarray], np.ndarray], samples: np.ndarray
+  ) -> np.ndarray:
+    """What a function of pictures says of many, [N]; few are held at a time."""
+    starts = range(0, len(samples), PICTURES)
+    parts = (np.asarray(samples[i : i + PICTURES]) for i in starts)
+    return np.concatenate([function(self.pictures(part)) for part in parts])
 
   @functools.cached_property
   def _decode_all(self) -> Look:
     return in_chunks(self.decode, chunk=8)
 
 
-def measure(images: np.ndarray) -> np.ndarray:
-  """The oracle: `PROPERTY` of images [N, H, W, 3] in [-1, 1], [N]."""
-  return jpeg.compressibility(images)
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StableDiffusion(Latents):
   """The same with images whose y is known."""
 
-  labelled: ImageFolder
-  labels: np.ndarray  # y of each, int32
-  splits: tuple[np.ndarray, ...]  # train, calibration and test of these
+  factors: tuple[Labelled, ...]  # of y, the first varies slowest
+  clip: Embedder | None  # that judges how well a picture fits its prompt
+
+  def label(self, samples: np.ndarray) -> np.ndarray:
+    """The oracles' y of each latent, int32 [N]; -1 for one of NaN."""
+    return self.look(functools.partial(joint_label, self.factors), samples)
 
 
 def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
@@ -98,7 +93,9 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
     FileNotFoundError: no such model, or no such folder of images.
     ValueError: no model was named, or a setting does not fit it.
   """
-  model = _load(config, workdir)
+  model = load(config, workdir)
+  clip = stable_labels.read_clip(config, workdir)
+  quantities = stable_labels.quantities(config, clip, workdir)
   data = config.data
   folder = pathlib.Path(data.dir) if data.dir else workdir / "labelled"
   if not data.dir:
@@ -106,45 +103,40 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
   images = image_folder.find(folder, size=config.model.size)
   if data.num_images:
     images = images.subset(np.arange(min(data.num_images, len(images))))
-  measured = measurements.measure(
-    images,
-    {PROPERTY: measure},
-    cache=workdir / "labels.npz",
-    progress=functools.partial(tqdm.tqdm, desc="labels", leave=False),
-  )
-  if measured.skipped:
-    print(f"warning: {measured.skipped_line()}", file=sys.stderr)
-  values = measured.values[PROPERTY]
-  edges = np.array(data.edges, np.float32)
-  if not edges.size:
-    edges = oracles.quantile_edges(values, data.num_controls)
-  if len(edges) + 1 != data.num_controls:
-    raise ValueError(
-      f"data.edges {data.edges} make {len(edges) + 1} labels, and "
-      f"data.num_controls is {data.num_controls}"
-    )
-  splits = labelled.split(len(values), seed=config.seed)
+  factors = stable_labels.label(images, quantities, config, workdir)
   fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
-  return StableDiffusion(
-    **(fields | {"edges": edges}),
-    labelled=measured.images,
-    labels=np.asarray(oracles.bin_of(jnp.asarray(values), jnp.asarray(edges))),
-    splits=tuple(splits),
-  )
+  if len(factors) == 1:
+    (only,) = factors
+    fields |= {"edges": only.edges, "property_name": only.quantity.name}
+  return StableDiffusion(**fields, factors=factors, clip=clip)
 
 
-def _load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
-  """The problem but for its labels."""
-  settings = config.model
-  if settings.path == "tiny":
-    folder = tiny_model.write(workdir / "model")
-  elif settings.path:
-    folder = pathlib.Path(settings.path).expanduser()
-  else:
+def model_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+  """The folder of config.model.path; a tiny model is written.
+
+  Raises:
+    ValueError: no model was named.
+  """
+  path = config.model.path
+  if path == "tiny":
+    return tiny_model.write(workdir / "model")
+  if not path:
     raise ValueError(
       "model.path is empty: give the folder of Stable Diffusion's weights, as "
       "in --config.model.path=/path/to/stable-diffusion-v1-5"
     )
+  return pathlib.Path(path).expanduser()
+
+
+def load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
+  """The problem but for its labels.
+
+  Raises:
+    FileNotFoundError: something is missing in the model's folder.
+    ValueError: no model was named, or a setting does not fit it.
+  """
+  settings = config.model
+  folder = model_folder(config, workdir)
   dtype: Any = jnp.dtype(settings.dtype)
   prompts = tuple(config.prompts)
   encoded = pipeline.encode_prompts(folder, prompts, dtype=dtype)
@@ -156,7 +148,7 @@ def _load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
     attention=settings.attention or None,
     remat=settings.remat,
   )
-  num = config.data.num_controls
+  sizes = [config.data.num_controls] * (1 + bool(config.data.second_quantity))
   return Latents(
     sde=parts.schedule.sde,
     kernel=parts.schedule.kernel(
@@ -164,9 +156,9 @@ def _load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
     ),
     sample_shape=parts.latent_shape(settings.size),
     num_conditions=len(prompts),
-    controls=np.arange(num, dtype=np.int32),
-    control_names=tuple(f"y = {y}" for y in range(num)),
-    property_name=PROPERTY,
+    controls=np.arange(math.prod(sizes), dtype=np.int32),
+    control_names=control_names(sizes),
+    property_name="",
     measure=None,
     bound=None,
     edges=np.zeros(0),

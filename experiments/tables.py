@@ -44,6 +44,11 @@ MORE_COLUMNS = (
   Column("training (s)", "train_seconds", 1),
   Column("sampling (s)", "sample_seconds", 1),
 )
+# Of pictures; beside the others where they were measured.
+QUALITY_COLUMNS = (
+  Column("CLIP score", "clip_score", 1),
+  Column("BRISQUE", "brisque", 1),
+)
 # Of problems whose target is known exactly; see `distances`.
 EXACT_COLUMNS = (
   Column("SW", "sliced_wasserstein"),
@@ -129,6 +134,11 @@ def measured(results: Results, columns: Sequence[Column]) -> list[Column]:
   ]
 
 
+def main_columns(results: Results) -> list[Column]:
+  """The columns of the first table: of all runs, and of pictures' quality."""
+  return [*COLUMNS, *measured(results, QUALITY_COLUMNS)]
+
+
 def warnings(results: Results) -> list[str]:
   """A line for every method whose weights have too heavy a tail."""
   return [
@@ -173,7 +183,7 @@ def summary(results: Results) -> str:
       f"log Z       {number(results.get('log_evidence'))} nats",
       f"classifier  {judged or DASH}",
       "",
-      table(results),
+      table(results, main_columns(results)),
       "",
       *([table(results, exact), ""] if exact else []),
       *([table(compared, columns), ""] if columns else []),

@@ -3,7 +3,8 @@
 
 It is a folder like a real one, written and read by the same code, and makes
 coloured noise. The autoencoder halves the side of an image once, and the
-vocabulary is that of bytes: a letter is a token.
+vocabulary is that of bytes: a letter is a token. A CLIP and an aesthetic
+predictor of the same kind judge what it makes.
 """
 
 import json
@@ -17,7 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
-from ctrl_jax.stable_diffusion import clip_text, unet, vae, weights
+from ctrl_jax.models import aesthetic
+from ctrl_jax.stable_diffusion import clip, clip_text, unet, vae, weights
 
 _WIDTH = 32  # of encoded prompts
 _UNET = {
@@ -37,6 +39,13 @@ _VAE = {
   "norm_num_groups": 8,
   "scaling_factor": 0.5,
 }
+_TOWER = {
+  "hidden_size": _WIDTH,
+  "intermediate_size": 2 * _WIDTH,
+  "num_hidden_layers": 1,
+  "num_attention_heads": 2,
+}
+_SIDE = 8  # of the images that CLIP sees
 _SCHEDULER = {  # Stable Diffusion's own
   "_class_name": "DDIMScheduler",
   "beta_schedule": "scaled_linear",
@@ -61,9 +70,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   """Writes the folder, unless it is there; returns it."""
   if folder.exists():
     return folder
-  # Built beside its place, so that an interrupted call leaves no half of it.
-  draft = folder.with_name(folder.name + ".part")
-  shutil.rmtree(draft, ignore_errors=True)
+  draft = _draft(folder)
   index: dict[str, Any] = {
     part: ["diffusers", name] for part, name in _PARTS.items()
   }
@@ -71,15 +78,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   _json(draft / "model_index.json", index)
   _json(draft / "scheduler" / "scheduler_config.json", _SCHEDULER)
   names = _vocabulary(draft / "tokenizer")
-  text = {
-    "model_type": "clip_text_model",
-    "hidden_size": _WIDTH,
-    "intermediate_size": 2 * _WIDTH,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "vocab_size": names,
-    "eos_token_id": names - 1,
-  }
+  text = _text(names)
   image = jnp.zeros((1, 2, 2, 3))
   latents, context = jnp.zeros((1, 2, 2, 4)), jnp.zeros((1, 1, _WIDTH))
   networks: dict[str, tuple[nn.Module, dict[str, Any], tuple[Any, ...]]] = {
@@ -98,14 +97,73 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   for seed, (part, (network, config, inputs)) in enumerate(networks.items()):
     _json(draft / part / "config.json", config)
     file = "diffusion_pytorch_model" if part != "text_encoder" else "model"
-    params = _draw(network, inputs, np.random.default_rng(seed))
-    safetensors.numpy.save_file(
-      weights.to_tensors(params),
-      draft / part / f"{file}.safetensors",
-      metadata={"format": "pt"},
-    )
+    _save(draft / part / f"{file}.safetensors", network, inputs, seed)
   draft.rename(folder)
   return folder
+
+
+def write_clip(folder: pathlib.Path) -> pathlib.Path:
+  """Writes the folder of a CLIP, unless it is there; returns it."""
+  if folder.exists():
+    return folder
+  draft = _draft(folder)
+  config = {
+    "model_type": "clip",
+    "projection_dim": aesthetic.EMBEDDING,
+    "text_config": _text(_vocabulary(draft)),
+    "vision_config": {
+      **_TOWER,
+      "model_type": "clip_vision_model",
+      "image_size": _SIDE,
+      "patch_size": _SIDE // 2,
+    },
+  }
+  _json(draft / "config.json", config)
+  cut = {"height": _SIDE, "width": _SIDE}
+  size = {"size": {"shortest_edge": _SIDE}, "crop_size": cut}
+  _json(draft / "preprocessor_config.json", size)
+  inputs = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, _SIDE, _SIDE, 3))
+  network = clip.Clip(clip.Config.from_json(config))
+  _save(draft / "model.safetensors", network, inputs, 3)
+  draft.rename(folder)
+  return folder
+
+
+def write_head(file: pathlib.Path) -> pathlib.Path:
+  """Writes an aesthetic predictor, unless it is there; returns it."""
+  if not file.exists():
+    draft = file.with_name(file.name + ".part")
+    inputs = (jnp.ones((1, aesthetic.EMBEDDING)),)
+    _save(draft, aesthetic.Aesthetic(), inputs, 4)
+    draft.rename(file)
+  return file
+
+
+def _draft(folder: pathlib.Path) -> pathlib.Path:
+  """Where a folder is built, so that an interrupted call leaves no half."""
+  draft = folder.with_name(folder.name + ".part")
+  shutil.rmtree(draft, ignore_errors=True)
+  return draft
+
+
+def _text(names: int) -> dict[str, Any]:
+  """The config of a text encoder with a vocabulary of so many tokens."""
+  return {
+    **_TOWER,
+    "model_type": "clip_text_model",
+    "vocab_size": names,
+    "eos_token_id": names - 1,
+  }
+
+
+def _save(
+  file: pathlib.Path, network: nn.Module, inputs: tuple[Any, ...], seed: int
+) -> None:
+  """Draws the parameters of a network and writes them."""
+  params = _draw(network, inputs, np.random.default_rng(seed))
+  safetensors.numpy.save_file(
+    weights.to_tensors(params), file, metadata={"format": "pt"}
+  )
 
 
 def _draw(
@@ -118,7 +176,8 @@ def _draw(
     if path[-1].key in ("bias", "scale"):
       return np.full(leaf.shape, path[-1].key == "scale", np.float32)
     fan_in = max(np.prod(leaf.shape[:-1]), 1)
-    return rng.standard_normal(leaf.shape, np.float32) / fan_in**0.5
+    drawn = rng.standard_normal(leaf.shape, np.float32) / fan_in**0.5
+    return np.asarray(drawn, np.float32)
 
   return jax.tree_util.tree_map_with_path(draw, shapes)
 

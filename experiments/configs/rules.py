@@ -2,7 +2,7 @@
 """Which values the fields of a config may have.
 
 By the last part of a field's name, so that there is one rule for every
-learning rate; fields that take one of a few words are listed whole.
+learning rate; fields that take one of a few words, and paths, are listed whole.
 """
 
 from collections.abc import Callable
@@ -42,6 +42,7 @@ GUIDANCE = (
   "value",
   "best_of_n",
 )
+QUANTITIES = ("compressibility", "aesthetic")  # of Stable Diffusion's images
 _ALL_POSITIVE: Rule = (
   lambda v: all(number > 0 for number in v),
   "use numbers above 0, such as (1.0, 3.0)",
@@ -50,6 +51,10 @@ _POSITIVE: Rule = (lambda v: 0 < v < float("inf"), "use a number above 0")
 _NOT_NEGATIVE: Rule = (lambda v: v >= 0, "use 0 or more")
 _AT_LEAST_1: Rule = (lambda v: v >= 1, "use 1 or more")
 _FRACTION: Rule = (lambda v: 0 <= v < 1, "use a number in [0, 1)")
+_EDGES: Rule = (
+  lambda v: all(a < b for a, b in zip(v, v[1:], strict=False)),
+  "use increasing numbers, or () for equal shares",
+)
 _NEEDS_NOISE = "use a number in (0, 1]: without noise nothing can be controlled"
 
 # By the last part of a field's name.
@@ -120,10 +125,8 @@ RULES: dict[str, Rule] = {
     lambda v: len(v) > 0 and all(isinstance(text, str) for text in v),
     "give at least one prompt, as in ('cat', 'dog')",
   ),
-  "edges": (
-    lambda v: all(a < b for a, b in zip(v, v[1:], strict=False)),
-    "use increasing numbers, or () for equal shares",
-  ),
+  "edges": _EDGES,
+  "second_edges": _EDGES,
   "best_of": _AT_LEAST_1,
   "guidance": _among(*GUIDANCE),
   "objectives": _among(*OBJECTIVES),
@@ -136,11 +139,16 @@ RULES: dict[str, Rule] = {
   **dict.fromkeys(OBJECTIVES, _POSITIVE),  # of compare.rates
 }
 
+# Files and folders that share a last name with something else.
+PATHS = ("aesthetic.clip", "aesthetic.head")
+
 CHOICES = {
   "sde.name": ("vp", "ve"),
   "kernel.name": ("ddim", "ddpm", "euler_maruyama"),
   "data.control": ("ink", "slant", "jpeg"),
   "data.second_control": ("", "ink", "slant", "jpeg"),
+  "data.quantity": QUANTITIES,
+  "data.second_quantity": ("", *QUANTITIES),
   "model.dtype": ("float32", "bfloat16"),
   "model.attention": ("", "xla", "cudnn"),
   "control.optimizer": ("adam", "muon"),
@@ -171,6 +179,8 @@ def validate(config: ConfigDict) -> None:
     allowed = CHOICES.get(field)
     if allowed and value not in allowed:
       raise ValueError(f"{field} is {value!r}: use one of {', '.join(allowed)}")
+    if field in PATHS:
+      continue
     holds, remedy = RULES.get(field.rpartition(".")[2], (lambda _: True, ""))
     if not holds(value):
       raise ValueError(f"{field} is {value!r}: {remedy}")

@@ -10,12 +10,15 @@ eta 1, adapters of rank 4. What differs is that the KL divergence is in nats,
 summed over the 16,384 dimensions of a latent, and so is gamma.
 
 PHOTOS is any folder of images, the paper's being the AVA photographs; without
-it the model labels 10,000 images of its own.
+it the model makes 10,000 images, and these are labelled. With a folder of CLIP,
+--config.aesthetic.clip=CLIP, results have CLIP scores.
 
 Variants: nats, gamma = 10, a control of the strength that is asked for, with
-bins of equal shares of the model's own images; paper, the effective gamma of
-the authors' code, 1.6e5, at which the KL is as good as absent; tiny, random
-weights of a few layers, on which every stage runs anywhere in two minutes.
+bins of equal shares of the labelled images; self_labelled, the same on images
+of the model's own, of which the paper's last bin would have one in 200; paper,
+the effective gamma of the authors' code, 1.6e5, at which the KL is as good as
+absent; tiny, random weights of a few layers, on which every stage runs anywhere
+in two minutes.
 """
 
 from ml_collections import ConfigDict
@@ -57,8 +60,9 @@ def get_config(variant: str = "") -> ConfigDict:
   changes = {
     "": lambda: None,
     "nats": lambda: config.data.update(edges=()),
+    "self_labelled": lambda: config.data.update(dir="", edges=()),
     "paper": lambda: _paper(config),
-    "tiny": lambda: _tiny(config),
+    "tiny": lambda: make_tiny(config),
   }
   base.choose(changes, variant, "sd15_compressibility.py")
   return config
@@ -70,7 +74,8 @@ def _paper(config: ConfigDict) -> None:
   config.control.ctrl.accumulate = 64
 
 
-def _tiny(config: ConfigDict) -> None:
+def make_tiny(config: ConfigDict) -> None:
+  """Random weights and toy sizes."""
   config.prompts = ANIMALS[:3]
   config.reward.gamma = 1.0
   config.model.update(path="tiny", size=16, remat=False)

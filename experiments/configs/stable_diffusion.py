@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The schema of experiments on Stable Diffusion; see `base`."""
+"""The schema of experiments on Stable Diffusion; see `base`.
+
+y is the bin of one quantity of images, or the bins of two: how well an image
+compresses, or how well people would like it.
+"""
 
 from ml_collections import ConfigDict
 
@@ -7,7 +11,7 @@ from experiments.configs import base
 
 
 def get_config() -> ConfigDict:
-  """The schema of Stable Diffusion and a measured quantity, locked."""
+  """The schema of Stable Diffusion and measured quantities, locked."""
   common = base.common()
   del common["sde"]  # the model's own
   common["kernel"] = {
@@ -28,7 +32,8 @@ def get_config() -> ConfigDict:
   classifier = base.optimiser(batch_size=256, learning_rate=1e-3) | {
     "widths": (64, 128, 256),  # channels of its blocks, multiples of 8
     "strides": (1, 2, 2),  # of these
-    "noise": 0.0,  # std of Gaussian noise on images, in units of x
+    "hidden": (256, 128),  # of the one that sees CLIP's embedding in place
+    "noise": 0.0,  # std of Gaussian noise on what it sees, in its units
   }
   return ConfigDict(
     common
@@ -46,8 +51,15 @@ def get_config() -> ConfigDict:
       "data": {
         "dir": "",  # folder of images; "": the model makes them
         "num_images": 10000,  # to make, or the first of the folder; 0: all
-        "num_controls": 4,  # values of y
+        "quantity": "compressibility",  # that y bins, or aesthetic
+        "second_quantity": "",  # of a second, independent factor; "": none
+        "num_controls": 4,  # values of y, or of each of its factors
         "edges": (),  # bounds of the bins; (): equal shares
+        "second_edges": (),  # of the second quantity
+      },
+      "aesthetic": {  # LAION's predictor of what people would think
+        "clip": "",  # folder of CLIP ViT-L/14; also for CLIP scores; "": none
+        "head": "",  # safetensors file of the predictor; tiny: random ones
       },
       "classifier": dict(classifier),  # gives the reward
       "independent": dict(classifier),  # only watches

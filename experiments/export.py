@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gives the control of a finished Stable Diffusion run to diffusers.
+
+  python -m experiments.export --workdir=RUN --to=FOLDER [--lora]
+
+FOLDER is a new one, which diffusers opens; docs/export.md says how a label is
+asked for there. The adapters are merged into the weights or, with --lora, lie
+beside them in a file for `load_lora_weights`. All is written in float32.
+
+Exit code: 0 done; 2 a mistake in the command or a file, told in one line.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ctrl_jax import checkpoint
+from ctrl_jax.learner import TrainState
+from ctrl_jax.policy import Policy
+from ctrl_jax.stable_diffusion import export, folders, guided, lora_file
+from ctrl_jax.types import Params
+from experiments import algorithms, outcome, stable_diffusion, stable_training
+
+
+def config_of(run: pathlib.Path) -> ConfigDict:
+  """The config of a finished run.
+
+  Raises:
+    FileNotFoundError: there is no such run, or it is not finished.
+    ValueError: it is a run of another family, or its config is damaged.
+  """
+  for file in ("config.json", "results.json"):
+    if not (run / file).is_file():
+      raise FileNotFoundError(f"{run} holds no finished run: no {file} there")
+  fields = folders.read_json(run / "config.json")
+  family = fields["problem"]["name"]
+  if family != "stable_diffusion":
+    raise ValueError(
+      f"{run} is a run of {family}: diffusers knows only what a run of "
+      "stable_diffusion controls"
+    )
+  return ConfigDict(fields)
+
+
+def trained(run: pathlib.Path, config: ConfigDict, policy: Policy) -> Params:
+  """The control that a run ended with.
+
+  Raises:
+    FileNotFoundError: its last checkpoint is gone.
+    ValueError: its checkpoints are of another model.
+  """
+  shapes = jax.eval_shape(policy.init, jax.random.key(0))
+  control = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  optimizer = algorithms.control_optimizer(config.control)
+  step = jnp.zeros((), jnp.int32)
+  state = TrainState(step, control, optimizer.init(control), control)
+  folder = run / "checkpoints" / "control"
+  restored = checkpoint.restore_or_start(folder, state)
+  for warning in restored.warnings:
+    print(f"warning: {warning}", file=sys.stderr)
+  steps = int(restored.state.step)
+  if steps < config.control.num_steps:
+    raise FileNotFoundError(
+      f"{folder} has no checkpoint of step {config.control.num_steps}, the "
+      f"last, but of {steps or 'none'}"
+    )
+  return restored.state.ema_params
+
+
+def write(run: pathlib.Path, to: pathlib.Path, *, lora: bool) -> None:
+  """Writes the folder.
+
+  Args:
+    run: folder of a finished run.
+    to: new folder.
+    lora: whether the adapters stay apart from the weights.
+
+  Raises:
+    FileExistsError: there is something in the folder already.
+    FileNotFoundError: the run, its checkpoint or its model is not there.
+    ValueError: a run of another family, or a file is damaged.
+  """
+  config = config_of(run)
+  config.model.dtype = "float32"  # exact, whatever the run computed in
+  problem = stable_diffusion.load(config, run)
+  policy = stable_training.control_policy(problem, config)
+  control = trained(run, config, policy)
+  adapters = guided.adapters_of_unet(control["lora"])
+  params = problem.pipeline.unet_params
+  export.save_pipeline(
+    stable_diffusion.model_folder(config, run),
+    to,
+    params if lora else export.merge(params, adapters),
+    control["embedding"],
+  )
+  if lora:
+    lora_file.save(to, adapters)
+
+
+def main() -> None:
+  """Does what the command line says."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--workdir", required=True, help="folder of the run")
+  parser.add_argument("--to", required=True, help="new folder")
+  parser.add_argument("--lora", action="store_true", help="do not merge")
+  given = parser.parse_args()
+  to = pathlib.Path(given.to)
+  write(pathlib.Path(given.workdir), to, lora=given.lora)
+  print(f"diffusers   {to}")
+
+
+if __name__ == "__main__":
+  sys.exit(outcome.exit_code(main))

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The control of a run as diffusers' folder: python -m experiments.export."""
+
+import json
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from ctrl_jax import checkpoint
+from ctrl_jax.learner import TrainState
+from ctrl_jax.stable_diffusion import lora_file
+from experiments import (
+  algorithms,
+  export,
+  outcome,
+  stable_diffusion,
+  stable_training,
+)
+from experiments.configs import digits, sd15_compressibility
+from experiments.workdir import prepare, write_json
+
+
+def finish(run: pathlib.Path, config) -> pathlib.Path:
+  """The folder of a run that says it is finished."""
+  prepare(run, config)
+  write_json(run / "results.json", {})
+  return run
+
+
+def fault(
+  monkeypatch: pytest.MonkeyPatch,
+  capsys: pytest.CaptureFixture[str],
+  run: pathlib.Path,
+) -> str:
+  """What the command prints of a run that cannot be exported."""
+  to = run.with_name("to")
+  command = ["export", f"--workdir={run}", f"--to={to}"]
+  monkeypatch.setattr(sys, "argv", command)
+  monkeypatch.setattr("signal.signal", lambda *_: None)
+  assert outcome.exit_code(export.main) == 2
+  assert not to.exists()
+  out, error = capsys.readouterr()
+  assert out == "" and error.count("\n") == 1
+  return error
+
+
+def test_what_cannot_be_exported_is_one_line(
+  tmp_path: pathlib.Path,
+  monkeypatch: pytest.MonkeyPatch,
+  capsys: pytest.CaptureFixture[str],
+) -> None:
+  run = tmp_path / "run"
+  error = fault(monkeypatch, capsys, run)
+  assert "holds no finished run: no config.json there" in error
+  prepare(run, sd15_compressibility.get_config())
+  assert "no results.json" in fault(monkeypatch, capsys, run)
+  finish(run, sd15_compressibility.get_config())
+  assert "model.path is empty" in fault(monkeypatch, capsys, run)
+  other = finish(tmp_path / "digits", digits.get_config())
+  assert "is a run of digits: " in fault(monkeypatch, capsys, other)
+  (run / "config.json").write_text("{")
+  assert "config.json is not valid JSON" in fault(monkeypatch, capsys, run)
+
+
+@pytest.mark.slow
+def test_what_was_trained_is_what_is_written(tmp_path: pathlib.Path) -> None:
+  config = sd15_compressibility.get_config("tiny")
+  run = finish(tmp_path / "run", config)
+  problem = stable_diffusion.load(config, run)
+  policy = stable_training.control_policy(problem, config)
+  with pytest.raises(FileNotFoundError, match="step 12, the last, but of none"):
+    export.trained(run, config, policy)
+
+  rng = np.random.default_rng(0)
+  control = jax.tree.map(
+    lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype),
+    jax.eval_shape(policy.init, jax.random.key(0)),
+  )
+  state = TrainState(
+    jnp.int32(12),
+    jax.tree.map(jnp.zeros_like, control),
+    algorithms.control_optimizer(config.control).init(control),
+    control,  # the average is what a run samples with
+  )
+  checkpoint.save(run / "checkpoints" / "control", 12, state)
+  export.write(run, tmp_path / "merged", lora=False)
+  export.write(run, tmp_path / "apart", lora=True)
+
+  def tensors(folder: pathlib.Path) -> dict[str, np.ndarray]:
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    return safetensors.numpy.load_file(file)
+
+  before = tensors(run / "model")
+  merged, apart = tensors(tmp_path / "merged"), tensors(tmp_path / "apart")
+  for found in (merged, apart):
+    table = found.pop("class_embedding.weight")
+    np.testing.assert_array_equal(table[:-1], control["embedding"])
+    assert not table[-1].any() and len(table) == 5
+    assert found.keys() == before.keys()
+  adapters = lora_file.load(tmp_path / "apart")
+  changed = set()
+  for path, pair in adapters.items():
+    name = path.replace("/", ".").replace(".kernel", ".weight")
+    added = np.asarray(pair["a"], np.float64) @ np.asarray(pair["b"])
+    expected = before[name] + added.T
+    np.testing.assert_allclose(merged[name], expected, atol=1e-4)
+    np.testing.assert_array_equal(
+      pair["a"], control["lora"][f"unet/{path}"]["a"]
+    )
+    changed.add(name)
+  assert len(changed) == len(control["lora"]) > 0
+  for name, value in before.items():
+    np.testing.assert_array_equal(apart[name], value)
+    if name not in changed:
+      np.testing.assert_array_equal(merged[name], value)
+  unet = json.loads((tmp_path / "merged/unet/config.json").read_text())
+  assert unet["num_class_embeds"] == 5
+  with pytest.raises(FileExistsError, match="merged is not empty"):
+    export.write(run, tmp_path / "merged", lora=False)
