@@ -20,7 +20,7 @@ from experiments.instruments import Instruments, Quality
 from experiments.methods import Method
 from experiments.weighting import Cells
 
-# Samples of each (c, y) in pairwise distances, whose cost is quadratic.
+# At most so many of each (c, y) in pairwise distances: a quadratic cost.
 PAIRS = 100
 # Samples of each (c, y) in figures of quality, of which some take 0.1 s each.
 PICTURES = 4
@@ -110,12 +110,14 @@ def _spread(
   cells: Cells, exact: Cells, instruments: Instruments, seed: int
 ) -> dict[str, float]:
   """Diversity within each (c, y), and distance to the exact target's law."""
+  # No more than there are: the distance of a sample to itself says nothing.
+  num = min(PAIRS, len(cells.samples), len(exact.samples))
 
   def features(name: str, some: Cells) -> jax.Array:
-    drawn = weighting.draw(some, PAIRS, keys.stage_key(seed, name))
+    drawn = weighting.draw(some, num, keys.stage_key(seed, name))
     flat = drawn.reshape(-1, *drawn.shape[3:])
     result = instruments.features(flat)
-    return jnp.asarray(result.reshape(PAIRS, -1, result.shape[-1]))
+    return jnp.asarray(result.reshape(num, -1, result.shape[-1]))
 
   mine, target = features("drawn", cells), features("exact", exact)
   return {

@@ -1,17 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experiment on Stable Diffusion, at random weights and toy sizes."""
 
+import json
+import os
 import pathlib
+import subprocess
+import sys
+from typing import Any
 
+import numpy as np
 import pytest
 
 from experiments import stable_diffusion, tiny_model
-from experiments.configs import rules, sd15_compressibility
+from experiments.configs import rules, sd15_compressibility, sd15_multitask
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize("variant", ["", "nats", "paper", "tiny"])
-def test_configs_are_valid(variant: str) -> None:
-  rules.validate(sd15_compressibility.get_config(variant))
+@pytest.mark.parametrize("config", [sd15_compressibility, sd15_multitask])
+@pytest.mark.parametrize(
+  "variant", ["", "nats", "self_labelled", "paper", "tiny"]
+)
+def test_configs_are_valid(config: Any, variant: str) -> None:
+  rules.validate(config.get_config(variant))
 
 
 def test_without_weights_the_run_says_where_to_name_them(
@@ -31,3 +42,33 @@ def test_the_tiny_model_is_written_once(tmp_path: pathlib.Path) -> None:
   before = file.stat().st_mtime_ns
   assert tiny_model.write(folder) == folder
   assert file.stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_the_tiny_run_leaves_results_and_a_report(
+  tmp_path: pathlib.Path,
+) -> None:
+  command = [sys.executable, "-m", "experiments.run"]
+  command += ["--config=experiments/configs/sd15_compressibility.py:tiny"]
+  command += ["--config.control.num_steps=4", f"--workdir={tmp_path}"]
+  command += ["--config.data.num_images=80"]
+  done = subprocess.run(
+    command,
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+    capture_output=True,
+    timeout=900,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  results = json.loads((tmp_path / "results.json").read_text())
+  methods = results["methods"]
+  assert methods["pretrained"]["path_kl"] == 0
+  assert methods["ctrl"]["path_kl"] > 0
+  for entry in methods.values():
+    assert 0 <= entry["oracle_accuracy"]["mean"] <= 1
+  with np.load(tmp_path / "evaluation.npz") as arrays:
+    shape = arrays["samples_ctrl"].shape
+  assert shape[:2] == (4, 3) and shape[-3:] == (16, 16, 3)
+  assert (tmp_path / "report.html").stat().st_size > 10_000
+  assert len(list((tmp_path / "labelled").glob("*.png"))) == 80

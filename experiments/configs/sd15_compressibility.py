@@ -83,6 +83,6 @@ def make_tiny(config: ConfigDict) -> None:
   config.kernel.num_steps = 5
   config.classifier.update(widths=(8, 16), strides=(1, 2), num_steps=100)
   config.independent.update(widths=(8, 16), strides=(1, 2), num_steps=100)
-  config.control.update(num_steps=12, batch_size=12, log_every=2)
+  config.control.update(num_steps=8, batch_size=12, log_every=2)
   config.control.ctrl.accumulate = 2
   config.evaluate.update(num_samples=96, num_reference=96, chunk=48)
