@@ -18,7 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -126,15 +128,30 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:
-  """Splits this host's arrays over its devices along their first axis."""
+  """Splits arrays that every host has over all devices, along the first axis.
+
+  Each host passes on the rows of its own devices only.
+  """
   sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
   def put(leaf: Any) -> jax.Array:
     if jax.process_count() == 1:
       return jax.device_put(leaf, sharding)
-    return jax.make_array_from_process_local_data(sharding, leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
+    rows = len(leaf) // jax.process_count()
+    start = rows * jax.process_index()
+    part = np.asarray(leaf[start : start + rows])
+    return jax.make_array_from_process_local_data(sharding, part)
 
   return jax.tree.map(put, tree)
+
+
+def gather(tree: Any) -> Any:
+  """What `shard` split, whole and on every host, as NumPy arrays."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def check_replicated(tree: Any) -> None:

@@ -45,9 +45,27 @@ def start(config: ConfigDict, *, distributed: bool = False) -> bool:
     # on two cores took 1.6 times as long for an update of digits.
     jax.config.update("jax_num_cpu_devices", config.devices or 1)
   if distributed:
-    jax.distributed.initialize()
+    _join()
   _check_devices(config, jax.device_count())
   return jax.process_index() == 0
+
+
+def _join() -> None:
+  """Meets the other hosts; a host that is lost ends all within a minute.
+
+  TPU pods, SLURM, Open MPI and Kubernetes say who is who; elsewhere the
+  environment does: JAX_COORDINATOR_ADDRESS, the same HOST:PORT for all,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+  """
+  import jax
+
+  number, index = (
+    int(value) if (value := os.environ.get(f"JAX_{name}")) else None
+    for name in ("NUM_PROCESSES", "PROCESS_ID")
+  )
+  jax.distributed.initialize(
+    num_processes=number, process_id=index, heartbeat_timeout_seconds=30
+  )
 
 
 def _check_devices(config: ConfigDict, available: int) -> None:

@@ -84,7 +84,7 @@ def run_chains(
   progress = Progress(name, start=0, total=padded // chunk)
   for start in range(0, padded, chunk):
     part = jax.tree.map(lambda a, i=start: a[i : i + chunk], inputs)
-    parts.append(jax.device_get(mapped(params, *parallel.shard(part, mesh))))
+    parts.append(parallel.gather(mapped(params, *parallel.shard(part, mesh))))
     progress.advance({})
   progress.close()
   return jax.tree.map(lambda *a: np.concatenate(a)[:num], *parts)

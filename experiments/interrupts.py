@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 
 @contextlib.contextmanager
@@ -15,7 +16,7 @@ def collected() -> Iterator[list[int]]:
   """Collects SIGINT and SIGTERM in a list; a second one acts as ever.
 
   Left alone off the main thread, where Python forbids it, and on several
-  hosts, which would stop at different steps and wait for each other.
+  hosts, where JAX's preemption service receives SIGTERM; see `agreed`.
   """
   received: list[int] = []
   main = threading.current_thread() is threading.main_thread()
@@ -36,3 +37,19 @@ def collected() -> Iterator[list[int]]:
   finally:
     for signum, handler in previous.items():
       signal.signal(signum, handler)
+
+
+def agreed(received: list[int], step: int) -> list[int]:
+  """The signals at which to stop after this step, the same on every host.
+
+  Of several hosts one SIGTERM is enough: all learn of it and stop at the same
+  step, for a host that stopped alone would leave the others waiting.
+
+  Args:
+    received: what `collected` gave.
+    step: number of the update that has been made.
+  """
+  if jax.process_count() == 1:
+    return list(received)
+  stop = multihost_utils.reached_preemption_sync_point(step)
+  return [int(signal.SIGTERM)] if stop else []

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import jax
 import tqdm
 
 
@@ -96,19 +97,23 @@ def _keeps(line: str, stage: str, step: int) -> bool:
 
 
 class Progress:
-  """A progress bar on stderr; a line every tenth of the way in a log file."""
+  """A progress bar on stderr; a line every tenth of the way in a log file.
+
+  Of several hosts the first one shows it.
+  """
 
   def __init__(self, stage: str, *, start: int, total: int) -> None:
     """Shows a bar at `start` of `total` steps."""
     self._stage, self._total = stage, total
     self._step, self._began = start, time.monotonic()
+    self._leads = jax.process_index() == 0
     self._bar = tqdm.tqdm(
       desc=stage,
       initial=start,
       total=total,
       unit="step",
       dynamic_ncols=True,
-      disable=not sys.stderr.isatty(),
+      disable=not (self._leads and sys.stderr.isatty()),
     )
 
   def advance(self, values: Mapping[str, float]) -> None:
@@ -119,7 +124,7 @@ class Progress:
     if not self._bar.disable:
       self._bar.set_postfix_str(shown, refresh=False)
       self._bar.update()
-    elif 10 * self._step // self._total > tenths:
+    elif self._leads and 10 * self._step // self._total > tenths:
       seconds = time.monotonic() - self._began
       text = f"{self._stage}: {self._step}/{self._total}, {seconds:.0f} s"
       print(", ".join(filter(None, (text, shown))), file=sys.stderr, flush=True)

@@ -40,20 +40,14 @@ def _check_finite(stage: str, step: int, state: TrainState) -> None:
       raise NonFiniteError(stage, step, f"state{name}", "not finite")
 
 
-def _distribute(tree: Any, batch_size: int, mesh: Mesh) -> Any:
-  """Splits a batch that every host knows over all devices."""
-  rows = batch_size // jax.process_count()
-  start = rows * jax.process_index()
-
-  def take(leaf: Any) -> np.ndarray:
+def _check_rows(batch: Any, batch_size: int) -> None:
+  """Raises ValueError unless every array has a row for each example."""
+  for leaf in jax.tree.leaves(batch):
     if np.shape(leaf)[:1] != (batch_size,):
       raise ValueError(
         f"batch_fn must return arrays of {batch_size} rows, got an array of "
         f"shape {np.shape(leaf)}"
       )
-    return np.asarray(leaf)[start : start + rows]
-
-  return parallel.shard(jax.tree.map(take, tree), mesh)
 
 
 def _examples(key: jax.Array, batch_size: int) -> dict[str, np.ndarray]:
@@ -157,22 +151,23 @@ def fit(
   )
   update = _compiled(learner, mesh)
   examples = _examples(keys.stage_key(seed, stage), batch_size)
-  examples = _distribute(examples, batch_size, mesh)
+  examples = parallel.shard(examples, mesh)
+  stopped: list[int] = []
   with contextlib.closing(recorder), interrupts.collected() as signals:
     for step in range(start + 1, num_steps + 1):
       batch = {} if batch_fn is None else batch_fn(step - 1)
-      batch = _distribute(batch, batch_size, mesh)
-      state, metrics = update(state, examples, batch)
+      _check_rows(batch, batch_size)
+      state, metrics = update(state, examples, parallel.shard(batch, mesh))
       recorder.push(step, metrics)
-      stopped = list(signals)
+      stopped = interrupts.agreed(signals, step)
       if stopped or step % save_every == 0 or step == num_steps:
         recorder.catch_up()
         _check_finite(stage, step, state)
         checkpoint.save(directory, step, state, extra=recorder.unfinished())
       if stopped:
         break
-  if signals:
-    _leave(stage, step, signals[0])
+  if stopped:
+    _leave(stage, step, stopped[0])
   return state
 
 

@@ -201,7 +201,7 @@ def _paint(problem: Latents, config: ConfigDict, folder: pathlib.Path) -> None:
     files = [draft / f"{row:06d}.png" for row in rows if row < num]
     if not files[-1].exists():  # written last
       chains = all_keys[start : start + chunk], rows % problem.num_conditions
-      images = mapped((), *parallel.shard(chains, mesh))
+      images = parallel.gather(mapped((), *parallel.shard(chains, mesh)))
       for file, picture in zip(
         files, image_folder.as_bytes(images), strict=False
       ):

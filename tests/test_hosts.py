@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One run on two hosts: real processes, each with two devices of its own."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+COMMAND = (
+  *(sys.executable, "-m", "experiments.run"),
+  "--config=experiments/configs/mixture.py:smoke",
+  "--config.control.save_every=5",
+)
+TIMES = {"wall_seconds", "train_seconds", "sample_seconds", "device"}
+
+
+def start(workdir, *arguments, **variables):
+  """Starts one process."""
+  environment = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | variables
+  return subprocess.Popen(
+    [*COMMAND, f"--workdir={workdir}", *arguments],
+    cwd=ROOT,
+    env=os.environ | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def start_two(workdir, *arguments):
+  """Starts both hosts of one run."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  return [
+    start(
+      workdir,
+      "--distributed",
+      *arguments,
+      JAX_NUM_CPU_DEVICES="2",
+      JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+      JAX_NUM_PROCESSES="2",
+      JAX_PROCESS_ID=str(index),
+    )
+    for index in range(2)
+  ]
+
+
+def finish(processes, timeout=600):
+  """Output, errors and exit code of each."""
+  ended = [process.communicate(timeout=timeout) for process in processes]
+  return [
+    (*texts, p.returncode) for texts, p in zip(ended, processes, strict=True)
+  ]
+
+
+def wait_for(workdir, pattern, processes):
+  """Returns when a file is there."""
+  deadline = time.monotonic() + 300
+  while not any(workdir.glob(pattern)):
+    assert time.monotonic() < deadline
+    assert all(process.poll() is None for process in processes)
+    time.sleep(0.02)
+
+
+def numbers(workdir):
+  """All that results.json says, but for times, by its path."""
+  found = {}
+
+  def walk(value, path):
+    if isinstance(value, dict):
+      for key, entry in value.items():
+        if key not in TIMES:
+          walk(entry, f"{path}.{key}")
+    elif isinstance(value, int | float):
+      found[path] = value
+
+  walk(json.loads((workdir / "results.json").read_text()), "")
+  return found
+
+
+def agree(workdir, other):
+  """Two runs have the same results, but for rounding."""
+  expected, found = numbers(other), numbers(workdir)
+  assert found.keys() == expected.keys() and len(found) > 50
+  for name, value in expected.items():
+    np.testing.assert_allclose(
+      found[name], value, rtol=1e-4, atol=1e-5, err_msg=name
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+  """The same run in one process of four devices."""
+  folder = tmp_path_factory.mktemp("alone")
+  ((_, error, code),) = finish([start(folder, JAX_NUM_CPU_DEVICES="4")])
+  assert code == 0, error
+  return folder
+
+
+@pytest.mark.slow
+def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(
+  alone, tmp_path
+):
+  hosts = start_two(tmp_path)
+  wait_for(tmp_path, "checkpoints/control/5", hosts)
+  hosts[1].send_signal(signal.SIGTERM)
+  for _, error, code in finish(hosts):
+    assert code == 128 + signal.SIGTERM, error
+    assert "SIGTERM: control saved at step" in error
+  assert not (tmp_path / "results.json").exists()
+
+  (out, error, code), (silent, more, other_code) = finish(start_two(tmp_path))
+  assert (code, other_code) == (0, 0), error + more
+  assert "mixture:smoke" in out and "mixture:smoke" not in silent
+  assert "control: " in error and "control: " not in more
+  agree(tmp_path, alone)
+
+
+@pytest.mark.slow
+def test_a_host_that_dies_ends_the_other_within_a_minute(tmp_path):
+  hosts = start_two(tmp_path, "--config.control.num_steps=100000")
+  wait_for(tmp_path, "checkpoints/control/*", hosts)
+  hosts[1].kill()
+  began = time.monotonic()
+  (_, error, code), _ = finish(hosts)
+  assert time.monotonic() - began < 60
+  assert code != 0 and error
