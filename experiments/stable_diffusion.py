@@ -148,14 +148,29 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
     attention=settings.attention or None,
     remat=settings.remat,
   )
+  return assemble(config, parts, encoded)
+
+
+def assemble(
+  config: ConfigDict, parts: Pipeline, encoded: pipeline.Prompts
+) -> Latents:
+  """The problem but for its labels, of networks and prompts."""
+  settings = config.model
   sizes = [config.data.num_controls] * (1 + bool(config.data.second_quantity))
+  frozen: guided.Parameters = {
+    "unet": parts.unet_params,
+    "prompts": encoded.prompts,
+    "empty": encoded.empty,
+  }
+  if settings.control_on == "conditional":
+    frozen["uncontrolled"] = parts.unet_params
   return Latents(
     sde=parts.schedule.sde,
     kernel=parts.schedule.kernel(
       config.kernel.num_steps, eta=config.kernel.eta
     ),
     sample_shape=parts.latent_shape(settings.size),
-    num_conditions=len(prompts),
+    num_conditions=len(config.prompts),
     controls=np.arange(math.prod(sizes), dtype=np.int32),
     control_names=control_names(sizes),
     property_name="",
@@ -164,14 +179,13 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
     edges=np.zeros(0),
     pipeline=parts,
     network=guided.make_network(
-      parts.unet, parts.schedule, guidance=settings.guidance_scale
+      parts.unet,
+      parts.schedule,
+      guidance=settings.guidance_scale,
+      control_on=settings.control_on,
     ),
-    frozen={
-      "unet": parts.unet_params,
-      "prompts": encoded.prompts,
-      "empty": encoded.empty,
-    },
-    prompts=prompts,
+    frozen=frozen,
+    prompts=tuple(config.prompts),
   )
 
 

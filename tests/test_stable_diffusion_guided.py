@@ -126,11 +126,13 @@ def test_what_is_not_a_guided_model_is_refused():
     network(_params(), X, T, None, None)
 
 
-def _lora(dtype) -> policy.Policy:
+def _lora(dtype, control_on="guided") -> policy.Policy:
   params = jax.tree.map(lambda leaf: leaf.astype(dtype), _params())
+  if control_on == "conditional":
+    params["uncontrolled"] = params["unet"]
   unet = UNET.clone(dtype=dtype)
   return policy.lora(
-    guided.make_network(unet, SCHEDULE, guidance=7.5),
+    guided.make_network(unet, SCHEDULE, guidance=7.5, control_on=control_on),
     params,
     lambda t: jnp.ones(()),
     num_controls=LABELS,
@@ -153,9 +155,10 @@ def test_adapters_are_on_all_attention_and_on_nothing_else():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("control_on", ["guided", "conditional"])
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_control_begins_as_the_reference_to_the_last_bit(dtype):
-  controlled = _lora(dtype)
+def test_a_control_begins_as_the_reference_to_the_last_bit(dtype, control_on):
+  controlled = _lora(dtype, control_on)
   keys = jax.random.split(jax.random.key(3), len(C))
 
   @jax.jit
@@ -185,6 +188,36 @@ def test_adapters_change_the_empty_prompt_too():
   expected = _unguided(same["prompts"][C], None, merged)
   _close(_predictor(7.5)(same, X, T, C, None).eps, expected)
   assert np.abs(expected - _unconditional()).max() > 0.01
+
+
+def _moved() -> guided.Parameters:
+  """With adapters of some size in the U-Net, and the one without beside it."""
+  frozen: guided.Parameters = {**_params(), "uncontrolled": _params()["unet"]}
+  adapters = lora.init(
+    jax.random.key(5), dict(frozen), rank=2, select=guided.is_attention
+  )
+  adapters = jax.tree.map(lambda leaf: leaf + 0.3, adapters)
+  return lora.merge(frozen, adapters)
+
+
+def test_a_control_of_the_conditional_model_changes_it_alone():
+  moved = _moved()
+  network = guided.make_network(
+    UNET, SCHEDULE, guidance=7.5, control_on="conditional"
+  )
+  found = jax.jit(network)(moved, X, T, C, CONTROL).eps
+  given = _unguided(moved["prompts"][C], CONTROL, moved)
+  _close(found, _unconditional() + 7.5 * (given - _unconditional()))
+  assert np.abs(given - _conditional(CONTROL)).max() > 0.01
+
+
+def test_what_a_control_acts_on_makes_no_difference_without_one():
+  network = guided.make_network(
+    UNET, SCHEDULE, guidance=7.5, control_on="conditional"
+  )
+  frozen: guided.Parameters = {**_params(), "uncontrolled": _params()["unet"]}
+  found = jax.jit(network)(frozen, X, T, C, None).eps
+  _close(found, _predict(7.5, None))
 
 
 def test_adapters_are_named_as_the_unet_names_its_parameters():

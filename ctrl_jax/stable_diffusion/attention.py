@@ -47,14 +47,16 @@ def attend(
     k: keys.
     v: values.
     num_heads: must divide d.
-    implementation: "cudnn" for flash attention on a GPU. cuDNN knows fp16 and
-      bf16, and heads of up to 128; attention of another kind falls to JAX's
-      choice. In Stable Diffusion 1.x that is the lowest resolutions, where
-      there are few tokens.
+    implementation: "cudnn" for flash attention on a GPU. As JAX calls it, cuDNN
+      knows fp16 and bf16, heads of up to 128 and, with gradients, even numbers
+      of tokens and keys; attention of another kind falls to JAX's choice. In
+      Stable Diffusion 1.x that is the lowest resolution, of few tokens, and
+      attention to the 77 tokens of a prompt.
   """
   split = lambda x: x.reshape(*x.shape[:2], num_heads, -1)
   width = q.shape[-1] // num_heads
   fits = q.dtype.itemsize == 2 and width % 8 == 0 and width <= _CUDNN_MAX_HEAD
+  fits = fits and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
   if implementation == "cudnn" and not fits:
     implementation = None
   heads = jax.nn.dot_product_attention(

@@ -5,17 +5,24 @@ What is sampled is classifier-free guidance (arXiv 2207.12598) of strength g,
 
     eps = eps(x, t; empty) + g [eps(x, t; prompt) - eps(x, t; empty)],    (1)
 
-and the control acts on (1), as in the CTRL paper: adapters change both terms,
-the vector of the label joins the second alone, for the first has no label.
-The KL divergence is that of steps which follow (1), so a change of the second
-term is paid g^2-fold, and the pre-trained model of the target
-p(y | x, c)^gamma p_pre(x | c) is the guided one, which is what people sample.
+and a control acts on one of two things:
 
-Both terms are one batch of the U-Net, the empty prompts first. With g = 1 there
-is no empty prompt, and half the cost.
+    guided        on (1), as in the CTRL paper: adapters change both terms, the
+                  vector of the label joins the second alone, for the first has
+                  no label. Both are one batch of the U-Net, the empty prompts
+                  first, and so it is exported (`export`).
+    conditional   on the second term alone, eps(x, t; prompt): what guidance
+                  extrapolates from is the pre-trained model. Each term is a
+                  call of its own, with parameters of its own; diffusers has
+                  one U-Net for both, so this is not exported.
+
+Either way the KL divergence is that of steps which follow (1), so a change of
+the second term is paid g^2-fold, and the pre-trained model of the target
+p(y | x, c)^gamma p_pre(x | c) is the guided one, which is what people sample.
+With g = 1 there is no empty prompt, half the cost, and one meaning.
 """
 
-from typing import TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +36,19 @@ from ctrl_jax.types import Params
 ATTENTION = ("to_q/kernel", "to_k/kernel", "to_v/kernel", "to_out.0/kernel")
 
 
+# What a control changes: both terms of (1), or the second.
+Controlled = Literal["guided", "conditional"]
+
+
 class Parameters(TypedDict):
-  """Parameters of the network of `make_network`."""
+  """Parameters of the network of `make_network`.
+
+  A control that acts on the conditional model needs `uncontrolled`, the same
+  arrays as `unet`: adapters are merged into the latter only.
+  """
 
   unet: Params
+  uncontrolled: NotRequired[Params]
   prompts: jax.Array  # encoded, of every c [C, tokens, d]
   empty: jax.Array  # the empty prompt, encoded [tokens, d]
 
@@ -50,7 +66,13 @@ def adapters_of_unet(adapters: Params) -> Params:
   return {path.removeprefix("unet/"): pair for path, pair in adapters.items()}
 
 
-def make_network(unet: UNet, schedule: Schedule, *, guidance: float) -> Network:
+def make_network(
+  unet: UNet,
+  schedule: Schedule,
+  *,
+  guidance: float,
+  control_on: Controlled = "guided",
+) -> Network:
   """The noise prediction (1) as `network(params, x, t, c, control)`.
 
   x are scaled latents [B, h, w, channels], c indices of prompts [B], and
@@ -61,12 +83,32 @@ def make_network(unet: UNet, schedule: Schedule, *, guidance: float) -> Network:
     unet: the network.
     schedule: its steps, and what it predicts.
     guidance: g of (1); 1 is the conditional model alone.
+    control_on: what adapters and labels act on.
 
   Raises:
     ValueError: guidance < 1.
   """
   if guidance < 1:
     raise ValueError(f"guidance must be 1 or more, got {guidance}")
+
+  def predict(params, x, t, context, control):
+    output = unet.apply(
+      {"params": params}, x, schedule.steps(t), context, control
+    )
+    return schedule.eps(jnp.asarray(output, jnp.float32), x, t)
+
+  def both_terms(params, x, t, empty, context, control):
+    if control_on == "conditional":
+      # Zeros rather than None: the same program with and without a control.
+      nothing = None if control is None else jnp.zeros_like(control)
+      return (
+        predict(params["uncontrolled"], x, t, empty, nothing),
+        predict(params["unet"], x, t, context, control),
+      )
+    if control is not None:
+      control = jnp.concatenate([jnp.zeros_like(control), control])
+    twice, contexts = jnp.concatenate([x, x]), jnp.concatenate([empty, context])
+    return jnp.split(predict(params["unet"], twice, t, contexts, control), 2)
 
   def network(
     params: Parameters,
@@ -78,20 +120,10 @@ def make_network(unet: UNet, schedule: Schedule, *, guidance: float) -> Network:
     if c is None:
       raise ValueError("Stable Diffusion needs prompts: c must not be None")
     context = params["prompts"][c]
-    inputs = x
-    if guidance > 1:
-      empty = jnp.broadcast_to(params["empty"][None], context.shape)
-      context = jnp.concatenate([empty, context])
-      inputs = jnp.concatenate([x, x])
-      if control is not None:
-        control = jnp.concatenate([jnp.zeros_like(control), control])
-    output = unet.apply(
-      {"params": params["unet"]}, inputs, schedule.steps(t), context, control
-    )
-    eps = schedule.eps(jnp.asarray(output, jnp.float32), inputs, t)
-    if guidance > 1:
-      without, given = jnp.split(eps, 2)
-      eps = without + guidance * (given - without)
-    return Output(eps)
+    if guidance == 1:
+      return Output(predict(params["unet"], x, t, context, control))
+    empty = jnp.broadcast_to(params["empty"][None], context.shape)
+    without, given = both_terms(params, x, t, empty, context, control)
+    return Output(without + guidance * (given - without))
 
   return network

@@ -151,6 +151,7 @@ CHOICES = {
   "data.second_quantity": ("", *QUANTITIES),
   "model.dtype": ("float32", "bfloat16"),
   "model.attention": ("", "xla", "cudnn"),
+  "model.control_on": ("guided", "conditional"),
   "control.optimizer": ("adam", "muon"),
   "control.adapt": ("none", "lora", "full"),
   "control.objective": OBJECTIVES,

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A control's update of Stable Diffusion 1.5 as a program, without its weights.
+
+It is what configs/sd15_compressibility.py runs on one device, traced with
+shapes in place of arrays. Frozen parameters are arguments of the program: as
+constants they would have to exist.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from ctrl_jax import rewards
+from ctrl_jax.learner import Learner, TrainState
+from ctrl_jax.models.residual_classifier import ResidualClassifier
+from ctrl_jax.policy import Policy
+from ctrl_jax.stable_diffusion import unet, vae
+from ctrl_jax.stable_diffusion.pipeline import Pipeline, Prompts
+from ctrl_jax.stable_diffusion.schedule import Schedule
+from experiments import algorithms, stable_diffusion, stable_training
+from experiments.configs import sd15_compressibility
+
+TOKENS = 77  # of a prompt
+UNET = unet.Config(cross_attention_dim=768)
+VAE = vae.Config(
+  block_out_channels=(128, 256, 512, 512),
+  down_block_types=("DownEncoderBlock2D",) * 4,
+  up_block_types=("UpDecoderBlock2D",) * 4,
+  layers_per_block=2,
+)
+SCHEDULER = {
+  "beta_schedule": "scaled_linear",
+  "beta_start": 0.00085,
+  "beta_end": 0.012,
+  "clip_sample": False,
+  "set_alpha_to_one": False,
+  "steps_offset": 1,
+}
+
+
+class Networks(NamedTuple):
+  """What is compiled, by its sizes."""
+
+  unet: unet.UNet
+  vae: vae.VAE
+  classifier: ResidualClassifier
+
+
+class Frozen(NamedTuple):
+  """The parameters that do not change, or their shapes."""
+
+  unet: Any
+  vae: Any
+  classifier: Any
+  prompts: Any  # [C, tokens, d]
+  empty: Any  # [tokens, d]
+
+
+def configure(
+  *, batch: int, parts: int, steps: int, backprop_steps: int, attention: str
+) -> ConfigDict:
+  """The experiment, in bfloat16, with these sizes of an update.
+
+  Args:
+    batch: chains of an update.
+    parts: of the batch, computed one after another.
+    steps: K.
+    backprop_steps: that are differentiated.
+    attention: of the U-Net; "cudnn" or "xla".
+  """
+  config = sd15_compressibility.get_config()
+  config.model.update(dtype="bfloat16", attention=attention)
+  config.kernel.num_steps = steps
+  config.control.batch_size = batch
+  config.control.ctrl.update(accumulate=parts, backprop_steps=backprop_steps)
+  return config
+
+
+def networks(
+  config: ConfigDict,
+  *,
+  unet_config: unet.Config = UNET,
+  vae_config: vae.Config = VAE,
+) -> Networks:
+  """Those of an experiment, of Stable Diffusion 1.5's sizes."""
+  settings, judge = config.model, config.classifier
+  dtype: Any = jnp.dtype(settings.dtype)
+  return Networks(
+    unet.UNet(unet_config, settings.attention, settings.remat, dtype),
+    vae.VAE(vae_config, settings.remat, dtype),
+    ResidualClassifier(
+      config.data.num_controls, tuple(judge.widths), tuple(judge.strides)
+    ),
+  )
+
+
+def frozen_shapes(config: ConfigDict, parts: Networks) -> Frozen:
+  """Shapes of all parameters; only the classifier's are float32."""
+  dtype: Any = jnp.dtype(config.model.dtype)
+  tokens = (TOKENS, parts.unet.config.cross_attention_dim)
+  latents = (1, 8, 8, parts.unet.config.in_channels)
+  image = (1, 8 * parts.vae.config.downsampling, 8, 3)
+  prompt = (1, *tokens)
+
+  def of(network, dtype, *inputs):
+    variables = jax.eval_shape(
+      network.init, jax.random.key(0), *(jnp.zeros(i) for i in inputs)
+    )
+    return jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), variables["params"]
+    )
+
+  return Frozen(
+    of(parts.unet, dtype, latents, (), prompt),
+    of(parts.vae, dtype, image),
+    of(parts.classifier, jnp.float32, image),
+    jax.ShapeDtypeStruct((len(config.prompts), *tokens), dtype),
+    jax.ShapeDtypeStruct(tokens, dtype),
+  )
+
+
+def learner(
+  config: ConfigDict, parts: Networks, frozen: Frozen
+) -> tuple[Learner, Policy]:
+  """The update and the control that it trains, as in the experiment."""
+  problem = stable_diffusion.assemble(
+    config,
+    Pipeline(
+      unet=parts.unet,
+      vae=parts.vae,
+      schedule=Schedule.from_json(SCHEDULER),
+      unet_params=frozen.unet,
+      vae_params=frozen.vae,
+    ),
+    Prompts(frozen.prompts, frozen.empty, ()),
+  )
+  policy = stable_training.control_policy(problem, config)
+
+  def logits_fn(images: jax.Array) -> jax.Array:
+    logits: Any = parts.classifier.apply({"params": frozen.classifier}, images)
+    return logits
+
+  judge = rewards.classifier(logits_fn)
+  found = algorithms.control_learner(
+    problem,
+    policy,
+    lambda x, c, y: judge(problem.decode(x), c, y),
+    config,
+    axis_name=None,
+  )
+  return found, policy
+
+
+def lower(config: ConfigDict, parts: Networks) -> jax.stages.Lowered:
+  """The update as a program of (frozen, state, keys, batch), not compiled.
+
+  Args:
+    config: see `configure`.
+    parts: see `networks`.
+  """
+
+  def init(frozen: Frozen, key: jax.Array) -> TrainState:
+    made, policy = learner(config, parts, frozen)
+    return made.init(policy.init(key))
+
+  def update(frozen, state, keys, batch):
+    return learner(config, parts, frozen)[0].update(state, keys, batch)
+
+  def inputs(frozen):
+    keys = jax.random.split(jax.random.key(0), config.control.batch_size)
+    row = jnp.zeros(len(keys))
+    labels = row.astype(int)
+    batch = {"c": labels, "y": labels, "log_evidence": row}
+    return init(frozen, keys[0]), keys, batch
+
+  frozen = frozen_shapes(config, parts)
+  arguments = (frozen, *jax.eval_shape(inputs, frozen))
+  # What the program does not read, the encoder, is on the device all the same.
+  compiled = jax.jit(update, donate_argnums=1, keep_unused=True)
+  return compiled.lower(*arguments)
