@@ -15,6 +15,12 @@ from experiments import stable_diffusion, tiny_model
 from experiments.configs import rules, sd15_compressibility, sd15_multitask
 
 ROOT = pathlib.Path(__file__).parents[1]
+# One device, and convolutions as quick as XLA can make them.
+SETTINGS = {
+  "XLA_FLAGS": "",
+  "JAX_PLATFORMS": "cpu",
+  "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
+}
 
 
 @pytest.mark.parametrize("config", [sd15_compressibility, sd15_multitask])
@@ -55,7 +61,7 @@ def test_the_tiny_run_leaves_results_and_a_report(
   done = subprocess.run(
     command,
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+    env=os.environ | SETTINGS,
     capture_output=True,
     timeout=900,
     text=True,

@@ -79,10 +79,10 @@ def make_tiny(config: ConfigDict) -> None:
   config.prompts = ANIMALS[:3]
   config.reward.gamma = 1.0
   config.model.update(path="tiny", size=16, remat=False)
-  config.data.update(num_images=240, edges=())
+  config.data.update(num_images=120, edges=())
   config.kernel.num_steps = 5
-  config.classifier.update(widths=(8, 16), strides=(1, 2), num_steps=100)
-  config.independent.update(widths=(8, 16), strides=(1, 2), num_steps=100)
-  config.control.update(num_steps=8, batch_size=12, log_every=2)
+  config.classifier.update(widths=(8, 16), strides=(1, 2), num_steps=50)
+  config.independent.update(widths=(8, 16), strides=(1, 2), num_steps=50)
+  config.control.update(num_steps=8, batch_size=6, log_every=2)
   config.control.ctrl.accumulate = 2
-  config.evaluate.update(num_samples=96, num_reference=96, chunk=48)
+  config.evaluate.update(num_samples=48, num_reference=48, chunk=24)
