@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 
 from ctrl_jax import checkpoint, parallel
 from ctrl_jax.learner import Learner, TrainState
-from experiments import interrupts, keys
+from experiments import interrupts, keys, outcome
 from experiments.errors import NonFiniteError
 from experiments.logs import Log
 from experiments.recorder import Recorder
@@ -172,10 +172,10 @@ def fit(
 
 
 def _leave(stage: str, step: int, signum: int) -> None:
-  """Exits as a shell expects of a process that this signal ended."""
+  """Exits with a message that says where the run stands."""
   name = signal.Signals(signum).name
   print(
     f"{name}: {stage} saved at step {step}; the same command continues",
     file=sys.stderr,
   )
-  raise SystemExit(128 + signum)
+  raise SystemExit(outcome.after(signum))

@@ -38,8 +38,18 @@ def exit_code(command: Callable[[], None]) -> int:
     return _tell(error, 2)
   except KeyboardInterrupt:
     print("SIGINT: the same command continues", file=sys.stderr)
-    return 128 + signal.SIGINT
+    return after(signal.SIGINT)
   return 0
+
+
+def after(signum: int) -> int:
+  """Exit code of a run that this signal stopped, and that can go on.
+
+  SIGTERM is how a pod or a queue takes its machine back: what was asked for,
+  and no failure. Whoever must know whether the run is done looks for its
+  results.json.
+  """
+  return 0 if signum == signal.SIGTERM else 128 + signum
 
 
 def _tell(error: Exception, code: int) -> int:
@@ -57,7 +67,7 @@ def _is_ours(error: Exception) -> bool:
 def _terminate(signum: int, _: FrameType | None) -> None:
   """SIGTERM where no training is under way."""
   print("SIGTERM: the same command continues", file=sys.stderr)
-  raise SystemExit(128 + signum)
+  raise SystemExit(after(signum))
 
 
 def _silence_libraries() -> None:

@@ -8,15 +8,16 @@
   --config.KEY=VALUE        changes one field, as in --config.reward.gamma=2
   --workdir=DIR             where results go: runs/EXPERIMENT[-VARIANT] if not
                             given
-  --distributed             on every host of a pod, with one DIR for all
+  --distributed             on every host of a pod, with one DIR for all; see
+                            experiments/launch
 
 The same command again continues where an interrupted run stopped, and prints
 the result of a finished one; DIR/report.html shows more. Compiled programs are
 kept in ~/.cache/ctrl_jax, or in the folder CTRL_JAX_CACHE.
 
-Exit code: 0 done; 1 training diverged; 2 a mistake in the command, the config
-or a file, told in one line; 130 and 143 stopped by Ctrl-C and SIGTERM, and the
-same command continues.
+Exit code: 0 done, or saved and stopped by SIGTERM, as the message says; 1
+training diverged; 2 a mistake in the command, the config or a file, told in one
+line; 130 stopped by Ctrl-C. DIR/results.json is there once a run is done.
 """
 
 import sys

@@ -27,6 +27,7 @@ def run(config: str, folder: pathlib.Path, *settings: str) -> Mapping[str, Any]:
 
   Raises:
     subprocess.CalledProcessError: the run failed; it has said why.
+    SystemExit: SIGTERM stopped it.
   """
   path = folder / "results.json"
   command = [
@@ -40,6 +41,8 @@ def run(config: str, folder: pathlib.Path, *settings: str) -> Mapping[str, Any]:
   if not path.exists():
     print(" ".join(command[1:]), flush=True)
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+  if not path.exists():  # the run has said so
+    raise SystemExit(0)
   results: Mapping[str, Any] = json.loads(path.read_text())
   return results
 

@@ -22,11 +22,11 @@ COMMAND = (
 TIMES = {"wall_seconds", "train_seconds", "sample_seconds", "device"}
 
 
-def start(workdir, *arguments, **variables):
+def start(command, **variables):
   """Starts one process."""
   environment = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | variables
   return subprocess.Popen(
-    [*COMMAND, f"--workdir={workdir}", *arguments],
+    command,
     cwd=ROOT,
     env=os.environ | environment,
     stdout=subprocess.PIPE,
@@ -42,9 +42,7 @@ def start_two(workdir, *arguments):
     port = free.getsockname()[1]
   return [
     start(
-      workdir,
-      "--distributed",
-      *arguments,
+      [*COMMAND, f"--workdir={workdir}", "--distributed", *arguments],
       JAX_NUM_CPU_DEVICES="2",
       JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
       JAX_NUM_PROCESSES="2",
@@ -101,7 +99,8 @@ def agree(workdir, other):
 def alone(tmp_path_factory):
   """The same run in one process of four devices."""
   folder = tmp_path_factory.mktemp("alone")
-  ((_, error, code),) = finish([start(folder, JAX_NUM_CPU_DEVICES="4")])
+  command = [*COMMAND, f"--workdir={folder}"]
+  ((_, error, code),) = finish([start(command, JAX_NUM_CPU_DEVICES="4")])
   assert code == 0, error
   return folder
 
@@ -114,7 +113,7 @@ def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(
   wait_for(tmp_path, "checkpoints/control/5", hosts)
   hosts[1].send_signal(signal.SIGTERM)
   for _, error, code in finish(hosts):
-    assert code == 128 + signal.SIGTERM, error
+    assert code == 0, error
     assert "SIGTERM: control saved at step" in error
   assert not (tmp_path / "results.json").exists()
 

@@ -7,8 +7,11 @@ import subprocess
 import sys
 from typing import Any
 
+import jax
+import numpy as np
 import pytest
 
+from ctrl_jax import parallel
 from tests.toy_training import (
   StopAt,
   bits,
@@ -40,7 +43,7 @@ def test_interrupted_and_continued_is_the_same(
   before = signal.getsignal(signum)
   with pytest.raises(SystemExit) as exit_info:
     fit(tmp_path, 17, batch_fn=StopAt(9, signum))  # inside a log interval
-  assert exit_info.value.code == 128 + signum
+  assert exit_info.value.code == {signal.SIGINT: 130, signal.SIGTERM: 0}[signum]
   assert signal.getsignal(signum) is before
   last_line = capfd.readouterr().err.splitlines()[-1]
   assert (
@@ -76,6 +79,26 @@ def test_damaged_newest_checkpoint_costs_only_time(
   kept = [line for line in lines(tmp_path) if line["stage"] == "toy"]
   assert kept == lines(straight[0])
   assert len(lines(tmp_path)) == len(kept) + 1  # another stage's line stays
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 1), (1, 4)])
+def test_continued_on_other_devices_it_is_the_same_but_for_rounding(
+  straight: Any, tmp_path: pathlib.Path, before: int, after: int
+) -> None:
+  first, second = (
+    parallel.make_mesh(jax.devices()[:number]) for number in (before, after)
+  )
+  with pytest.raises(SystemExit):
+    fit(tmp_path, 17, batch_fn=StopAt(9, signal.SIGTERM), mesh=first)
+  final = fit(tmp_path, 17, mesh=second)
+  assert final.step.sharding.device_set == set(second.devices.flat)
+  jax.tree.map(
+    lambda found, expected: np.testing.assert_allclose(
+      found, expected, rtol=1e-5, atol=1e-6
+    ),
+    jax.device_get(final),
+    jax.device_get(straight[1]),
+  )
 
 
 TRAIN = """

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# One run on every host of a TPU pod, from your own computer:
+#
+#   export TPU=NAME ZONE=ZONE
+#   experiments/launch/tpu_vm.sh setup URL                   # once
+#   experiments/launch/tpu_vm.sh run WORKDIR --config=FILE ...
+#
+# URL is that of this repository; WORKDIR a folder that every host sees, such as
+# a Filestore share. The pod comes from
+#
+#   gcloud compute tpus tpu-vm create $TPU --zone=$ZONE --spot \
+#     --accelerator-type=v4-32 --version=tpu-ubuntu2204-base
+#
+# A host that is taken away saves first, and all hosts leave. Create the pod
+# again and give the same command: the run continues.
+set -euo pipefail
+: "${TPU:?name of the pod}" "${ZONE:?its zone}"
+
+# Everywhere at once; each host is given the words of the command unchanged.
+on_every_host() {
+  gcloud compute tpus tpu-vm ssh "$TPU" --zone="$ZONE" --worker=all \
+    --command="$1"
+}
+
+case ${1:-} in
+  setup)
+    on_every_host "
+      [ -d ctrl_jax ] || git clone ${2:?URL of the repository} ctrl_jax
+      cd ctrl_jax && make setup &&
+      .venv/bin/uv pip install --python .venv/bin/python 'jax[tpu]' \
+        --constraint requirements-lock.txt"
+    ;;
+  run)
+    workdir=${2:?WORKDIR}
+    shift 2
+    on_every_host "cd ctrl_jax && exec .venv/bin/python -m experiments.run \
+      --distributed --workdir=$(printf %q "$workdir")$(printf ' %q' "$@")"
+    ;;
+  *)
+    echo "usage: tpu_vm.sh setup URL | run WORKDIR --config=FILE ..." >&2
+    exit 2
+    ;;
+esac
