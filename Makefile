@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 SETUP := $(VENV)/.setup
+TEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 PARITY := .venv-parity
 PARITY_SETUP := $(PARITY)/.setup
 
@@ -16,7 +17,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: help setup demo exactness compare format lint test-fast test parity lock clean
+.PHONY: help setup demo exactness compare format lint test-fast test test-all parity lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -45,10 +46,13 @@ lint: setup ## check style and types
 	@$(BIN)/mypy --no-error-summary ctrl_jax experiments
 
 test-fast: setup ## run the tests of up to five seconds
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+	@$(TEST) -m "not slow and not long"
 
-test: setup ## run every test
-	@$(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
+test: setup ## run the tests
+	@$(TEST) -m "not long"
+
+test-all: setup ## run every test, those that train to a bar too
+	@$(TEST)
 
 parity: $(PARITY_SETUP) ## compare with diffusers and transformers, on PyTorch
 	@$(PARITY)/bin/python -m pytest -q -n auto --dist loadfile tests/parity

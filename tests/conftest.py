@@ -41,7 +41,7 @@ def get_config(variant=""):
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Slow files first, lest one worker has them left when others are done."""
-  items.sort(key=lambda item: "slow" not in item.keywords)
+  items.sort(key=lambda item: not {"slow", "long"} & set(item.keywords))
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ def test_updates_use_up_the_same_budget():
     assert config.seed == config.problem.seed == 4
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_best_rate_of_the_first_seed_is_used_for_all(monkeypatch):
   smoke = mixture.get_config("smoke")
   monkeypatch.setattr(

@@ -10,6 +10,7 @@ import pytest
 
 from ctrl_jax import parallel
 from experiments import (
+  algorithms,
   compare,
   comparison,
   control,
@@ -20,7 +21,7 @@ from experiments import (
   stages,
   studies,
 )
-from experiments.configs import digits, mixture
+from experiments.configs import digits, fashion, mixture
 from experiments.logs import Log
 
 SEEDS = (0, 1)
@@ -150,3 +151,12 @@ def test_page_has_a_place_for_every_study():
     assert name in study.config
   assert text.count(studies.END) == len(compare.STUDIES)
   assert np.all([len(s.heading) > 0 for s in compare.STUDIES.values()])
+
+
+@pytest.mark.parametrize("config", [digits, fashion])
+def test_classifier_free_guidance_has_the_budget_of_ctrl(config):
+  given = config.get_config("compare")
+  control, free = given.control, given.compare.classifier_free
+  chains = control.num_steps * control.batch_size
+  evaluations = algorithms.EVALUATIONS["ctrl"] * given.kernel.num_steps * chains
+  assert 3 * free.num_steps * free.batch_size == evaluations

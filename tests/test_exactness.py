@@ -89,7 +89,7 @@ def run(folder: pathlib.Path, config: str, **changes: object) -> dict:
   return json.loads((folder / "results.json").read_text())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_gaussian_reaches_the_floor_of_its_steps(tmp_path):
   results = run(
     tmp_path,
@@ -111,7 +111,7 @@ def test_gaussian_reaches_the_floor_of_its_steps(tmp_path):
   assert error["mean"] < 4 * error["stderr"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_mixture_comes_near_its_target(tmp_path):
   results = run(
     tmp_path,

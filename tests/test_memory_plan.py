@@ -51,7 +51,7 @@ def _lower(**sizes) -> jax.stages.Lowered:
   return weightless.lower(config, parts)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_program_does_not_grow_with_the_steps_or_the_batch():
   sizes = {"batch": 2, "parts": 2, "steps": 4, "backprop_steps": 4}
   first = len(_lower(**sizes).as_text())

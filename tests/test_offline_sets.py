@@ -23,7 +23,7 @@ def test_few_pairs_are_part_of_the_many():
   assert [len(part) for part in factor.offline(50)] == [37, 13]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_methods_learn_from_the_same_examples(tmp_path):
   results = offline_sets.run(40, 3, "digits.py:smoke", tmp_path)
   folder = tmp_path / "40-3"

@@ -4,12 +4,23 @@
 import pathlib
 import re
 
+import jax
 import pytest
 
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 
 
+@pytest.fixture
+def optimised():
+  """Programs compiled as a user's are, for this one runs long enough."""
+  before = jax.config.jax_disable_most_optimizations
+  jax.config.update("jax_disable_most_optimizations", False)
+  yield
+  jax.config.update("jax_disable_most_optimizations", before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_quickstart(capsys):
   (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
   names: dict = {}

@@ -29,7 +29,7 @@ PROBLEM = exact.mixture(CONFIG, pathlib.Path())
 TABLE = np.array([[-0.5, -1.0, -1.5]])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
   "name",
   [
@@ -55,7 +55,7 @@ def test_variant_starts_at_the_reference_and_moves(name, monkeypatch):
   assert (before["updates"], after["updates"]) == (0, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_default_is_what_a_run_trains(tmp_path):
   log_evidence = Estimate(TABLE, np.zeros_like(TABLE))
   reference = evaluation.Reference(None, None, log_evidence, None)
@@ -78,7 +78,7 @@ def test_default_is_what_a_run_trains(tmp_path):
   assert max(jax.tree.leaves(moved)) > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_study_continues_where_it_was_interrupted(
   tmp_path, monkeypatch, capsys
 ):

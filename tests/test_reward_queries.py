@@ -53,7 +53,7 @@ def test_table_says_where_the_gap_is_not_reached(gap):
   assert set(table["ppo ÷ ctrl"]) == {"not reached by 1 of 2"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ctrl_is_trained_until_it_is_as_good(monkeypatch):
   smoke = mixture.get_config("smoke")
   monkeypatch.setattr(mixture, "get_config", smoke.copy_and_resolve_references)

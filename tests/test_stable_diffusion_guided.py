@@ -155,8 +155,15 @@ def test_adapters_are_on_all_attention_and_on_nothing_else():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("control_on", ["guided", "conditional"])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("dtype", "control_on"),
+  [
+    (jnp.float32, "guided"),
+    (jnp.bfloat16, "guided"),
+    (jnp.bfloat16, "conditional"),
+  ],
+)
 def test_a_control_begins_as_the_reference_to_the_last_bit(dtype, control_on):
   controlled = _lora(dtype, control_on)
   keys = jax.random.split(jax.random.key(3), len(C))

@@ -198,7 +198,14 @@ def mixture_config() -> ConfigDict:
 
 
 def compare_images(config: ConfigDict) -> None:
-  """Lists every method that a problem of images has, and targets for CTRL."""
+  """Lists every method that a problem of images has, and targets for CTRL.
+
+  Classifier-free guidance is fine-tuned for as many evaluations of the network
+  as CTRL is: CTRL makes four a step of a chain, a fine-tuning three an example.
+  """
+  control, free = config.control, config.compare.classifier_free
+  steps = control.num_steps * control.batch_size * config.kernel.num_steps
+  free.num_steps = 4 * steps // (3 * free.batch_size)
   config.compare.update(
     guidance=(
       "reconstruction",
