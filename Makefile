@@ -17,7 +17,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: help setup demo exactness compare format lint test-fast test test-all parity lock clean
+.PHONY: help setup demo exactness faults compare format lint test-fast test test-all parity lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -32,6 +32,9 @@ demo: setup ## train a control on digits and report how exact it is
 
 exactness: setup ## hold every exact problem against its answer; about 45 minutes
 	@$(BIN)/python -m experiments.exactness
+
+faults: setup ## disturb runs in every way and see what is lost; about 40 minutes
+	@$(BIN)/python -m experiments.benchmarks.faults
 
 compare: setup ## hold every method against the same targets; several hours
 	@$(BIN)/python -m experiments.compare
