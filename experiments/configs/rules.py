@@ -183,5 +183,9 @@ def validate(config: ConfigDict) -> None:
     if field in PATHS:
       continue
     holds, remedy = RULES.get(field.rpartition(".")[2], (lambda _: True, ""))
-    if not holds(value):
+    try:
+      held = holds(value)
+    except TypeError:  # tuples hold anything, numbers or words
+      held = False
+    if not held:
       raise ValueError(f"{field} is {value!r}: {remedy}")
