@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Updates of CTRL at several sizes, of random weights, for benchmarks.
+
+    digits    the output head on the DiT of configs/digits.py, 8x8
+    fashion   likewise of configs/fashion.py, 28x28
+    sd-small  LoRA on a U-Net of two levels at 128x128, reward through the VAE
+    sd        Stable Diffusion 1.5's sizes at 512x512
+
+Time and memory do not depend on what weights are, so they are drawn at random.
+"""
+
+import dataclasses
+import pathlib
+import tempfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ctrl_jax import rewards
+from ctrl_jax.learner import Learner
+from ctrl_jax.models.classifier import Classifier
+from ctrl_jax.models.dit import DiT
+from ctrl_jax.policy import Policy
+from ctrl_jax.stable_diffusion import unet, vae
+from experiments import algorithms, images, policies
+from experiments.benchmarks import weightless
+from experiments.configs import digits, fashion
+from experiments.problems import make_kernel
+
+SMALL_UNET = unet.Config(
+  block_out_channels=(64, 128),
+  norm_num_groups=16,
+  cross_attention_dim=64,
+  attention_head_dim=4,
+  down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+  up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+  layers_per_block=1,
+)
+SMALL_VAE = vae.Config(
+  block_out_channels=(16, 32, 32, 32),
+  norm_num_groups=8,
+  down_block_types=("DownEncoderBlock2D",) * 4,
+  up_block_types=("UpDecoderBlock2D",) * 4,
+  layers_per_block=1,
+)
+
+
+class Sizes(NamedTuple):
+  """What an update is measured at."""
+
+  batch: int  # chains
+  parts: int  # of the batch, one after another
+  steps: int  # K
+  backprop_steps: int  # of them that are differentiated
+  dtype: str
+
+
+class Program(NamedTuple):
+  """An update, and what it computes."""
+
+  make: Callable[[Any], tuple[Learner, Policy]]  # frozen parameters ->
+  frozen: Any
+  forward: Callable[[Any], Any]  # of the network, for one sample
+  inputs: Any  # of `forward`, shapes
+
+
+def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:
+  """The output head of an experiment on images."""
+  config.kernel.num_steps = sizes.steps
+  config.control.ctrl.update(
+    accumulate=sizes.parts, backprop_steps=sizes.backprop_steps
+  )
+  with tempfile.TemporaryDirectory() as folder:
+    problem = images.digits(digits.get_config(), pathlib.Path(folder))
+  problem = dataclasses.replace(
+    problem,
+    sample_shape=(side, side, 1),
+    kernel=make_kernel(config.kernel, problem.sde),
+    network=DiT(num_classes=10, **config.model),
+  )
+  judge = Classifier(problem.num_controls)
+  image = jnp.zeros((1, *problem.sample_shape))
+  frozen = {
+    "network": problem.init_network(jax.random.key(0)),
+    "classifier": jax.jit(judge.init)(jax.random.key(1), image),
+  }
+
+  def make(frozen: Any) -> tuple[Learner, Policy]:
+    def logits_fn(x: jax.Array) -> jax.Array:
+      logits: Any = judge.apply(frozen["classifier"], x)
+      return logits
+
+    reward_fn = rewards.classifier(logits_fn)
+    policy = policies.on_images(
+      problem, config.control, frozen["network"], reward_fn
+    )
+    learner = algorithms.control_learner(
+      problem, policy, reward_fn, config, axis_name=None
+    )
+    return learner, policy
+
+  def forward(inputs: Any) -> Any:
+    return problem.eps(frozen["network"], *inputs)
+
+  return Program(
+    make, frozen, forward, (image, jnp.zeros(1), jnp.zeros(1, jnp.int32))
+  )
+
+
+def stable_diffusion(
+  sizes: Sizes,
+  *,
+  side: int,
+  unet_config: unet.Config = weightless.UNET,
+  vae_config: vae.Config = weightless.VAE,
+) -> Program:
+  """Adapters on a U-Net with guidance, whose reward decodes the latents."""
+  config = weightless.configure(
+    batch=sizes.batch,
+    parts=sizes.parts,
+    steps=sizes.steps,
+    backprop_steps=sizes.backprop_steps,
+    attention="cudnn" if jax.default_backend() == "gpu" else "xla",
+  )
+  config.model.update(dtype=sizes.dtype, size=side)
+  parts = weightless.networks(
+    config, unet_config=unet_config, vae_config=vae_config
+  )
+  rng = np.random.default_rng(0)
+  frozen = jax.tree.map(
+    lambda leaf: jnp.asarray(
+      0.02 * rng.standard_normal(leaf.shape, np.float32), leaf.dtype
+    ),
+    weightless.frozen_shapes(config, parts),
+  )
+  latent = side // vae_config.downsampling
+  # The prompt's and the empty prompt's half.
+  inputs = (
+    jnp.zeros((2, latent, latent, unet_config.in_channels), sizes.dtype),
+    jnp.zeros(2),
+    jnp.zeros((2, weightless.TOKENS, unet_config.cross_attention_dim)),
+  )
+
+  def forward(inputs: Any) -> Any:
+    return parts.unet.apply({"params": frozen.unet}, *inputs)
+
+  return Program(
+    lambda frozen: weightless.learner(config, parts, frozen),
+    frozen,
+    forward,
+    inputs,
+  )
+
+
+MODELS: dict[str, Callable[[Sizes], Program]] = {
+  "digits": lambda sizes: dit(digits.get_config(), 8, sizes),
+  "fashion": lambda sizes: dit(fashion.get_config(), 28, sizes),
+  "sd-small": lambda sizes: stable_diffusion(
+    sizes, side=128, unet_config=SMALL_UNET, vae_config=SMALL_VAE
+  ),
+  "sd": lambda sizes: stable_diffusion(sizes, side=512),
+}

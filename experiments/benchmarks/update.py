@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One update of CTRL: how fast, how large, what share of the machine's peak.
+
+  python -m experiments.benchmarks.update [--model digits] [--steps 10 25 50]
+
+A row is one size. `--backprop-steps` 0 differentiates all steps. Seconds are
+the median of `--repeats` updates after the first. Memory is XLA's plan of the
+compiled program: arguments, results and temporaries.
+
+Model FLOPs count what the mathematics needs: with F of one evaluation of the
+frozen network for one sample (both halves, where a prompt is guided),
+
+    batch F (K + 2 K'),                                                    (1)
+
+a forward pass a step and a backward pass, twice as much, for each of the K'
+differentiated steps. What is computed again to save memory does not count. The
+share is that of the peak which a matrix product of the same dtype reaches on
+this machine, measured beforehand: no data sheet is asked.
+"""
+
+import argparse
+import itertools
+import pathlib
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from experiments import outputs, tables, workdir
+from experiments.benchmarks import memory_plan, programs
+from experiments.benchmarks.programs import Program, Sizes
+
+COLUMNS = (
+  "model,dtype,K,differentiated,batch,compiling (s),update (s),samples/s,"
+  "memory (GB),model TFLOPs,share of peak"
+)
+SIDE = 2048  # of the matrices whose product is the peak
+
+Row = dict[str, Any]
+
+
+def peak(dtype: str, *, repeats: int = 5) -> float:
+  """FLOPs a second of the best of some matrix products."""
+  a = jnp.ones((SIDE, SIDE), dtype)
+  product = jax.jit(lambda a: a @ a)
+  product(a).block_until_ready()
+  best = float("inf")
+  for _ in range(repeats):
+    began = time.perf_counter()
+    product(a).block_until_ready()
+    best = min(best, time.perf_counter() - began)
+  return 2 * SIDE**3 / best
+
+
+def flops(program: Program, sizes: Sizes) -> float:
+  """Model FLOPs of an update, (1)."""
+  compiled = jax.jit(program.forward).lower(program.inputs).compile()
+  analysis: Any = compiled.cost_analysis()
+  passes = sizes.steps + 2 * sizes.backprop_steps
+  return float(analysis["flops"]) * sizes.batch * passes
+
+
+def measure(model: str, sizes: Sizes, *, repeats: int) -> Row:
+  """Compiles and times one update."""
+  program = programs.MODELS[model](sizes)
+  learner, policy = program.make(program.frozen)
+  state = learner.init(jax.jit(policy.init)(jax.random.key(0)))
+  keys = jax.random.split(jax.random.key(1), sizes.batch)
+  labels = jnp.zeros(sizes.batch, jnp.int32)
+  batch = {"c": labels, "y": labels, "log_evidence": jnp.zeros(sizes.batch)}
+
+  def update(frozen, state, keys, batch):
+    return program.make(frozen)[0].update(state, keys, batch)
+
+  lowered = jax.jit(update, donate_argnums=1).lower(
+    program.frozen, state, keys, batch
+  )
+  began = time.perf_counter()
+  compiled = lowered.compile()
+  row: Row = {"compile_seconds": time.perf_counter() - began}
+  row["memory"] = memory_plan.memory(compiled)["total"]
+  seconds = []
+  for _ in range(1 + repeats):
+    began = time.perf_counter()
+    state, metrics = compiled(program.frozen, state, keys, batch)
+    jax.block_until_ready((state, metrics))
+    seconds.append(time.perf_counter() - began)
+  row["seconds"] = statistics.median(seconds[1:])
+  row["all_seconds"] = seconds
+  row["flops"] = flops(program, sizes)
+  row["samples_per_second"] = sizes.batch / row["seconds"]
+  return {"model": model, **sizes._asdict(), **row}
+
+
+def markdown(rows: Sequence[Row]) -> str:
+  """The table."""
+  lines = [
+    [
+      *(row["model"], row["dtype"]),
+      *(str(row[n]) for n in ("steps", "backprop_steps", "batch")),
+      f"{row['compile_seconds']:.1f}",
+      f"{row['seconds']:.3g}",
+      f"{row['samples_per_second']:.3g}",
+      f"{row['memory'] / 1e9:.2f}",
+      f"{row['flops'] / 1e12:.3g}",
+      f"{100 * row['share']:.0f} %",
+    ]
+    for row in rows
+  ]
+  return tables.markdown(COLUMNS.split(","), lines)
+
+
+def main() -> None:
+  """Measures every row and prints the table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--model", default="digits", choices=programs.MODELS)
+  parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100])
+  parser.add_argument("--backprop-steps", type=int, nargs="+", default=[0])
+  parser.add_argument("--batch", type=int, nargs="+", default=[64])
+  parser.add_argument("--parts", type=int, default=1)
+  parser.add_argument("--dtype", default="float32")
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+  given = parser.parse_args()
+  best, rows = peak(given.dtype), []
+  for batch, steps, back in itertools.product(
+    given.batch, given.steps, given.backprop_steps
+  ):
+    sizes = Sizes(batch, given.parts, steps, back or steps, given.dtype)
+    row = measure(given.model, sizes, repeats=given.repeats)
+    rows.append({**row, "share": row["flops"] / row["seconds"] / best})
+    print(rows[-1], flush=True)
+  print(f"{outputs.device()}, peak {best / 1e12:.3g} TFLOPs a second")
+  print(markdown(rows))
+  if given.json:
+    header = {"versions": outputs.versions(), "device": outputs.device()}
+    workdir.write_json(given.json, {**header, "peak": best, "results": rows})
+
+
+if __name__ == "__main__":
+  main()
