@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -95,13 +96,23 @@ def contents(folder: pathlib.Path) -> dict[str, Any]:
     found[name] = {k: v for k, v in method.items() if k not in TIMES}
   with np.load(folder / "evaluation.npz", allow_pickle=False) as arrays:
     found |= {name: arrays[name].tobytes() for name in arrays.files}
-  with ocp.StandardCheckpointer() as reader:
-    for stage in (folder / "checkpoints").iterdir():
-      last = max(steps(stage))
-      state = reader.restore((stage / str(last) / "default").absolute())
-      for name, leaf in state.items():
-        found[f"{stage.name}{name}"] = np.asarray(leaf).tobytes()
+  for stage in (folder / "checkpoints").iterdir():
+    for name, leaf in final_state(stage).items():
+      found[f"{stage.name}{name}"] = np.asarray(leaf).tobytes()
   return found
+
+
+def final_state(stage: pathlib.Path) -> dict[str, jax.Array]:
+  """Arrays of a stage's last checkpoint, by name, on one device."""
+  path = (stage / str(max(steps(stage))) / "default").absolute()
+  here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  with ocp.StandardCheckpointer() as reader:
+    shapes = {
+      name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here)
+      for name, leaf in reader.metadata(path).item_metadata.items()
+    }
+    state: dict[str, jax.Array] = reader.restore(path, shapes)
+  return state
 
 
 def steps(stage: pathlib.Path) -> set[int]:

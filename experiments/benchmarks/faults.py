@@ -27,6 +27,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import absl.logging
+
 from experiments import outputs, tables, workdir
 from experiments.benchmarks import disturbed
 from experiments.benchmarks.disturbed import Command
@@ -184,6 +186,7 @@ def main() -> None:
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--workdir", type=pathlib.Path, default="runs/faults")
   given = parser.parse_args()
+  absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax is talkative
   root: pathlib.Path = given.workdir
   shutil.rmtree(root, ignore_errors=True)
   command, rng = Command(given.config, given.seed), random.Random(given.seed)
