@@ -13,10 +13,9 @@ README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
 @pytest.fixture
 def optimised():
   """Programs compiled as a user's are, for this one runs long enough."""
-  before = jax.config.jax_disable_most_optimizations
   jax.config.update("jax_disable_most_optimizations", False)
   yield
-  jax.config.update("jax_disable_most_optimizations", before)
+  jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.mark.slow
