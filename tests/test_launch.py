@@ -119,7 +119,7 @@ def pods():
     yield container["command"], environment | local
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pods_that_are_evicted_say_that_they_are_not_done(standins, tmp_path):
   executable(tmp_path / ".venv" / "bin" / "python", PYTHON)
   run = tmp_path / "run"

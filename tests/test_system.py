@@ -117,7 +117,7 @@ def test_finished_run_only_prints(straight):
   assert (workdir / "results.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kill_and_resume_gives_the_same_results(straight, tmp_path):
   kill_when(tmp_path, "checkpoints/classifier/*")
   kill_when(tmp_path, "reference.npz")
