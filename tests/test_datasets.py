@@ -68,6 +68,22 @@ def test_preparation_is_silent_and_without_tensorflow(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_full_disk_is_one_error(tmp_path):
+  code = (
+    "import resource, sys; from ctrl_jax.datasets import digits; "
+    "resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16)); "
+    "digits.load(sys.argv[1])"
+  )
+  run = subprocess.run(
+    [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True
+  )
+  last = run.stderr.splitlines()[-1]
+  assert last.startswith("OSError: the digits data set cannot be written to ")
+  assert "File too large" in last
+  digits.load(tmp_path)  # nothing of it is in the way
+
+
+@pytest.mark.slow
 def test_interrupted_preparation_is_done_again(tmp_path):
   run = subprocess.run([sys.executable, "-c", _KILLED, str(tmp_path)])
   assert run.returncode == 9

@@ -83,3 +83,8 @@ def _prepare(builder: Any, source: str | os.PathLike[str] | None) -> None:
     # The last rename fails if another process was first; its files serve.
     if not builder.data_path.exists():
       raise
+  except RuntimeError as error:  # what array_record makes of a full disk
+    raise OSError(
+      f"the {builder.name} data set cannot be written to "
+      f"{builder.data_path.parent}: {str(error).splitlines()[0][:160]}"
+    ) from error

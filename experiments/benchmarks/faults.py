@@ -12,7 +12,7 @@ no more updates were made again than lie between two checkpoints.
     SIGTERM     likewise; the run saves and leaves with exit code 0
     truncated   a file of the newest checkpoint loses its second half
     flipped     one bit of such a file is another
-    disk full   no file may grow above 64 KiB: the first save fails
+    disk full   no file may grow above 64 KiB, at the start or midway
     read-only   the folder of the run cannot be written
     clock       jumps by a day all the time, and files are from tomorrow
     NaN         in the data of one update, hence in its gradient
@@ -84,9 +84,11 @@ def flipped(
 def disk_full(
   command: Command, folder: pathlib.Path, rng: random.Random, seconds: float
 ) -> list[int]:
-  """A checkpoint cannot be written."""
+  """Neither data nor, later, what was trained can be written."""
   command.fails(folder, 2, prefix=FULL)
-  return [disturbed.lost(folder)]
+  disturbed.midway(command, folder)
+  command.fails(folder, 2, prefix=FULL)
+  return [0, disturbed.lost(folder)]
 
 
 def read_only(
@@ -182,6 +184,7 @@ def main() -> None:
   )
   parser.add_argument("--kills", type=int, default=50)
   parser.add_argument("--others", type=int, default=2, help="of each kind")
+  parser.add_argument("--only", nargs="+", choices=FAULTS, default=[*FAULTS])
   parser.add_argument("--config", default="digits.py:smoke")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--workdir", type=pathlib.Path, default="runs/faults")
@@ -194,7 +197,7 @@ def main() -> None:
   seconds = command.finish(root / "undisturbed")
   expected = disturbed.contents(root / "undisturbed")
   rows: list[dict[str, Any]] = []
-  for name in FAULTS:
+  for name in given.only:
     number = -(-given.kills // IN_A_ROW) if name == "kill" else given.others
     for index in range(number):
       folder = root / f"{name.replace(' ', '-')}-{index}"
