@@ -33,7 +33,7 @@ demo: setup ## train a control on digits and report how exact it is
 exactness: setup ## hold every exact problem against its answer; about 45 minutes
 	@$(BIN)/python -m experiments.exactness
 
-faults: setup ## disturb runs in every way and see what is lost; about 40 minutes
+faults: setup ## disturb runs in every way and see what is lost; 25 minutes
 	@$(BIN)/python -m experiments.benchmarks.faults
 
 compare: setup ## hold every method against the same targets; several hours
