@@ -3,6 +3,9 @@
 
 import json
 import random
+import signal
+import subprocess
+from typing import NamedTuple
 
 import pytest
 
@@ -68,6 +71,26 @@ def test_lost_updates_are_counted(tmp_path):
   _logged(tmp_path / "c", "control", 9, [4, 6])
   with pytest.raises(ValueError, match="3 updates of control were lost"):
     disturbed.lost(tmp_path / "c")
+
+
+class Shell(NamedTuple):
+  """Starts a script in place of a run."""
+
+  script: str
+
+  def start(self, folder):
+    return subprocess.Popen(
+      ["sh", "-c", self.script], cwd=folder, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_a_signal_that_comes_too_late_is_no_injection(tmp_path):
+  late, early = Shell("echo {} > results.json"), Shell("exec sleep 60")
+  stop = lambda command, until: disturbed.interrupt(
+    command, tmp_path, signal.SIGKILL, until
+  )
+  assert stop(early, lambda: True)
+  assert not stop(late, lambda: False)
 
 
 @pytest.mark.parametrize("flip", [False, True])

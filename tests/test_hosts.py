@@ -13,6 +13,8 @@ import time
 import numpy as np
 import pytest
 
+from tests.toy_processes import wait_for
+
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = (
   *(sys.executable, "-m", "experiments.run"),
@@ -60,15 +62,6 @@ def finish(processes, timeout=600):
   ]
 
 
-def wait_for(workdir, pattern, processes):
-  """Returns when a file is there."""
-  deadline = time.monotonic() + 300
-  while not any(workdir.glob(pattern)):
-    assert time.monotonic() < deadline
-    assert all(process.poll() is None for process in processes)
-    time.sleep(0.02)
-
-
 def numbers(workdir):
   """All that results.json says, but for times, by its path."""
   found = {}
@@ -110,7 +103,7 @@ def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(
   alone, tmp_path
 ):
   hosts = start_two(tmp_path)
-  wait_for(tmp_path, "checkpoints/control/5", hosts)
+  wait_for(tmp_path, "checkpoints/control/5", *hosts)
   hosts[1].send_signal(signal.SIGTERM)
   for _, error, code in finish(hosts):
     assert code == 0, error
@@ -127,7 +120,7 @@ def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(
 @pytest.mark.slow
 def test_a_host_that_dies_ends_the_other_within_a_minute(tmp_path):
   hosts = start_two(tmp_path, "--config.control.num_steps=100000")
-  wait_for(tmp_path, "checkpoints/control/*", hosts)
+  wait_for(tmp_path, "checkpoints/control/*", *hosts)
   hosts[1].kill()
   began = time.monotonic()
   (_, error, code), _ = finish(hosts)

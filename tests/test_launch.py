@@ -9,10 +9,11 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import yaml
+
+from tests.toy_processes import wait_for
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "experiments" / "launch"
@@ -68,13 +69,6 @@ def standins(tmp_path, monkeypatch):
   for name, value in SETTINGS.items():
     monkeypatch.setenv(name, value)
   return folder
-
-
-def wait_for(folder, pattern, process):
-  deadline = time.monotonic() + 300
-  while not any(folder.glob(pattern)):
-    assert process.poll() is None and time.monotonic() < deadline
-    time.sleep(0.02)
 
 
 @pytest.mark.slow

@@ -155,8 +155,12 @@ def interrupt(
   signum: int,
   until: Callable[[], bool],
   *module: str,
-) -> None:
-  """Starts the run and sends the signal as soon as `until` says so."""
+) -> bool:
+  """Starts the run and sends the signal as soon as `until` says so.
+
+  Returns:
+    Whether it struck: the run may have ended before.
+  """
   process = command.start(folder, *module)
   while process.poll() is None and not until():
     time.sleep(0.01)
@@ -164,6 +168,7 @@ def interrupt(
   error = process.communicate()[1]
   if signum == signal.SIGTERM and process.returncode != 0:
     raise ValueError(f"SIGTERM: exit code {process.returncode}: {error}")
+  return not (folder / "results.json").exists()
 
 
 def at_random(seconds: float, rng: random.Random) -> Callable[[], bool]:
@@ -173,9 +178,14 @@ def at_random(seconds: float, rng: random.Random) -> Callable[[], bool]:
 
 
 def midway(command: Command, folder: pathlib.Path, *module: str) -> None:
-  """Stops the run while it trains its control."""
+  """Stops the run while it trains its control.
+
+  Raises:
+    ValueError: it ended before.
+  """
   seen = lambda: any(folder.glob(NEWEST))
-  interrupt(command, folder, signal.SIGTERM, seen, *module)
+  if not interrupt(command, folder, signal.SIGTERM, seen, *module):
+    raise ValueError("the run ended before it could be stopped")
 
 
 def damage(folder: pathlib.Path, rng: random.Random, *, flip: bool) -> int:

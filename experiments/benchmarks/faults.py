@@ -19,6 +19,7 @@ no more updates were made again than lie between two checkpoints.
 """
 
 import argparse
+import functools
 import pathlib
 import random
 import shutil
@@ -39,19 +40,21 @@ FULL = ("prlimit", "--fsize=65536")
 UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override")  # if it is root's
 
 # Disturbs a run in a folder, which takes so many seconds undisturbed, and
-# returns the updates that each injection cost.
+# returns the updates that each injection cost; none, if it came too late.
 Fault = Callable[[Command, pathlib.Path, random.Random, float], list[int]]
 
 
 def kill(
   command: Command, folder: pathlib.Path, rng: random.Random, seconds: float
 ) -> list[int]:
-  """Several times in a row, each sooner than the run could end."""
-  losses = []
-  for _ in range(IN_A_ROW):
+  """Several times in a row, or until the run ends before."""
+  losses: list[int] = []
+  while len(losses) < IN_A_ROW:
     moment = disturbed.at_random(seconds, rng)
-    disturbed.interrupt(command, folder, signal.SIGKILL, moment)
+    struck = disturbed.interrupt(command, folder, signal.SIGKILL, moment)
     disturbed.check_whole(folder)
+    if not struck:
+      break
     losses.append(disturbed.lost(folder))
   return losses
 
@@ -61,24 +64,21 @@ def sigterm(
 ) -> list[int]:
   """Once, at a random moment."""
   moment = disturbed.at_random(seconds, rng)
-  disturbed.interrupt(command, folder, signal.SIGTERM, moment)
-  return [disturbed.lost(folder)]
+  struck = disturbed.interrupt(command, folder, signal.SIGTERM, moment)
+  return [disturbed.lost(folder)] if struck else []
 
 
-def truncated(
-  command: Command, folder: pathlib.Path, rng: random.Random, seconds: float
+def damaged(
+  command: Command,
+  folder: pathlib.Path,
+  rng: random.Random,
+  seconds: float,
+  *,
+  flip: bool,
 ) -> list[int]:
-  """Half of a file of a checkpoint is gone."""
+  """A file of a checkpoint is not what was written."""
   disturbed.midway(command, folder)
-  return [disturbed.damage(folder, rng, flip=False)]
-
-
-def flipped(
-  command: Command, folder: pathlib.Path, rng: random.Random, seconds: float
-) -> list[int]:
-  """One bit of a file of a checkpoint is wrong."""
-  disturbed.midway(command, folder)
-  return [disturbed.damage(folder, rng, flip=True)]
+  return [disturbed.damage(folder, rng, flip=flip)]
 
 
 def disk_full(
@@ -124,8 +124,8 @@ def nan(
 FAULTS: dict[str, Fault] = {
   "kill": kill,
   "SIGTERM": sigterm,
-  "truncated": truncated,
-  "flipped": flipped,
+  "truncated": functools.partial(damaged, flip=False),
+  "flipped": functools.partial(damaged, flip=True),
   "disk full": disk_full,
   "read-only": read_only,
   "clock": clock,
@@ -160,7 +160,7 @@ def inject(
     "fault": name,
     "injected": len(losses),
     "survived": survived,
-    "lost": max(losses),
+    "lost": max(losses, default=0),
     "reason": reason,
   }
 
@@ -198,10 +198,11 @@ def main() -> None:
   expected = disturbed.contents(root / "undisturbed")
   rows: list[dict[str, Any]] = []
   for name in given.only:
-    number = -(-given.kills // IN_A_ROW) if name == "kill" else given.others
-    for index in range(number):
-      folder = root / f"{name.replace(' ', '-')}-{index}"
+    missing = given.kills if name == "kill" else given.others
+    while missing > 0:
+      folder = root / f"{name.replace(' ', '-')}-{missing}"
       rows.append(inject(name, command, folder, rng, seconds, expected))
+      missing -= rows[-1]["injected"]
       print(rows[-1], flush=True)
   header = {"versions": outputs.versions(), "device": outputs.device()}
   workdir.write_json(root / "faults.json", {**header, "results": rows})
