@@ -9,7 +9,7 @@ from experiments.evaluation import Chains, Reference
 from experiments.methods import Method
 from experiments.problems import Problem
 
-TWINS = 4  # images of each (c, y) beside the reference's of the same noise
+TWINS = 1  # images of each (c, y) beside the reference's of the same noise
 DRAWN = 100  # images of each (c, y)
 POINTS = 1000  # vectors of each (c, y)
 

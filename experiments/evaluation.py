@@ -211,7 +211,7 @@ def controlled(
   unguided = None
   if twins:
     few = twins * problem.num_conditions * problem.num_controls
-    unguided = run(twin, control, (c[:few], y[:few]), chunk=few)
+    unguided = run(twin, control, (c[:few], y[:few]), chunk=min(chunk, few))
   return Chains(x, unguided, *rest)
 
 

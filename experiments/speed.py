@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from ctrl_jax import parallel, sampling
 from ctrl_jax.types import EpsFn
@@ -26,8 +27,14 @@ def seconds_per_sample(
 
   They take turns, so that a machine that slows down slows them all; the best
   round counts.
+
+  Args:
+    problem: gives the kernel and every (c, y).
+    samplers: by name.
+    chunk: samples at a time.
+    rounds: of all samplers.
   """
-  c, y = cell_labels(chunk, problem)
+  c, y = (np.resize(a, (chunk,)) for a in cell_labels(chunk, problem))
   chain_keys = keys.example_keys(0, "speed", len(c))
   mesh = parallel.make_mesh(jax.local_devices()[:1])
 

@@ -155,7 +155,6 @@ def test_adapters_are_on_all_attention_and_on_nothing_else():
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 @pytest.mark.parametrize(
   ("dtype", "control_on"),
   [

@@ -75,6 +75,6 @@ def test_the_tiny_run_leaves_results_and_a_report(
     assert 0 <= entry["oracle_accuracy"]["mean"] <= 1
   with np.load(tmp_path / "evaluation.npz") as arrays:
     shape = arrays["samples_ctrl"].shape
-  assert shape[:2] == (4, 3) and shape[-3:] == (16, 16, 3)
+  assert shape == (4, 3, 1, 16, 16, 3)
   assert (tmp_path / "report.html").stat().st_size > 10_000
   assert len(list((tmp_path / "labelled").glob("*.png"))) == 80
