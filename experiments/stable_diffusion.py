@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
 from ctrl_jax import parallel, sampling
 from ctrl_jax.datasets import image_folder
@@ -26,10 +25,9 @@ from ctrl_jax.policy import Network
 from ctrl_jax.stable_diffusion import guided, pipeline
 from ctrl_jax.stable_diffusion.embedder import Embedder
 from ctrl_jax.stable_diffusion.pipeline import Pipeline
-from experiments import keys, stable_labels, tiny_model
+from experiments import painting, stable_labels, tiny_model
 from experiments.factors import control_names, joint_label
 from experiments.instruments import Look, in_chunks
-from experiments.logs import Progress
 from experiments.problems import Problem
 from experiments.stable_labels import Labelled
 
@@ -191,10 +189,6 @@ def assemble(
 
 def _paint(problem: Latents, config: ConfigDict, folder: pathlib.Path) -> None:
   """Fills a folder with images of the pre-trained model, unless it is there."""
-  if folder.exists():
-    return
-  draft = folder.with_name(folder.name + ".part")
-  draft.mkdir(parents=True, exist_ok=True)
 
   def sample(_, chain_keys, c):
     start = sampling.initial_noise(chain_keys, problem.sample_shape)
@@ -202,24 +196,12 @@ def _paint(problem: Latents, config: ConfigDict, folder: pathlib.Path) -> None:
     chain = sampling.rollout(chain_keys, start, problem.kernel, reference)
     return problem.decode(chain.x)
 
-  mesh = parallel.make_mesh()
-  num = config.data.num_images
-  chunk = -(-config.evaluate.chunk // mesh.size) * mesh.size
-  mapped = parallel.map_examples(sample, mesh)
-  all_keys = keys.example_keys(
-    config.seed, "labelled", -(-num // chunk) * chunk
+  rows = np.arange(config.data.num_images, dtype=np.int32)
+  painting.paint(
+    sample,
+    rows % problem.num_conditions,
+    folder,
+    seed=config.seed,
+    chunk=config.evaluate.chunk,
+    mesh=parallel.make_mesh(),
   )
-  progress = Progress("labelled", start=0, total=-(-num // chunk))
-  for start in range(0, num, chunk):
-    rows = np.arange(start, start + chunk, dtype=np.int32)
-    files = [draft / f"{row:06d}.png" for row in rows if row < num]
-    if not files[-1].exists():  # written last
-      chains = all_keys[start : start + chunk], rows % problem.num_conditions
-      images = parallel.gather(mapped((), *parallel.shard(chains, mesh)))
-      for file, picture in zip(
-        files, image_folder.as_bytes(images), strict=False
-      ):
-        Image.fromarray(picture).save(file)
-    progress.advance({})
-  progress.close()
-  draft.rename(folder)

@@ -24,10 +24,13 @@ FREE = {"devices", "data.dir", "prior.dir"}
 FREE_ENDINGS = ("log_every", "save_every")
 
 
-def _write_whole(
+def write_whole(
   path: pathlib.Path, write: Callable[[IO[bytes]], object]
 ) -> None:
-  """Has a file written beside its place and moves it there when complete."""
+  """Has a file written beside its place and moves it there when complete.
+
+  Several hosts may write the same file at once.
+  """
   descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
   try:
     with os.fdopen(descriptor, "wb") as file:
@@ -45,7 +48,7 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   Numbers that are not finite, which JSON does not know, are null.
   """
   text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
-  _write_whole(path, lambda file: file.write(text.encode()))
+  write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _finite(value: Any) -> Any:
@@ -64,7 +67,7 @@ def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
   def write(file: IO[bytes]) -> None:
     np.savez_compressed(file, allow_pickle=False, **arrays)
 
-  _write_whole(path, write)
+  write_whole(path, write)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:

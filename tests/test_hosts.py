@@ -2,20 +2,15 @@
 """One run on two hosts: real processes, each with two devices of its own."""
 
 import json
-import os
-import pathlib
 import signal
-import socket
-import subprocess
 import sys
 import time
 
 import numpy as np
 import pytest
 
-from tests.toy_processes import wait_for
+from tests.toy_processes import finish, start, two_hosts, wait_for
 
-ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = (
   *(sys.executable, "-m", "experiments.run"),
   "--config=experiments/configs/mixture.py:smoke",
@@ -24,42 +19,11 @@ COMMAND = (
 TIMES = {"wall_seconds", "train_seconds", "sample_seconds", "device"}
 
 
-def start(command, **variables):
-  """Starts one process."""
-  environment = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | variables
-  return subprocess.Popen(
-    command,
-    cwd=ROOT,
-    env=os.environ | environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
 def start_two(workdir, *arguments):
   """Starts both hosts of one run."""
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  return [
-    start(
-      [*COMMAND, f"--workdir={workdir}", "--distributed", *arguments],
-      JAX_NUM_CPU_DEVICES="2",
-      JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
-      JAX_NUM_PROCESSES="2",
-      JAX_PROCESS_ID=str(index),
-    )
-    for index in range(2)
-  ]
-
-
-def finish(processes, timeout=600):
-  """Output, errors and exit code of each."""
-  ended = [process.communicate(timeout=timeout) for process in processes]
-  return [
-    (*texts, p.returncode) for texts, p in zip(ended, processes, strict=True)
-  ]
+  return two_hosts(
+    [*COMMAND, f"--workdir={workdir}", "--distributed", *arguments]
+  )
 
 
 def numbers(workdir):

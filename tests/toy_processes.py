@@ -1,9 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Waiting for what a run in another process writes."""
+"""Runs in other processes: one, two hosts of one run, and waiting for them."""
 
+import os
 import pathlib
+import socket
 import subprocess
 import time
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def start(command, **variables):
+  """Starts one process."""
+  environment = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | variables
+  return subprocess.Popen(
+    command,
+    cwd=ROOT,
+    env=os.environ | environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def two_hosts(command):
+  """Starts a command on two hosts, of two devices each."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+  return [
+    start(
+      command,
+      JAX_NUM_CPU_DEVICES="2",
+      JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
+      JAX_NUM_PROCESSES="2",
+      JAX_PROCESS_ID=str(index),
+    )
+    for index in range(2)
+  ]
+
+
+def finish(processes, timeout=600):
+  """Output, errors and exit code of each."""
+  ended = [process.communicate(timeout=timeout) for process in processes]
+  return [
+    (*texts, p.returncode) for texts, p in zip(ended, processes, strict=True)
+  ]
 
 
 def wait_for(
