@@ -91,6 +91,7 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
     FileNotFoundError: no such model, or no such folder of images.
     ValueError: no model was named, or a setting does not fit it.
   """
+  _check(config)
   model = load(config, workdir)
   clip = stable_labels.read_clip(config, workdir)
   quantities = stable_labels.quantities(config, clip, workdir)
@@ -107,6 +108,37 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
     (only,) = factors
     fields |= {"edges": only.edges, "property_name": only.quantity.name}
   return StableDiffusion(**fields, factors=factors, clip=clip)
+
+
+def _check(config: ConfigDict) -> None:
+  """Raises ValueError where Stable Diffusion cannot do what is asked."""
+  control, compare = config.control, config.compare
+  if control.adapt != "lora":
+    raise ValueError(
+      f"control.adapt is {control.adapt!r}: of Stable Diffusion only low-rank "
+      "adapters are trained; use lora"
+    )
+  if control.head:
+    raise ValueError(
+      f"control.head is {control.head}: Stable Diffusion has no output head; "
+      "use ()"
+    )
+  tuned = {"classifier_free", "classifier_free_product"} & {*compare.guidance}
+  if tuned:
+    raise ValueError(
+      f"compare.guidance has {min(tuned)}: of Stable Diffusion only low-rank "
+      "adapters are trained, and it tunes the whole network; leave it out"
+    )
+  if "smc" in compare.guidance and compare.particles > config.evaluate.chunk:
+    raise ValueError(
+      f"compare.particles is {compare.particles}, all of which smc has in "
+      f"memory: use evaluate.chunk = {config.evaluate.chunk} or fewer"
+    )
+  if not config.data.dir and not config.data.num_images:
+    raise ValueError(
+      "data.num_images is 0: say how many images the model makes, or name a "
+      "folder of images by data.dir"
+    )
 
 
 def model_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:

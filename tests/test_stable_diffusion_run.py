@@ -42,6 +42,39 @@ def test_without_weights_the_run_says_where_to_name_them(
     stable_diffusion.make(config, tmp_path)
 
 
+@pytest.mark.parametrize(
+  ("changes", "told"),
+  [
+    ({"control.adapt": "full"}, "control.adapt is 'full': .* use lora"),
+    ({"control.adapt": "none"}, "control.adapt is 'none': .* use lora"),
+    ({"control.head": (8,)}, r"control.head is \(8,\): .* use \(\)"),
+    (
+      {"compare.guidance": ("smc", "classifier_free")},
+      "compare.guidance has classifier_free: .* leave it out",
+    ),
+    (
+      {"compare.guidance": ("classifier_free_product",)},
+      "compare.guidance has classifier_free_product: .* leave it out",
+    ),
+    (
+      {"compare.guidance": ("smc",), "evaluate.chunk": 8},
+      "compare.particles is 64, .* evaluate.chunk = 8 or fewer",
+    ),
+    ({"data.num_images": 0}, "data.num_images is 0: .* data.dir"),
+  ],
+)
+def test_what_cannot_be_had_is_refused_before_anything_is_done(
+  tmp_path: pathlib.Path, changes: dict[str, Any], told: str
+) -> None:
+  config = sd15_compressibility.get_config("tiny")
+  config.update_from_flattened_dict(changes)
+  rules.validate(config)
+  with pytest.raises(ValueError, match=told) as error:
+    stable_diffusion.make(config, tmp_path)
+  assert "\n" not in str(error.value)
+  assert not any(tmp_path.iterdir())
+
+
 def test_the_tiny_model_is_written_once(tmp_path: pathlib.Path) -> None:
   folder = tiny_model.write(tmp_path / "model")
   file = folder / "unet" / "diffusion_pytorch_model.safetensors"
