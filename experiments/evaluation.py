@@ -105,7 +105,7 @@ def reference(
   """Samples the pre-trained chain, or reads what an earlier call sampled.
 
   Args:
-    problem: gives the kernel and the number of conditions.
+    problem: gives the kernel and the conditions, evaluated and trained.
     eps_fn: c -> EpsFn of the pre-trained model.
     reward_fn: log p(y | x, c).
     gamma: guidance strength of log Z.
@@ -119,7 +119,7 @@ def reference(
     with np.load(path, allow_pickle=False) as saved:
       samples, log_p = saved["samples"], saved["log_likelihood"]
   else:
-    conditions, repeats = problem.num_conditions, num // problem.num_conditions
+    conditions, repeats = problem.num_sampled, num // problem.num_sampled
 
     def function(_, chain_keys, c):
       start = sampling.initial_noise(chain_keys, problem.sample_shape)
@@ -144,6 +144,18 @@ def at_gamma(problem: Problem, reference: Reference, gamma: float) -> Reference:
   return Reference(
     reference.samples, log_p, *_log_evidence(problem, log_p, gamma)
   )
+
+
+def evaluated(
+  problem: Problem, reference: Reference, gamma: float
+) -> Reference:
+  """Those of the samples whose conditions are evaluated."""
+  first = slice(problem.num_conditions)
+  rows = reference._replace(
+    samples=reference.samples[:, first],
+    log_likelihood=reference.log_likelihood[:, first],
+  )
+  return at_gamma(problem, rows, gamma)
 
 
 def _log_evidence(

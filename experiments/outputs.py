@@ -86,6 +86,7 @@ def collect(
       "steps": problem.kernel.num_steps,
       "eta": config.kernel.eta,
       "gamma": gamma,
+      **problem.facts(),
     },
     "classifier": learned.classifier,
     "independent_classifier": learned.independent,

@@ -9,6 +9,7 @@ from a config.
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,7 +27,7 @@ class Problem:
   sde: SDE
   kernel: Kernel
   sample_shape: tuple[int, ...]
-  num_conditions: int
+  num_conditions: int  # values of c that are evaluated, the first ones
   controls: np.ndarray  # values of y that are evaluated: int32 labels, or reals
   control_names: tuple[str, ...]
   property_name: str
@@ -39,6 +40,15 @@ class Problem:
   def num_controls(self) -> int:
     """Number of values of y that are evaluated."""
     return len(self.controls)
+
+  @property
+  def num_sampled(self) -> int:
+    """Number of values of c that are evaluated or trained."""
+    return self.num_conditions
+
+  def facts(self) -> dict[str, Any]:
+    """What results.json says of this problem alone."""
+    return {}
 
   def pictures(self, samples: np.ndarray) -> np.ndarray:
     """Samples [N, ...] as a person looks at them; images are in [-1, 1]."""

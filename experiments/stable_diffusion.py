@@ -26,6 +26,7 @@ from ctrl_jax.stable_diffusion import guided, pipeline
 from ctrl_jax.stable_diffusion.embedder import Embedder
 from ctrl_jax.stable_diffusion.pipeline import Pipeline
 from experiments import painting, stable_labels, tiny_model
+from experiments.configs import stable_diffusion as schema
 from experiments.factors import control_names, joint_label
 from experiments.instruments import Look, in_chunks
 from experiments.problems import Problem
@@ -41,7 +42,28 @@ class Latents(Problem):
   pipeline: Pipeline
   network: Network
   frozen: guided.Parameters
-  prompts: tuple[str, ...]
+  prompts: tuple[str, ...]  # all values of c; the first are evaluated
+  trained: np.ndarray  # c of the prompts that training asks for, int32
+
+  @property
+  def num_sampled(self) -> int:
+    """Number of all prompts."""
+    return len(self.prompts)
+
+  def requests(self, log_evidence: np.ndarray) -> dict[str, np.ndarray]:
+    """Every y of the prompts that training asks for."""
+    table = super().requests(log_evidence)
+    asked = np.isin(table["c"], self.trained)
+    return {name: column[asked] for name, column in table.items()}
+
+  def facts(self) -> dict[str, Any]:
+    """Which prompts are evaluated, and those that training never asked for."""
+    shown = range(self.num_conditions)
+    unseen = [c for c in shown if c not in self.trained]
+    return {
+      "prompts": [self.prompts[c] for c in shown],
+      "unseen_prompts": [self.prompts[c] for c in unseen],
+    }
 
   def control_scale(self) -> np.ndarray:
     """One, [K], so that the control can be merged into the weights."""
@@ -85,13 +107,13 @@ class StableDiffusion(Latents):
 
 
 def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
-  """The problem of config.model, config.prompts and config.data.
+  """The problem of config.model, its prompts and config.data.
 
   Raises:
     FileNotFoundError: no such model, or no such folder of images.
     ValueError: no model was named, or a setting does not fit it.
   """
-  _check(config)
+  schema.check(config)
   model = load(config, workdir)
   clip = stable_labels.read_clip(config, workdir)
   quantities = stable_labels.quantities(config, clip, workdir)
@@ -108,37 +130,6 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
     (only,) = factors
     fields |= {"edges": only.edges, "property_name": only.quantity.name}
   return StableDiffusion(**fields, factors=factors, clip=clip)
-
-
-def _check(config: ConfigDict) -> None:
-  """Raises ValueError where Stable Diffusion cannot do what is asked."""
-  control, compare = config.control, config.compare
-  if control.adapt != "lora":
-    raise ValueError(
-      f"control.adapt is {control.adapt!r}: of Stable Diffusion only low-rank "
-      "adapters are trained; use lora"
-    )
-  if control.head:
-    raise ValueError(
-      f"control.head is {control.head}: Stable Diffusion has no output head; "
-      "use ()"
-    )
-  tuned = {"classifier_free", "classifier_free_product"} & {*compare.guidance}
-  if tuned:
-    raise ValueError(
-      f"compare.guidance has {min(tuned)}: of Stable Diffusion only low-rank "
-      "adapters are trained, and it tunes the whole network; leave it out"
-    )
-  if "smc" in compare.guidance and compare.particles > config.evaluate.chunk:
-    raise ValueError(
-      f"compare.particles is {compare.particles}, all of which smc has in "
-      f"memory: use evaluate.chunk = {config.evaluate.chunk} or fewer"
-    )
-  if not config.data.dir and not config.data.num_images:
-    raise ValueError(
-      "data.num_images is 0: say how many images the model makes, or name a "
-      "folder of images by data.dir"
-    )
 
 
 def model_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -168,7 +159,7 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
   settings = config.model
   folder = model_folder(config, workdir)
   dtype: Any = jnp.dtype(settings.dtype)
-  prompts = tuple(config.prompts)
+  prompts = schema.all_prompts(config)
   encoded = pipeline.encode_prompts(folder, prompts, dtype=dtype)
   for prompt in encoded.truncated:
     print(f"warning: cut to 77 tokens: {prompt!r}", file=sys.stderr)
@@ -185,7 +176,7 @@ def assemble(
   config: ConfigDict, parts: Pipeline, encoded: pipeline.Prompts
 ) -> Latents:
   """The problem but for its labels, of networks and prompts."""
-  settings = config.model
+  settings, prompts = config.model, schema.all_prompts(config)
   sizes = [config.data.num_controls] * (1 + bool(config.data.second_quantity))
   frozen: guided.Parameters = {
     "unet": parts.unet_params,
@@ -200,7 +191,7 @@ def assemble(
       config.kernel.num_steps, eta=config.kernel.eta
     ),
     sample_shape=parts.latent_shape(settings.size),
-    num_conditions=len(config.prompts),
+    num_conditions=len(config.evaluate.prompts or prompts),
     controls=np.arange(math.prod(sizes), dtype=np.int32),
     control_names=control_names(sizes),
     property_name="",
@@ -215,7 +206,8 @@ def assemble(
       control_on=settings.control_on,
     ),
     frozen=frozen,
-    prompts=tuple(config.prompts),
+    prompts=prompts,
+    trained=np.array([prompts.index(p) for p in config.prompts], np.int32),
   )
 
 
@@ -228,10 +220,9 @@ def _paint(problem: Latents, config: ConfigDict, folder: pathlib.Path) -> None:
     chain = sampling.rollout(chain_keys, start, problem.kernel, reference)
     return problem.decode(chain.x)
 
-  rows = np.arange(config.data.num_images, dtype=np.int32)
   painting.paint(
     sample,
-    rows % problem.num_conditions,
+    np.resize(problem.trained, (config.data.num_images,)),
     folder,
     seed=config.seed,
     chunk=config.evaluate.chunk,

@@ -51,6 +51,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
     learned = pretraining.train(this, problem, timed)
   reference = timed("reference", sample_reference, learned)
   params = timed("control", control.train, learned, reference)
+  reference = evaluation.evaluated(problem, reference, config.reward.gamma)
   chains = timed("evaluate", sample_control, learned, params)
   compared = {}
   if config.compare.guidance:

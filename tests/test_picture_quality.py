@@ -116,7 +116,7 @@ def test_pictures_of_latents_are_judged(tmp_path: pathlib.Path) -> None:
   found = stable_training.picture_quality(problem, 16)
   assert found["brisque"] is not None and found["clip_score"] is not None
   np.testing.assert_array_equal(found["brisque"](x, c), brisque.score(pictures))
-  texts = clip.texts([config.prompts[i] for i in c])
+  texts = clip.texts([problem.prompts[i] for i in c])
   expected = metrics.clip_score(jax.jit(clip.images)(pictures), texts)
   np.testing.assert_allclose(found["clip_score"](x, c), expected, atol=1e-3)
   assert np.ptp(expected) > 0.1

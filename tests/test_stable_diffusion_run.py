@@ -60,6 +60,11 @@ def test_without_weights_the_run_says_where_to_name_them(
       {"compare.guidance": ("smc",), "evaluate.chunk": 8},
       "compare.particles is 64, .* evaluate.chunk = 8 or fewer",
     ),
+    ({"prompts": ()}, r"prompts is \(\): give some"),
+    (
+      {"compare.gammas": (3.0,)},
+      r"compare.gammas and .*: use evaluate.prompts = \(\), or",
+    ),
     ({"data.num_images": 0}, "data.num_images is 0: .* data.dir"),
   ],
 )
@@ -101,6 +106,8 @@ def test_the_tiny_run_leaves_results_and_a_report(
   )
   assert done.returncode == 0, done.stderr
   results = json.loads((tmp_path / "results.json").read_text())
+  assert results["problem"]["prompts"] == ["cat", "panda"]
+  assert results["problem"]["unseen_prompts"] == ["panda"]
   methods = results["methods"]
   assert methods["pretrained"]["path_kl"] == 0
   assert methods["ctrl"]["path_kl"] > 0
@@ -108,6 +115,8 @@ def test_the_tiny_run_leaves_results_and_a_report(
     assert 0 <= entry["oracle_accuracy"]["mean"] <= 1
   with np.load(tmp_path / "evaluation.npz") as arrays:
     shape = arrays["samples_ctrl"].shape
-  assert shape == (4, 3, 1, 16, 16, 3)
-  assert (tmp_path / "report.html").stat().st_size > 10_000
+  assert shape == (4, 2, 1, 16, 16, 3)
+  report = (tmp_path / "report.html").read_text()
+  assert len(report) > 10_000
+  assert "cat, panda. Training never asked for panda." in report
   assert len(list((tmp_path / "labelled").glob("*.png"))) == 80

@@ -21,6 +21,10 @@ def _eights(value: Any) -> bool:
   return _widths(value) and not any(width % 8 for width in value)
 
 
+def _texts(value: Any) -> bool:
+  return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+
+
 def _among(*words: str) -> Rule:
   return lambda v: set(v) <= set(words), f"use some of {', '.join(words)}"
 
@@ -122,8 +126,8 @@ RULES: dict[str, Rule] = {
   "widths": (_eights, "use multiples of 8, such as (64, 128, 256)"),
   "strides": (_widths, "use whole numbers above 0, such as (1, 2, 2)"),
   "prompts": (
-    lambda v: len(v) > 0 and all(isinstance(text, str) for text in v),
-    "give at least one prompt, as in ('cat', 'dog')",
+    lambda v: _texts(v) and len(set(v)) == len(v),
+    "use different texts, as in ('cat', 'dog')",
   ),
   "edges": _EDGES,
   "second_edges": _EDGES,

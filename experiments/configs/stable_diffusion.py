@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
     "ema_decay": 0.0,
     "warmup_steps": 0,
   }
+  # Values of c that are evaluated, whether trained or not; (): those trained.
+  common["evaluate"]["prompts"] = ()
   classifier = base.optimiser(batch_size=256, learning_rate=1e-3) | {
     "widths": (64, 128, 256),  # channels of its blocks, multiples of 8
     "strides": (1, 2, 2),  # of these
@@ -48,7 +50,7 @@ def get_config() -> ConfigDict:
         "attention": "",  # "": XLA's own choice; cudnn: flash, on a GPU
         "remat": True,  # compute blocks again in the backward pass
       },
-      "prompts": (),  # values of c
+      "prompts": (),  # values of c that training asks for
       "data": {
         "dir": "",  # folder of images; "": the model makes them
         "num_images": 10000,  # to make, or the first of the folder; 0: all
@@ -66,3 +68,46 @@ def get_config() -> ConfigDict:
       "independent": dict(classifier),  # only watches
     }
   ).lock()
+
+
+def all_prompts(config: ConfigDict) -> tuple[str, ...]:
+  """Every value of c once: those that are evaluated, then all others."""
+  return tuple(dict.fromkeys((*config.evaluate.prompts, *config.prompts)))
+
+
+def check(config: ConfigDict) -> None:
+  """Raises ValueError where Stable Diffusion cannot do what is asked."""
+  control, compare = config.control, config.compare
+  if control.adapt != "lora":
+    raise ValueError(
+      f"control.adapt is {control.adapt!r}: of Stable Diffusion only low-rank "
+      "adapters are trained; use lora"
+    )
+  if control.head:
+    raise ValueError(
+      f"control.head is {control.head}: Stable Diffusion has no output head; "
+      "use ()"
+    )
+  if not config.prompts:
+    raise ValueError("prompts is (): give some, as in ('cat', 'dog')")
+  tuned = {"classifier_free", "classifier_free_product"} & {*compare.guidance}
+  if tuned:
+    raise ValueError(
+      f"compare.guidance has {min(tuned)}: of Stable Diffusion only low-rank "
+      "adapters are trained, and it tunes the whole network; leave it out"
+    )
+  if "smc" in compare.guidance and compare.particles > config.evaluate.chunk:
+    raise ValueError(
+      f"compare.particles is {compare.particles}, all of which smc has in "
+      f"memory: use evaluate.chunk = {config.evaluate.chunk} or fewer"
+    )
+  if config.evaluate.prompts and (compare.gammas or compare.objectives):
+    raise ValueError(
+      "compare.gammas and compare.objectives train on what is evaluated: use "
+      "evaluate.prompts = (), or leave both out"
+    )
+  if not config.data.dir and not config.data.num_images:
+    raise ValueError(
+      "data.num_images is 0: say how many images the model makes, or name a "
+      "folder of images by data.dir"
+    )
