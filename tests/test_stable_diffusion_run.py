@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The experiment on Stable Diffusion, at random weights and toy sizes."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -11,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import stable_diffusion, tiny_model
+from experiments import flags, stable_diffusion, tiny_model
+from experiments.benchmarks import weightless
 from experiments.configs import rules, sd15_compressibility, sd15_multitask
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -29,6 +31,35 @@ SETTINGS = {
 )
 def test_configs_are_valid(config: Any, variant: str) -> None:
   rules.validate(config.get_config(variant))
+
+
+def settings(text: str) -> list[str]:
+  """The flags for a card of 24 GB that a text has."""
+  words = (
+    text[text.index("--config.model.dtype=") :].replace("\\\n", "").split()
+  )
+  return list(itertools.takewhile(lambda word: word.startswith("--"), words))
+
+
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
+def test_flags_for_24_gb_are_the_memory_plans() -> None:
+  found = settings(sd15_compressibility.__doc__ or "")
+  assert settings((ROOT / "README.md").read_text()) == found
+  file = f"--config={sd15_compressibility.__file__}"
+  config, _, _ = flags.parse(["run", file, *found])
+  rules.validate(config)
+  chains = config.control.batch_size
+  planned = weightless.configure(
+    batch=chains,
+    parts=chains,  # one at a time
+    steps=50,
+    backprop_steps=50,
+    attention="cudnn",
+  )
+  planned.control.ctrl.backprop_steps = None  # all 50
+  for classifier in ("classifier", "independent"):  # not in the plan
+    planned[classifier].batch_size = 16
+  assert rules.flatten(config) == rules.flatten(planned)
 
 
 def test_without_weights_the_run_says_where_to_name_them(

@@ -4,20 +4,34 @@
   python -m experiments.run --config=experiments/configs/sd15_compressibility.py
     --config.model.path=/path/to/stable-diffusion-v1-5 --config.data.dir=PHOTOS
 
-The first experiment of the CTRL paper: 45 animals as prompts, the size as a
-JPEG file of quality 95 in its four bins, guidance 7.5, 50 steps of DDIM with
-eta 1, adapters of rank 4. What differs is that the KL divergence is in nats,
-summed over the 16,384 dimensions of a latent, and so is gamma.
+The first experiment of the CTRL paper: 45 animals as prompts, 8 to evaluate of
+which 2 are new, the size as a JPEG file of quality 95 in its four bins,
+guidance 7.5, 50 steps of DDIM with eta 1, adapters of rank 4. What differs:
+
+* The KL divergence is in nats, summed over the 16,384 dimensions of a latent,
+  and so is gamma.
+* The classifier has group norms and SiLU for batch norms and ReLU, and sees the
+  first 10,000 files in 2000 updates of 32, not all of them in 80 epochs of 256.
+  A second one, of other files, only watches.
+* All learning rates decay by a cosine, to 2 % of the peak; Adam's b2 is 0.99.
 
 PHOTOS is any folder of images, the paper's being the AVA photographs; without
 it the model makes 10,000 images, and these are labelled. With a folder of CLIP,
 --config.aesthetic.clip=CLIP, results have CLIP scores.
 
-Variants: nats, gamma = 10, a control of the strength that is asked for, with
-bins of equal shares of the labelled images; self_labelled, the same on images
-of the model's own, of which the paper's last bin would have one in 200; paper,
-the effective gamma of the authors' code, 1.6e5, at which the KL is as good as
-absent; tiny, random weights of a few layers, on which every stage runs anywhere
+A GPU of 24 GB needs bfloat16, flash attention, one chain at a time, and fewer
+images in the classifiers' batches:
+
+    --config.model.dtype=bfloat16 --config.model.attention=cudnn
+    --config.control.ctrl.accumulate=64
+    --config.classifier.batch_size=16 --config.independent.batch_size=16
+
+Variants: nats, a control of the strength that is asked for, gamma = 10 or any
+--config.reward.gamma from 1 to 100, with bins of equal shares of the labelled
+images; self_labelled, the same on images of the model's own, of which the
+paper's last bin would have one in 200; paper, the effective gamma of the
+authors' code, 1.6e5, at which the KL is as good as absent, and their 18 updates
+of 256; tiny, random weights of a few layers, on which every stage runs anywhere
 in two minutes.
 """
 
