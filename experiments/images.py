@@ -6,6 +6,7 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,10 @@ class Images(Problem):
     height, width, _ = self.sample_shape
     patches = (height // self.network.patch) * (width // self.network.patch)
     return patches, self.network.dims
+
+  def facts(self) -> dict[str, Any]:
+    """What each factor of y measures."""
+    return {"factors": [factor.quantity.name for factor in self.factors]}
 
   def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
     """The oracles' y of each image, int32 [N]; -1 for one of NaN."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What looks at samples: the oracle and a classifier that only watches."""
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -23,12 +24,13 @@ class Instruments(NamedTuple):
   opinion: Look | None  # the independent classifier's y, [N]
   features: Look  # in which distances are measured, [N, d]
   quality: Quality  # whether samples are good ones, whatever y
+  sizes: tuple[int, ...]  # labels of each factor of y that verdict tells apart
 
 
 def of_pictures(
   label: Callable[[np.ndarray], np.ndarray],
   independent: Judge,
-  num_controls: int,
+  sizes: Sequence[int],
   *,
   chunk: int = 2000,
   quality: Quality | None = None,
@@ -38,19 +40,20 @@ def of_pictures(
   Args:
     label: samples [N, ...] -> y, int [N]; -1 for one of NaN.
     independent: a classifier of samples.
-    num_controls: values of y.
+    sizes: labels of each factor of y, the first varies slowest.
     chunk: samples that it sees at a time.
     quality: figures of samples that were made for c.
   """
 
   def verdict(x):
-    return np.asarray(jax.nn.one_hot(label(x), num_controls))
+    return np.asarray(jax.nn.one_hot(label(x), math.prod(sizes)))
 
   return Instruments(
     verdict,
     in_chunks(lambda x: independent.logits_fn(x).argmax(-1), chunk=chunk),
     in_chunks(independent.features_fn, chunk=chunk),
     quality or {},
+    tuple(sizes),
   )
 
 
@@ -58,7 +61,7 @@ def of_exact(problem: Exact) -> Instruments:
   """The true p(y | x), and distances between the samples themselves."""
   known = problem.probabilities
   return Instruments(
-    None if known is None else in_chunks(known), None, lambda x: x, {}
+    None if known is None else in_chunks(known), None, lambda x: x, {}, ()
   )
 
 

@@ -98,7 +98,9 @@ def train(this: Run, problem: Images, timed: Clock) -> Learned:
     policies.on_images(
       problem, this.config.control, params, rewarder.reward_fn
     ),
-    instruments.of_pictures(problem.label, independent, problem.num_controls),
+    instruments.of_pictures(
+      problem.label, independent, [f.num_labels for f in problem.factors]
+    ),
     rewarder.metrics,
     independent.metrics,
     rewarder.reliability,

@@ -170,7 +170,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
       )
       for heading, results, columns in (
         ("main", run.results, tables.main_columns(run.results)),
-        ("more", run.results, tables.MORE_COLUMNS),
+        ("more", run.results, tables.more_columns(run.results)),
         (
           "exact",
           run.results,

@@ -7,6 +7,7 @@ because a sampler that has learned to deceive the classifier of its reward
 looks good to that one only.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -78,10 +79,37 @@ def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
     found["oracle_accuracy"] = _share(right, cells.log_weights)
     found["macro_f1"] = float(metrics.macro_f1(jnp.asarray(table)))
     found["confusion"] = np.rint(table).astype(int).tolist()
+    if len(instruments.sizes) > 1:
+      found |= by_factor(verdict, table, cells.log_weights, instruments.sizes)
   if instruments.opinion is not None:
     right = instruments.opinion(samples).reshape(shape) == np.arange(controls)
     share = weighting.mean(right, cells.log_weights)
     found["independent_accuracy"] = float(share.mean())
+  return found
+
+
+def by_factor(
+  verdict: np.ndarray,
+  table: np.ndarray,
+  log_weights: np.ndarray,
+  sizes: Sequence[int],
+) -> dict[str, Any]:
+  """Accuracy and macro-F1 of each factor of y, numbered from 1.
+
+  Args:
+    verdict: the oracle's probability of every y [n, C, Y, Y].
+    table: confusion of y [Y, Y], requested by measured.
+    log_weights: of the samples [n, C, Y].
+    sizes: number of labels of each factor, the first varies slowest.
+  """
+  found: dict[str, Any] = {}
+  parts = np.unravel_index(np.arange(len(table)), sizes)
+  for i, (labels, size) in enumerate(zip(parts, sizes, strict=True), start=1):
+    has = np.eye(size)[labels]  # [Y, size]: the label of this factor in y
+    right = np.einsum("ncyl,yl->ncy", verdict @ has, has)
+    found[f"oracle_accuracy_{i}"] = _share(right, log_weights)
+    of_factor = jnp.asarray(has.T @ table @ has)
+    found[f"macro_f1_{i}"] = float(metrics.macro_f1(of_factor))
   return found
 
 

@@ -101,6 +101,11 @@ class StableDiffusion(Latents):
   factors: tuple[Labelled, ...]  # of y, the first varies slowest
   clip: Embedder | None  # that judges how well a picture fits its prompt
 
+  def facts(self) -> dict[str, Any]:
+    """The prompts, and what each factor of y measures."""
+    names = [factor.quantity.name for factor in self.factors]
+    return {**super().facts(), "factors": names}
+
   def label(self, samples: np.ndarray) -> np.ndarray:
     """The oracles' y of each latent, int32 [N]; -1 for one of NaN."""
     return self.look(functools.partial(joint_label, self.factors), samples)

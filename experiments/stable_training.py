@@ -40,7 +40,7 @@ def train(this: Run, problem: StableDiffusion, timed: Clock) -> Learned:
     instruments.of_pictures(
       problem.label,
       judges.after(independent, problem.decode),
-      problem.num_controls,
+      [f.num_labels for f in problem.factors],
       chunk=this.config.evaluate.chunk,
       quality=picture_quality(problem, this.config.model.size),
     ),

@@ -44,6 +44,13 @@ MORE_COLUMNS = (
   Column("training (s)", "train_seconds", 1),
   Column("sampling (s)", "sample_seconds", 1),
 )
+# Of problems whose y has several factors, of which problem.factors has names.
+FACTOR_COLUMNS = (
+  Column("factor 1: oracle %", "oracle_accuracy_1", 1, 100),
+  Column("F1 %", "macro_f1_1", 1, 100),
+  Column("factor 2: oracle %", "oracle_accuracy_2", 1, 100),
+  Column("F1 %", "macro_f1_2", 1, 100),
+)
 # Of pictures; beside the others where they were measured.
 QUALITY_COLUMNS = (
   Column("CLIP score", "clip_score", 1),
@@ -137,6 +144,11 @@ def measured(results: Results, columns: Sequence[Column]) -> list[Column]:
 def main_columns(results: Results) -> list[Column]:
   """The columns of the first table: of all runs, and of pictures' quality."""
   return [*COLUMNS, *measured(results, QUALITY_COLUMNS)]
+
+
+def more_columns(results: Results) -> list[Column]:
+  """The columns of the second table: of all runs, and of each factor of y."""
+  return [*MORE_COLUMNS, *measured(results, FACTOR_COLUMNS)]
 
 
 def warnings(results: Results) -> list[str]:

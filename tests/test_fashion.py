@@ -81,6 +81,8 @@ def test_two_factors_share_no_labelled_image(files, tmp_path):
     "y = 1, 0",
     "y = 1, 1",
   )
+  names = problem.facts()["factors"]
+  assert [name.split()[0] for name in names] == ["size", "ink"]
   bad = np.full((1, 28, 28, 1), np.nan, np.float32)
   assert problem.label(bad).tolist() == [-1]
 
@@ -186,7 +188,14 @@ def test_smoke(files, tmp_path):
   results = json.loads((tmp_path / "results.json").read_text())
   assert results["problem"]["num_controls"] == 4
   assert {"accuracy_1", "accuracy_2"} <= results["classifier"].keys()
-  confusion = np.array(results["methods"]["ctrl"]["confusion"])
+  assert len(results["problem"]["factors"]) == 2
+  ctrl = results["methods"]["ctrl"]
+  for field in ("oracle_accuracy_1", "oracle_accuracy_2"):
+    assert ctrl["oracle_accuracy"]["mean"] <= ctrl[field]["mean"] <= 1
+  assert (
+    "Factors of y: 1 is size as JPEG" in (tmp_path / "report.html").read_text()
+  )
+  confusion = np.array(ctrl["confusion"])
   assert confusion.shape == (4, 4)
   np.testing.assert_allclose(confusion.sum(1), confusion.sum() / 4, atol=1)
   assert (tmp_path / "report.html").exists() and "fashion:smoke" in out

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of y's factors: what the oracle says of each of them alone."""
+
+import numpy as np
+import pytest
+
+from ctrl_jax.metrics import Estimate
+from experiments import scores, tables
+from experiments.instruments import Instruments
+from experiments.methods import Method
+from experiments.weighting import Cells
+from tests import toy_results
+
+N, C, SIZES = 4, 2, (2, 3)
+Y = 6
+
+
+def test_factors_are_judged_by_themselves():
+  """Samples are the oracle's y: the first label is right, few of the second.
+
+  They count by their weights, and one of NaN is wrong throughout.
+  """
+  first, second = np.unravel_index(np.arange(Y), SIZES)
+  measured = np.tile(np.arange(Y, dtype=np.float32), (N, C, 1))
+  measured[::2] = np.ravel_multi_index((first, (second + 1) % 3), SIZES)
+  log_weights = np.zeros((N, C, Y))
+  log_weights[::2] = np.log(3.0)  # three quarters have another second label
+  measured[3, 0, 0] = -1
+
+  def verdict(samples):
+    return (samples[:, None] == np.arange(Y)).astype(float)
+
+  looking = Instruments(verdict, None, lambda x: x[:, None], {}, SIZES)
+  cells = Cells(measured, log_weights, np.zeros((N, C, Y)))
+  exact = Cells(measured, np.zeros((N, C, Y)), np.zeros((N, C, Y)))
+  method = Method(cells, None, None, None, None, 1, 0)
+  log_z = Estimate(np.zeros(()), np.zeros(()))
+  found = scores.score(method, looking, exact, log_z, gamma=1.0, seed=0)
+  lost = 1 / 8 / (C * Y)  # of the one of NaN
+  assert found["oracle_accuracy"]["mean"] == pytest.approx(1 / 4 - lost)
+  assert found["oracle_accuracy_1"]["mean"] == pytest.approx(1 - lost)
+  assert found["oracle_accuracy_2"]["mean"] == pytest.approx(1 / 4 - lost)
+  assert found["oracle_accuracy_1"]["stderr"] < 0.02
+  assert found["macro_f1_1"] == pytest.approx(1)
+  # 2 TP / (asked + seen), a quarter of 16 right; half a sample of 0 is lost.
+  f1 = (2 * 3.5 / 31 + 2 * 4 / 32 + 2 * 4 / 32) / 3
+  assert found["macro_f1_2"] == pytest.approx(f1)
+
+
+def test_they_are_printed_where_there_are_several():
+  results = toy_results.make_results(np.random.default_rng(0))
+  assert tables.more_columns(results) == list(tables.MORE_COLUMNS)
+  results["methods"]["ctrl"]["oracle_accuracy_2"] = {"mean": 0.613}
+  (*_, column) = tables.more_columns(results)
+  assert column.heading == "factor 2: oracle %"
