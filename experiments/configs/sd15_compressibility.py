@@ -19,8 +19,8 @@ PHOTOS is any folder of images, the paper's being the AVA photographs; without
 it the model makes 10,000 images, and these are labelled. With a folder of CLIP,
 --config.aesthetic.clip=CLIP, results have CLIP scores.
 
-A GPU of 24 GB needs bfloat16, flash attention, one chain at a time, and fewer
-images in the classifiers' batches:
+A GPU of 24 GB needs bfloat16, flash attention, one chain at a time (as many
+parts as control.batch_size, so of paper 256) and smaller batches of images:
 
     --config.model.dtype=bfloat16 --config.model.attention=cudnn
     --config.control.ctrl.accumulate=64
