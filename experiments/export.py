@@ -31,7 +31,8 @@ def config_of(run: pathlib.Path) -> ConfigDict:
 
   Raises:
     FileNotFoundError: there is no such run, or it is not finished.
-    ValueError: it is a run of another family, or its config is damaged.
+    ValueError: it is a run of another family, its control leaves the empty
+      prompt alone, or its config is damaged.
   """
   for file in ("config.json", "results.json"):
     if not (run / file).is_file():
@@ -42,6 +43,12 @@ def config_of(run: pathlib.Path) -> ConfigDict:
     raise ValueError(
       f"{run} is a run of {family}: diffusers knows only what a run of "
       "stable_diffusion controls"
+    )
+  model = fields["model"]
+  if model["control_on"] == "conditional" and model["guidance_scale"] > 1:
+    raise ValueError(
+      f"{run} has model.control_on=conditional, but diffusers has one U-Net "
+      "for prompts and empty prompts: train with model.control_on=guided"
     )
   return ConfigDict(fields)
 

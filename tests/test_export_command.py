@@ -63,6 +63,13 @@ def test_what_cannot_be_exported_is_one_line(
   assert "model.path is empty" in fault(monkeypatch, capsys, run)
   other = finish(tmp_path / "digits", digits.get_config())
   assert "is a run of digits: " in fault(monkeypatch, capsys, other)
+  config = sd15_compressibility.get_config()
+  config.model.control_on = "conditional"
+  alone = finish(tmp_path / "alone", config)
+  assert "train with model.control_on=guid" in fault(monkeypatch, capsys, alone)
+  config.model.guidance_scale = 1.0  # without an empty prompt they are the same
+  write_json(alone / "config.json", config.to_dict())
+  assert "model.path is empty" in fault(monkeypatch, capsys, alone)
   (run / "config.json").write_text("{")
   assert "config.json is not valid JSON" in fault(monkeypatch, capsys, run)
 
