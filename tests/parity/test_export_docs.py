@@ -1,20 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """docs/export.md runs as printed, in order, and does what it says."""
 
+import contextlib
+import json
 import pathlib
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
 
+from ctrl_jax import policy, sampling
 from ctrl_jax.models import lora
-from ctrl_jax.stable_diffusion import export, released
+from ctrl_jax.stable_diffusion import export, pipeline, released
+from ctrl_jax.stable_diffusion.guided import is_attention, make_network
 from tests.parity import toy_export as toy
+from tests.parity.against_torch import from_torch, relative_error
+from tests.parity.test_generation import GUIDANCE, theirs
 
+PROMPTS, CHOSEN, STEPS = ("a cat", "dog"), (2, 0), 5
 TEXT = (pathlib.Path(__file__).parents[2] / "docs" / "export.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
 (CONVERSION,) = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
@@ -71,6 +79,53 @@ def test_checkpoints_of_the_authors(ours, tmp_path) -> None:
   assert np.abs(plain - found).max() > 0.05 * np.abs(found).max()
 
 
+def rollout(ours: toy.Ours, guidance: float = GUIDANCE) -> sampling.Rollout:
+  """Chains of the policy whose control is exported, one a prompt and label."""
+  loaded = pipeline.load(ours.folder)
+  prompts = pipeline.encode_prompts(ours.folder, PROMPTS)
+  params = {
+    "unet": loaded.unet_params,
+    "prompts": prompts.prompts,
+    "empty": prompts.empty,
+  }
+  controlled = policy.lora(
+    make_network(loaded.unet, loaded.schedule, guidance=guidance),
+    params,
+    lambda t: jnp.ones(()),
+    num_controls=toy.LABELS,
+    dims=toy.WIDTH,
+    rank=toy.RANK,
+    select=is_attention,
+  )
+  control = {
+    "embedding": ours.table,
+    "lora": {f"unet/{path}": pair for path, pair in ours.adapters.items()},
+  }
+  keys = jax.random.split(jax.random.key(0), len(PROMPTS))
+
+  @jax.jit
+  def generate(control, y):
+    return sampling.rollout(
+      keys,
+      sampling.initial_noise(keys, loaded.latent_shape(16)),
+      loaded.schedule.kernel(STEPS, eta=1.0),
+      controlled.pair_fn(control, jnp.arange(len(PROMPTS)), y),
+      keep_path=True,
+    )
+
+  chains = generate(control, jnp.array(CHOSEN))
+  others = generate(control, jnp.array(CHOSEN[::-1]))
+  assert relative_error(others.x, chains.x) > 0.05  # labels are visible
+  assert chains.kl.min() > 1
+  return chains
+
+
+def check_generation(pipe: Any, chains: sampling.Rollout, **kwargs) -> None:
+  """Their pipeline makes the latents of our chains."""
+  latents, _ = theirs(pipe, PROMPTS, chains.path, **kwargs)
+  toy.check(chains.x, from_torch(latents))
+
+
 def guided(ours: toy.Ours, label: int, scale: float, x, context) -> np.ndarray:
   """Both halves of a guided batch here, [2 B, ...]."""
   control = jnp.zeros((len(x), toy.WIDTH))
@@ -79,44 +134,78 @@ def guided(ours: toy.Ours, label: int, scale: float, x, context) -> np.ndarray:
   return np.asarray(ours.apply(merged, x, context, control))
 
 
-def test_the_documented_code(ours, tmp_path, monkeypatch) -> None:
-  monkeypatch.chdir(tmp_path)
-  (tmp_path / ours.folder.name).symlink_to(ours.folder)
+class Documented(NamedTuple):
+  """What the printed code leaves behind."""
+
+  folder: pathlib.Path  # where it ran
+  merged: Any  # its two pipelines
+  apart: Any
+  names: dict[str, Any]  # all that it defines
+
+
+@pytest.fixture(scope="module")
+def documented(ours, tmp_path_factory) -> Documented:
+  """The printed code, run in order."""
+  folder = tmp_path_factory.mktemp("documented")
+  (folder / ours.folder.name).symlink_to(ours.folder)
   unet = diffusers.UNet2DConditionModel.from_pretrained(ours.folder / "unet")
-  write_released(tmp_path, unet)
-  toy.shell(CONVERSION, tmp_path)
+  write_released(folder, unet)
+  toy.shell(CONVERSION, folder)
   names = {
     name: getattr(ours, name) for name in ("params", "adapters", "table")
   }
-  x, context = toy.inputs(4)
-  save, merged, apart, authors = BLOCKS
-  exec(compile(save, "export.md", "exec"), names)
+  save, merged, apart, authors = (
+    compile(block, "export.md", "exec") for block in BLOCKS
+  )
+  with contextlib.chdir(folder):
+    exec(save, names)
+    pipes = []
+    for block in (merged, apart):
+      exec(block, names)
+      assert len(names["images"]) == 2
+      pipes.append(names["pipe"])
+    exec(authors, names)
+  return Documented(folder, *pipes, names)
 
-  exec(compile(merged, "export.md", "exec"), names)
-  assert len(names["images"]) == 2
-  handle = names["with_label"](names["pipe"].unet, label=2)
+
+def test_one_call_of_the_unet(ours, documented) -> None:
+  (_, merged, apart, names), (x, context) = documented, toy.inputs(4)
+  handle = names["with_label"](merged.unet, label=2)
   toy.check(
-    guided(ours, 2, 1.0, x, context), toy.theirs(names["pipe"].unet, x, context)
+    guided(ours, 2, 1.0, x, context), toy.theirs(merged.unet, x, context)
   )
   handle.remove()
 
-  exec(compile(apart, "export.md", "exec"), names)
-  assert len(names["images"]) == 2
-  alpha_bar = float(names["pipe"].scheduler.alphas_cumprod[toy.STEP])
+  alpha_bar = float(apart.scheduler.alphas_cumprod[toy.STEP])
   values = {"window": 1.0, "smooth": (1 - alpha_bar) ** 0.5}
   for name, value in values.items():
-    control = names["Control"](names["pipe"].unet, 2, names[name])
-    expected = toy.theirs(names["pipe"].unet, x, context)
+    control = names["Control"](apart.unet, 2, names[name])
+    expected = toy.theirs(apart.unet, x, context)
     toy.check(guided(ours, 2, value, x, context), expected)
     control.remove()
   # Outside the window: the pre-trained model.
   control = names["Control"](
-    names["pipe"].unet, 2, lambda step: names["window"](step + 800)
+    apart.unet, 2, lambda step: names["window"](step + 800)
   )
-  expected = toy.theirs(unet, x, context)
+  unet = diffusers.UNet2DConditionModel.from_pretrained(ours.folder / "unet")
   np.testing.assert_allclose(
-    toy.theirs(names["pipe"].unet, x, context), expected, atol=1e-5
+    toy.theirs(apart.unet, x, context),
+    toy.theirs(unet, x, context),
+    atol=1e-5,
   )
+  control.remove()
 
-  exec(compile(authors, "export.md", "exec"), names)
-  assert (tmp_path / "theirs" / "unet" / "config.json").is_file()
+
+@pytest.mark.slow
+def test_a_generation(ours, documented) -> None:
+  merged = documented.merged
+  handle = documented.names["with_label"](merged.unet, torch.tensor(CHOSEN))
+  check_generation(merged, rollout(ours))
+  handle.remove()
+
+
+def test_the_control_of_the_authors_is_written(documented) -> None:
+  unet = documented.folder / "theirs" / "unet"
+  assert json.loads((unet / "config.json").read_text())["num_class_embeds"] == (
+    toy.LABELS + 1
+  )

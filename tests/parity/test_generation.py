@@ -7,6 +7,7 @@ it is given is the noise that our rollout has drawn.
 
 import json
 import pathlib
+from collections.abc import Sequence
 
 import diffusers
 import jax
@@ -96,19 +97,21 @@ def ours(folder: pathlib.Path) -> tuple[sampling.Path, list[jax.Array]]:
 
 
 def theirs(
-  folder: pathlib.Path, start: jax.Array, noise: jax.Array
+  pipe: diffusers.StableDiffusionPipeline,
+  prompts: Sequence[str],
+  path: sampling.Path,
+  guidance: float = GUIDANCE,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-  """Latents and images of diffusers' pipeline with the same noise."""
-  pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+  """Latents and images of diffusers' pipeline with the noise of a path."""
   pipe.set_progress_bar_config(disable=True)
   pipe.scheduler = Given.from_config(pipe.scheduler.config)
-  pipe.scheduler.give(noise)
+  pipe.scheduler.give(path.noise)
   latents = pipe(
-    list(PROMPTS),
-    num_inference_steps=STEPS,
-    guidance_scale=GUIDANCE,
+    list(prompts),
+    num_inference_steps=len(path.noise),
+    guidance_scale=guidance,
     eta=1.0,
-    latents=to_torch(start),
+    latents=to_torch(path.x[0]),
     output_type="latent",
   ).images
   assert next(pipe.scheduler.noise, None) is None
@@ -120,7 +123,8 @@ def theirs(
 @pytest.mark.slow
 def test_images_are_those_of_diffusers(folder):
   path, found = ours(folder)
-  expected = theirs(folder, path.x[0], path.noise)
+  pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+  expected = theirs(pipe, PROMPTS, path)
   for value, reference in zip(found, expected, strict=True):
     error = relative_error(value, from_torch(reference))
     print(f"relative error {error:.1e} of {reference.abs().max():.1f}")

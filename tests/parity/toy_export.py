@@ -18,6 +18,7 @@ import transformers
 from ctrl_jax.models import lora
 from ctrl_jax.stable_diffusion import folders, lora_file, weights
 from ctrl_jax.stable_diffusion.unet import Config, UNet
+from tests.parity.against_torch import relative_error
 
 LABELS, RANK, WIDTH = 3, 2, 128
 STEP = 481
@@ -154,8 +155,9 @@ def theirs(unet: Any, x: np.ndarray, context: np.ndarray, **kwargs):
 
 def check(found: Any, expected: np.ndarray) -> None:
   """Equal to four digits of the largest."""
-  error = np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
-  assert error <= 1e-4, error
+  error = relative_error(np.asarray(found), expected)
+  print(f"relative error {error:.1e}")
+  assert error <= 1e-4
 
 
 def shell(command: str, folder: pathlib.Path) -> None:
