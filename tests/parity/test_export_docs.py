@@ -170,7 +170,7 @@ def documented(ours, tmp_path_factory) -> Documented:
 
 def test_one_call_of_the_unet(ours, documented) -> None:
   (_, merged, apart, names), (x, context) = documented, toy.inputs(4)
-  handle = names["with_label"](merged.unet, label=2)
+  handle = names["with_label"](merged, label=2)
   toy.check(
     guided(ours, 2, 1.0, x, context), toy.theirs(merged.unet, x, context)
   )
@@ -179,14 +179,12 @@ def test_one_call_of_the_unet(ours, documented) -> None:
   alpha_bar = float(apart.scheduler.alphas_cumprod[toy.STEP])
   values = {"window": 1.0, "smooth": (1 - alpha_bar) ** 0.5}
   for name, value in values.items():
-    control = names["Control"](apart.unet, 2, names[name])
+    control = names["Control"](apart, 2, names[name])
     expected = toy.theirs(apart.unet, x, context)
     toy.check(guided(ours, 2, value, x, context), expected)
     control.remove()
   # Outside the window: the pre-trained model.
-  control = names["Control"](
-    apart.unet, 2, lambda step: names["window"](step + 800)
-  )
+  control = names["Control"](apart, 2, lambda step: names["window"](step + 800))
   unet = diffusers.UNet2DConditionModel.from_pretrained(ours.folder / "unet")
   np.testing.assert_allclose(
     toy.theirs(apart.unet, x, context),
@@ -199,9 +197,25 @@ def test_one_call_of_the_unet(ours, documented) -> None:
 @pytest.mark.slow
 def test_a_generation(ours, documented) -> None:
   merged = documented.merged
-  handle = documented.names["with_label"](merged.unet, torch.tensor(CHOSEN))
+  handle = documented.names["with_label"](merged, torch.tensor(CHOSEN))
   check_generation(merged, rollout(ours))
   handle.remove()
+
+
+@pytest.mark.slow
+def test_a_generation_without_guidance(ours, documented) -> None:
+  # A pipeline of its own, for it keeps the strength of its last call.
+  folder = documented.folder / "apart"
+  pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+  pipe.load_lora_weights(folder)
+  control = documented.names["Control"](
+    pipe, torch.tensor(CHOSEN), lambda step: 1.0
+  )
+  pipe.scheduler = diffusers.DDIMScheduler.from_config(
+    pipe.scheduler.config, clip_sample=False
+  )
+  check_generation(pipe, rollout(ours, guidance=1.0), guidance=1.0)
+  control.remove()
 
 
 def test_the_control_of_the_authors_is_written(documented) -> None:
