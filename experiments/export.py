@@ -24,6 +24,7 @@ from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import export, folders, guided, lora_file
 from ctrl_jax.types import Params
 from experiments import algorithms, outcome, stable_diffusion, stable_training
+from experiments.stable_diffusion import Latents
 
 
 def config_of(run: pathlib.Path) -> ConfigDict:
@@ -78,6 +79,27 @@ def trained(run: pathlib.Path, config: ConfigDict, policy: Policy) -> Params:
   return restored.state.ema_params
 
 
+def check_last_step(problem: Latents, *, lora: bool) -> None:
+  """Speaks up where the control was not on at every step.
+
+  Raises:
+    ValueError: the control is off at the last step, and would be merged.
+  """
+  if problem.control_scale().all():
+    return
+  if not lora:
+    raise ValueError(
+      "the control is off at the last step, which has no noise as the "
+      "scheduler has set_alpha_to_one, but merged weights are on at every "
+      "step: add --lora, and see before_last in docs/export.md"
+    )
+  print(
+    "warning: switch the control off at the last step, as before_last in "
+    "docs/export.md does: the scheduler has set_alpha_to_one",
+    file=sys.stderr,
+  )
+
+
 def write(run: pathlib.Path, to: pathlib.Path, *, lora: bool) -> None:
   """Writes the folder.
 
@@ -89,11 +111,13 @@ def write(run: pathlib.Path, to: pathlib.Path, *, lora: bool) -> None:
   Raises:
     FileExistsError: there is something in the folder already.
     FileNotFoundError: the run, its checkpoint or its model is not there.
-    ValueError: a run of another family, or a file is damaged.
+    ValueError: what the run controls cannot be written so, or a file is
+      damaged.
   """
   config = config_of(run)
   config.model.dtype = "float32"  # exact, whatever the run computed in
   problem = stable_diffusion.load(config, run)
+  check_last_step(problem, lora=lora)
   policy = stable_training.control_policy(problem, config)
   control = trained(run, config, policy)
   adapters = guided.adapters_of_unet(control["lora"])

@@ -13,13 +13,14 @@ import safetensors.numpy
 
 from ctrl_jax import checkpoint
 from ctrl_jax.learner import TrainState
-from ctrl_jax.stable_diffusion import lora_file
+from ctrl_jax.stable_diffusion import folders, lora_file
 from experiments import (
   algorithms,
   export,
   outcome,
   stable_diffusion,
   stable_training,
+  tiny_model,
 )
 from experiments.configs import digits, sd15_compressibility
 from experiments.workdir import prepare, write_json
@@ -129,3 +130,21 @@ def test_what_was_trained_is_what_is_written(tmp_path: pathlib.Path) -> None:
   assert unet["num_class_embeds"] == 5
   with pytest.raises(FileExistsError, match="merged is not empty"):
     export.write(run, tmp_path / "merged", lora=False)
+
+
+@pytest.mark.slow
+def test_a_last_step_without_control_is_no_secret(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  config = sd15_compressibility.get_config("tiny")
+  run = finish(tmp_path / "run", config)
+  file = tiny_model.write(run / "model") / "scheduler/scheduler_config.json"
+  fields = folders.read_json(file)
+  del fields["set_alpha_to_one"]  # true, as in diffusers
+  write_json(file, fields)
+  with pytest.raises(ValueError, match="add --lora, and see before_last in"):
+    export.write(run, tmp_path / "merged", lora=False)
+  assert not (tmp_path / "merged").exists()
+  problem = stable_diffusion.load(config, run)
+  export.check_last_step(problem, lora=True)
+  assert "off at the last step, as before_last" in capsys.readouterr().err

@@ -23,7 +23,9 @@ outside, at each call of the U-Net:
   is the adapters' scale: two hooks, in docs/export.md.
 
 A control of scale 1 throughout needs none of that and can be merged; it is
-what to train where the model is to be given away.
+what to train where the model is to be given away. Throughout means that every
+step of the sampler has noise: where the schedule ends at alpha_bar = 1 the
+control is off at the last one, and has a window.
 """
 
 import json

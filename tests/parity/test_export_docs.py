@@ -2,6 +2,7 @@
 """docs/export.md runs as printed, in order, and does what it says."""
 
 import contextlib
+import dataclasses
 import json
 import pathlib
 import re
@@ -79,9 +80,14 @@ def test_checkpoints_of_the_authors(ours, tmp_path) -> None:
   assert np.abs(plain - found).max() > 0.05 * np.abs(found).max()
 
 
-def rollout(ours: toy.Ours, guidance: float = GUIDANCE) -> sampling.Rollout:
+def rollout(
+  ours: toy.Ours, guidance: float = GUIDANCE, **schedule: Any
+) -> sampling.Rollout:
   """Chains of the policy whose control is exported, one a prompt and label."""
   loaded = pipeline.load(ours.folder)
+  loaded = dataclasses.replace(
+    loaded, schedule=dataclasses.replace(loaded.schedule, **schedule)
+  )
   prompts = pipeline.encode_prompts(ours.folder, PROMPTS)
   params = {
     "unet": loaded.unet_params,
@@ -203,18 +209,21 @@ def test_a_generation(ours, documented) -> None:
 
 
 @pytest.mark.slow
-def test_a_generation_without_guidance(ours, documented) -> None:
+def test_a_generation_without_guidance_that_ends_without_noise(
+  ours, documented
+) -> None:
   # A pipeline of its own, for it keeps the strength of its last call.
-  folder = documented.folder / "apart"
-  pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+  names, folder = documented.names, documented.folder / "apart"
+  names["pipe"] = pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+    folder
+  )
   pipe.load_lora_weights(folder)
-  control = documented.names["Control"](
-    pipe, torch.tensor(CHOSEN), lambda step: 1.0
-  )
   pipe.scheduler = diffusers.DDIMScheduler.from_config(
-    pipe.scheduler.config, clip_sample=False
+    pipe.scheduler.config, clip_sample=False, set_alpha_to_one=True
   )
-  check_generation(pipe, rollout(ours, guidance=1.0), guidance=1.0)
+  control = names["Control"](pipe, torch.tensor(CHOSEN), names["before_last"])
+  chains = rollout(ours, guidance=1.0, set_alpha_to_one=True)
+  check_generation(pipe, chains, guidance=1.0)
   control.remove()
 
 
