@@ -66,6 +66,9 @@ def merge(
 
   scale may be traced, for instance a function of the noise level: merging is
   then part of each step, at a cost that does not grow with the batch.
+
+  The sum is rounded to the dtype of the kernel. bfloat16 has 8 bits: of a
+  change by a tenth of the kernel that loses 2 %, of one by a hundredth 16 %.
   """
 
   def adapt(path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
