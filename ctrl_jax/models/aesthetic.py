@@ -10,18 +10,14 @@ about 1 (ugly) to 10. The dropout between the layers is for training and does
 nothing here. As an oracle it labels photographs and judges samples; a reward
 has a classifier of its own, trained on those labels.
 
-The published weights are a pickle, which is never read here. Where PyTorch is
-installed, one command makes a safetensors file of them:
-
-    python -c "import sys, torch, safetensors.torch as s; s.save_file(
-      torch.load(sys.argv[1], 'cpu', weights_only=True), sys.argv[2])" \
-      sac+logos+ava1-l14-linearMSE.pth aesthetic.safetensors
-
-The modules here have the names of its tensors.
+The published weights are a pickle, which is never read here: `load` refuses it
+with the command that makes a safetensors file of it, where PyTorch is
+installed. The modules here have the names of its tensors.
 """
 
 import os
 import pathlib
+import shlex
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -34,6 +30,11 @@ from ctrl_jax.types import Params
 # Index of each affine layer among those and the dropouts, and its outputs.
 LAYERS = ((0, 1024), (2, 128), (4, 64), (6, 16), (7, 1))
 EMBEDDING = 768
+# Takes LAION's sac+logos+ava1-l14-linearMSE.pth and the file to write.
+_CONVERSION = (
+  'python -c "import sys, torch, safetensors.torch as s; s.save_file('
+  "torch.load(sys.argv[1], 'cpu', weights_only=True), sys.argv[2])\""
+)
 
 
 class Aesthetic(nn.Module):
@@ -67,8 +68,9 @@ def load(path: str | os.PathLike[str]) -> Params:
     tensors = safetensors.numpy.load_file(file)
   except safetensors.SafetensorError as error:
     raise ValueError(
-      f"{file} is no safetensors file, or not whole ({error}); a .pth is "
-      "converted by the command that ctrl_jax/models/aesthetic.py shows"
+      f"{file} is no safetensors file, or not whole ({error}); convert a .pth "
+      f"where torch is installed: {_CONVERSION} {shlex.quote(str(file))} "
+      f"{shlex.quote(str(file.with_suffix('.safetensors')))}"
     ) from error
   modules, inputs = {}, EMBEDDING
   for index, outputs in LAYERS:

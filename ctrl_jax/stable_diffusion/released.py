@@ -39,13 +39,22 @@ def load(file: pathlib.Path) -> Control:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is truncated or corrupted, a pickle, or of another format;
-      or its null label, which their training keeps at zero, is not.
+    ValueError: it is a folder or a pickle, truncated or corrupted, or of
+      another format; or its null label, which their training keeps at zero,
+      is not.
   """
+  if file.is_dir() or file.suffix in (".bin", ".pth"):
+    raise ValueError(
+      f"{file} is not the one safetensors file that is read: docs/export.md "
+      "has the command that makes it of the authors' two pickles"
+    )
   tensors = lora_file.read(file)
   table = tensors.pop(_TABLE, None)
   if table is None or table.ndim != 2 or not tensors:
-    raise ValueError(f"{file} needs {_TABLE} and the adapters of attention")
+    raise ValueError(
+      f"{file} needs {_TABLE} and the adapters of attention: docs/export.md "
+      "has the command that puts both in one file"
+    )
   if table[-1].any():
     raise ValueError(f"{file}: the last row of {_TABLE}, the null, is not zero")
   pairs = lora_file.pair_up(
