@@ -9,14 +9,16 @@ equal to the reference at the start, bit for bit: path KL exactly 0.
 
 Preconditioning. The KL of a step weighs the control by w_k = b_k^2/(2 s_k^2),
 which grows towards the end of the chain until single steps dominate every
-gradient. Every control here is therefore scaled by
+gradient. A control is therefore scaled by `scale_fn`, as a rule by
 
     m_k = sqrt(1 - alpha_bar_k) = std / sqrt(alpha^2 + std^2) at t_k,     (2)
 
 which takes the growth of w_k towards the data out of w_k m_k^2, the price of
-what is learned, and is off where s_k = 0. Since m changes
-from step to step, a control cannot be merged into the weights once and for
-all: it is merged anew at each step, at a cost that the batch shares.
+what is learned, and is off where s_k = 0. Since m changes from step to step, a
+control cannot be merged into the weights once and for all: it is merged anew at
+each step, at a cost that the batch shares. The control of Stable Diffusion has
+scale 1, so that it can be given away merged, at a price: of its 50 steps the
+second to last has 49 % of the sum of the w_k.
 
 `lora` and `full` change the network: a label embedding joins its time
 conditioning, and its weights move. The null label, y = -1, has no embedding,

@@ -49,6 +49,19 @@ def test_the_leading_kernel_is_ddim_on_one_grid() -> None:
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
+def test_one_step_has_half_of_the_kl_weight() -> None:
+  # Posteriors given x_0 and x_0' differ by half the gain of the signal-to-noise
+  # ratio times |x_0 - x_0'|^2, and x_0 - x_0' is eps' - eps over the root of
+  # the ratio at the start.
+  ours = make()
+  alpha_bar = np.array(ours.sde.alpha_bar)
+  ratio = (alpha_bar / (1 - alpha_bar))[[*ours.timesteps(50), 0]]
+  weight = (ratio[1:] / ratio[:-1] - 1) / 2
+  np.testing.assert_allclose(ours.kernel(50).kl_weight, weight, rtol=1e-6)
+  share = weight / weight.sum()
+  assert share.argmax() == 48 and f"{share[48]:.0%}" == "49%"
+
+
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("num_steps", [1, 3, 50, 999])
 def test_steps_keep_the_marginals(spacing: str, num_steps: int) -> None:
