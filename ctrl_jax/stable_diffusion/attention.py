@@ -8,14 +8,16 @@ pixels, [b, h * w, c], and adds to it, each after a layer norm,
     attn2   attention of the pixels to the context, the encoded prompt
     ff      a gated MLP, value * gelu(gate), with the exact gelu
 
-`jax.nn.dot_product_attention` accumulates logits and takes their softmax in
-float32, whatever the dtype of queries and keys. That is all that the
-`upcast_attention` of Stable Diffusion 2.1 asks for, so it needs no switch.
+`jax.nn.dot_product_attention`, and `head_by_head` on a CPU, accumulate logits
+and take their softmax in float32, whatever the dtype of queries and keys. That
+is all that the `upcast_attention` of Stable Diffusion 2.1 asks for, so it needs
+no switch.
 
 A control of the network is learned in the kernels of to_q, to_k, to_v and
 to_out.0 alone. They are those of plain `nn.Dense`, [in, out].
 """
 
+import functools
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -23,9 +25,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ctrl_jax.models.convolution import Conv
+from ctrl_jax.stable_diffusion import head_by_head
 from ctrl_jax.stable_diffusion.blocks import group_norm
 
-# Of jax.nn.dot_product_attention. None leaves the choice to JAX.
+# Of jax.nn.dot_product_attention. None is `head_by_head` on a CPU, JAX's choice
+# elsewhere.
 Implementation = Literal["xla", "cudnn"] | None
 
 # The widest head that cuDNN takes on every GPU that it runs on.
@@ -49,7 +54,7 @@ def attend(
     num_heads: must divide d.
     implementation: "cudnn" for flash attention on a GPU. As JAX calls it, cuDNN
       knows fp16 and bf16, heads of up to 128 and, with gradients, even numbers
-      of tokens and keys; attention of another kind falls to JAX's choice. In
+      of tokens and keys; attention of another kind is as with None. In
       Stable Diffusion 1.x that is the lowest resolution, of few tokens, and
       attention to the 77 tokens of a prompt.
   """
@@ -59,10 +64,22 @@ def attend(
   fits = fits and q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
   if implementation == "cudnn" and not fits:
     implementation = None
-  heads = jax.nn.dot_product_attention(
-    split(q), split(k), split(v), implementation=implementation
+  library = functools.partial(
+    jax.nn.dot_product_attention, implementation=implementation
   )
-  return heads.reshape(q.shape)
+  heads = (split(q), split(k), split(v))
+  if implementation is None:
+    found = jax.lax.platform_dependent(*heads, cpu=_on_cpu, default=library)
+  else:
+    found = library(*heads)
+  return found.reshape(q.shape)
+
+
+def _on_cpu(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+  """Attention of [b, tokens, heads, d], head by head."""
+  apart = lambda x: x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
+  found = head_by_head.attention(apart(q), apart(k), apart(v))
+  return found.reshape(q.swapaxes(1, 2).shape).swapaxes(1, 2)
 
 
 class Attention(nn.Module):
@@ -175,4 +192,4 @@ class Transformer2D(nn.Module):
     width = x.shape[-1]
     if self.linear:
       return nn.Dense(width, dtype=self.dtype, name=name)(x)
-    return nn.Conv(width, (1, 1), dtype=self.dtype, name=name)(x)
+    return Conv(width, (1, 1), dtype=self.dtype, name=name)(x)

@@ -148,8 +148,8 @@ class UNet(nn.Module):
 
   Attributes:
     config: sizes.
-    attention: implementation of the attention: None leaves it to XLA, "cudnn"
-      is flash attention on a GPU, for bf16 and fp16.
+    attention: implementation of the attention: None is the device's own,
+      "cudnn" flash attention on a GPU, for bf16 and fp16; see `attention`.
     remat: whether the backward pass computes every residual block and every
       transformer again instead of keeping its activations.
     dtype: of the computation; parameters keep their own.

@@ -15,8 +15,8 @@ the compiled program:
 
 Compiled is for the device that JAX finds.
 
-A CPU's plan asks for far more than a GPU's. It writes out the logits of
-attention, 4096 by 4096 for each of 8 heads and both prompts in float32, which
+A CPU's plan asks for far more than a GPU's. XLA's attention writes out its
+logits, 4096 by 4096 for each of 8 heads and both prompts in float32, which
 flash attention never does, and keeps float32 copies of bfloat16 weights: one a
 loop, and there are two loops where only the last steps are differentiated. By
 default XLA also orders a CPU's program for speed, and then blocks are computed

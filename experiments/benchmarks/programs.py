@@ -124,7 +124,7 @@ def stable_diffusion(
     parts=sizes.parts,
     steps=sizes.steps,
     backprop_steps=sizes.backprop_steps,
-    attention="cudnn" if jax.default_backend() == "gpu" else "xla",
+    attention="cudnn" if jax.default_backend() == "gpu" else None,
   )
   config.model.update(dtype=sizes.dtype, size=side)
   parts = weightless.networks(

@@ -17,10 +17,12 @@ from ctrl_jax.learner import Learner, TrainState
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import unet, vae
+from ctrl_jax.stable_diffusion.attention import Implementation
 from ctrl_jax.stable_diffusion.pipeline import Pipeline, Prompts
 from ctrl_jax.stable_diffusion.schedule import Schedule
 from experiments import algorithms, stable_diffusion, stable_training
 from experiments.configs import sd15_compressibility
+from experiments.configs import stable_diffusion as schema
 
 TOKENS = 77  # of a prompt
 UNET = unet.Config(cross_attention_dim=768)
@@ -59,7 +61,12 @@ class Frozen(NamedTuple):
 
 
 def configure(
-  *, batch: int, parts: int, steps: int, backprop_steps: int, attention: str
+  *,
+  batch: int,
+  parts: int,
+  steps: int,
+  backprop_steps: int,
+  attention: Implementation,
 ) -> ConfigDict:
   """The experiment, in bfloat16, with these sizes of an update.
 
@@ -68,10 +75,10 @@ def configure(
     parts: of the batch, computed one after another.
     steps: K.
     backprop_steps: that are differentiated.
-    attention: of the U-Net; "cudnn" or "xla".
+    attention: of the U-Net; see `stable_diffusion.attention`.
   """
   config = sd15_compressibility.get_config()
-  config.model.update(dtype="bfloat16", attention=attention)
+  config.model.update(dtype="bfloat16", attention=attention or "")
   config.kernel.num_steps = steps
   config.control.batch_size = batch
   config.control.ctrl.update(accumulate=parts, backprop_steps=backprop_steps)
@@ -88,7 +95,7 @@ def networks(
   settings, judge = config.model, config.classifier
   dtype: Any = jnp.dtype(settings.dtype)
   return Networks(
-    unet.UNet(unet_config, settings.attention, settings.remat, dtype),
+    unet.UNet(unet_config, settings.attention or None, settings.remat, dtype),
     vae.VAE(vae_config, settings.remat, dtype),
     ResidualClassifier(
       config.data.num_controls, tuple(judge.widths), tuple(judge.strides)
@@ -116,7 +123,7 @@ def frozen_shapes(config: ConfigDict, parts: Networks) -> Frozen:
     of(parts.unet, dtype, latents, (), prompt),
     of(parts.vae, dtype, image),
     of(parts.classifier, jnp.float32, image),
-    jax.ShapeDtypeStruct((len(config.prompts), *tokens), dtype),
+    jax.ShapeDtypeStruct((len(schema.all_prompts(config)), *tokens), dtype),
     jax.ShapeDtypeStruct(tokens, dtype),
   )
 

@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
         "size": 512,  # side of an image in pixels
         "guidance_scale": 7.5,  # strength of the prompt, at least 1
         "control_on": "guided",  # or conditional: leaves the empty prompt alone
-        "attention": "",  # "": XLA's own choice; cudnn: flash, on a GPU
+        "attention": "",  # "": the device's own; cudnn: flash, on a GPU
         "remat": True,  # compute blocks again in the backward pass
       },
       "prompts": (),  # values of c that training asks for
