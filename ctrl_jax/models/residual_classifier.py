@@ -28,6 +28,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ctrl_jax.models.convolution import Conv
+
 _GROUP = 8  # channels that share a mean and a deviation
 
 
@@ -75,7 +77,7 @@ class _Block(nn.Module):
   dtype: Any
 
   def _convolve(self, x: jax.Array, side: int, stride: int) -> jax.Array:
-    conv = nn.Conv(self.width, (side, side), (stride, stride), dtype=self.dtype)
+    conv = Conv(self.width, (side, side), (stride, stride), dtype=self.dtype)
     norm = nn.GroupNorm(num_groups=None, group_size=_GROUP, dtype=self.dtype)
     return norm(conv(x))
 

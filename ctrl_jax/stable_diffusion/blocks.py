@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ctrl_jax.models.convolution import Conv
+
 
 def check_width(name: str, x: jax.Array, needed: int) -> None:
   """Raises ValueError if the last axis of x is of another size than needed."""
@@ -40,7 +42,7 @@ def conv3(
 ) -> nn.Conv:
   """A 3x3 convolution, padded by (before, after) in both directions."""
   # Not "SAME": with a stride that would pad by another rule than PyTorch's.
-  return nn.Conv(
+  return Conv(
     channels,
     (3, 3),
     strides=stride,
@@ -92,9 +94,7 @@ class Resnet(nn.Module):
     h = nn.silu(self._norm("norm2")(h))
     h = conv3(self.channels, dtype=self.dtype, name="conv2")(h)
     if x.shape[-1] != self.channels:
-      x = nn.Conv(
-        self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut"
-      )(x)
+      x = Conv(self.channels, (1, 1), dtype=self.dtype, name="conv_shortcut")(x)
     return x + h
 
   def _norm(self, name: str) -> nn.GroupNorm:

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ctrl_jax.models.convolution import Conv
 from ctrl_jax.stable_diffusion import fields
 from ctrl_jax.stable_diffusion.blocks import (
   Downsample,
@@ -216,9 +217,9 @@ class VAE(nn.Module):
     self.encoder = Encoder(config, self.remat, self.dtype)
     self.decoder = Decoder(config, self.remat, self.dtype)
     if config.use_quant_conv:
-      self.quant_conv = nn.Conv(2 * latents, (1, 1), dtype=self.dtype)
+      self.quant_conv = Conv(2 * latents, (1, 1), dtype=self.dtype)
     if config.use_post_quant_conv:
-      self.post_quant_conv = nn.Conv(latents, (1, 1), dtype=self.dtype)
+      self.post_quant_conv = Conv(latents, (1, 1), dtype=self.dtype)
 
   def encode(self, images: Float[Array, "b H W c"]) -> Moments:
     """Distribution of the latents of images with values in [-1, 1].
