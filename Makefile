@@ -8,6 +8,8 @@ SETUP := $(VENV)/.setup
 TEST := $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 PARITY := .venv-parity
 PARITY_SETUP := $(PARITY)/.setup
+TRL := .venv-trl
+TRL_SETUP := $(TRL)/.setup
 
 # uv ignores pip's settings: where pip is given another index, so is uv.
 ifdef PIP_INDEX_URL
@@ -17,7 +19,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: help setup demo exactness faults compare format lint test-fast test test-all parity lock clean
+.PHONY: help setup demo exactness faults compare peers format lint test-fast test test-all parity lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -38,6 +40,9 @@ faults: setup ## disturb runs in every way and see what is lost; 25 minutes
 
 compare: setup ## hold every method against the same targets; several hours
 	@$(BIN)/python -m experiments.compare
+
+peers: setup $(PARITY_SETUP) $(TRL_SETUP) ## time an update beside PyTorch's
+	@$(BIN)/python -m experiments.benchmarks.peers
 
 format: setup ## rewrite the code in the one style
 	@$(BIN)/ruff check --quiet --fix-only .
@@ -67,7 +72,7 @@ lock: $(BIN)/uv ## bring requirements-lock.txt up to date
 	  --output-file requirements-lock.txt pyproject.toml
 
 clean: ## remove .venv and every cache; results in runs/ stay
-	@rm -rf $(VENV) $(PARITY) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(PARITY) $(TRL) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@rm -rf build dist *.egg-info
 	@find ctrl_jax experiments tests -name __pycache__ -exec rm -rf {} +
 
@@ -92,4 +97,10 @@ $(PARITY_SETUP): $(BIN)/uv pyproject.toml requirements-lock.txt \
 	@$(BIN)/uv pip install --quiet --python $(PARITY)/bin/python --no-deps \
 	  open-clip-torch==3.3.0
 	@$(BIN)/uv pip install --quiet --python $(PARITY)/bin/python --no-deps -e .
+	@touch $@
+
+$(TRL_SETUP): $(BIN)/uv requirements-trl.txt
+	@$(BIN)/uv venv --quiet --allow-existing --python $(BIN)/python $(TRL)
+	@$(BIN)/uv pip install --quiet --python $(TRL)/bin/python \
+	  -r requirements-trl.txt
 	@touch $@

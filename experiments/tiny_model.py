@@ -10,6 +10,7 @@ predictor of the same kind judge what it makes.
 import json
 import pathlib
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -21,7 +22,7 @@ import safetensors.numpy
 from ctrl_jax.models import aesthetic
 from ctrl_jax.stable_diffusion import clip, clip_text, unet, vae, weights
 
-_WIDTH = 32  # of encoded prompts
+WIDTH = 32  # of encoded prompts
 _UNET = {
   # One level: every further one takes long to compile.
   "block_out_channels": [32],
@@ -29,7 +30,7 @@ _UNET = {
   "up_block_types": ["CrossAttnUpBlock2D"],
   "layers_per_block": 1,
   "attention_head_dim": 4,
-  "cross_attention_dim": _WIDTH,
+  "cross_attention_dim": WIDTH,
   "norm_num_groups": 8,
   "sample_size": 8,
 }
@@ -41,11 +42,12 @@ _VAE = {
   "scaling_factor": 0.5,
 }
 _TOWER = {
-  "hidden_size": _WIDTH,
-  "intermediate_size": 2 * _WIDTH,
+  "hidden_size": WIDTH,
+  "intermediate_size": 2 * WIDTH,
   "num_hidden_layers": 1,
   "num_attention_heads": 2,
 }
+_TOKENS = 77  # of a prompt
 _SIDE = 8  # of the images that CLIP sees
 _SCHEDULER = {  # Stable Diffusion's own
   "_class_name": "DDIMScheduler",
@@ -67,28 +69,44 @@ _PARTS = {
 _MARKS = ("<|startoftext|>", "<|endoftext|>")
 
 
-def write(folder: pathlib.Path) -> pathlib.Path:
-  """Writes the folder, unless it is there; returns it."""
+def write(
+  folder: pathlib.Path,
+  *,
+  unet_config: Mapping[str, Any] = _UNET,
+  vae_config: Mapping[str, Any] = _VAE,
+) -> pathlib.Path:
+  """Writes the folder, unless it is there; returns it.
+
+  Args:
+    folder: to write.
+    unet_config: of the U-Net, whose cross_attention_dim is WIDTH.
+    vae_config: of the autoencoder.
+  """
   if folder.exists():
     return folder
   draft = _draft(folder)
   index: dict[str, Any] = {
-    part: ["diffusers", name] for part, name in _PARTS.items()
+    part: ["transformers" if name.startswith("CLIP") else "diffusers", name]
+    for part, name in _PARTS.items()
   }
   index["_class_name"] = "StableDiffusionPipeline"
   _json(draft / "model_index.json", index)
   _json(draft / "scheduler" / "scheduler_config.json", _SCHEDULER)
   names = _vocabulary(draft / "tokenizer")
   text = _text(names)
-  image = jnp.zeros((1, 2, 2, 3))
-  latents, context = jnp.zeros((1, 2, 2, 4)), jnp.zeros((1, 1, _WIDTH))
-  networks: dict[str, tuple[nn.Module, dict[str, Any], tuple[Any, ...]]] = {
+  image = jnp.zeros((1, 8, 8, 3))
+  latents, context = jnp.zeros((1, 2, 2, 4)), jnp.zeros((1, 1, WIDTH))
+  networks: dict[str, tuple[nn.Module, Mapping[str, Any], tuple[Any, ...]]] = {
     "unet": (
-      unet.UNet(unet.Config.from_json(_UNET)),
-      _UNET,
+      unet.UNet(unet.Config.from_json(unet_config)),
+      unet_config,
       (latents, jnp.zeros(()), context),
     ),
-    "vae": (vae.VAE(vae.Config.from_json(_VAE)), _VAE, (image,)),
+    "vae": (
+      vae.VAE(vae.Config.from_json(vae_config)),
+      vae_config,
+      (image,),
+    ),
     "text_encoder": (
       clip_text.TextEncoder(clip_text.Config.from_json(text)),
       text,
@@ -189,9 +207,10 @@ def _vocabulary(folder: pathlib.Path) -> int:
   tokens = [*letters, *(f"{letter}</w>" for letter in letters), *_MARKS]
   _json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
   (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+  _json(folder / "tokenizer_config.json", {"model_max_length": _TOKENS})
   return len(tokens)
 
 
-def _json(file: pathlib.Path, content: dict[str, Any]) -> None:
+def _json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
   file.parent.mkdir(parents=True, exist_ok=True)
   file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loss of CTRL and all its gradients, against `torch_ctrl`."""
+"""The loss of CTRL and its gradients, against one in PyTorch in float64."""
 
 import json
 import pathlib
@@ -15,8 +15,8 @@ import torch
 from ctrl_jax import policy, rewards, sampling
 from ctrl_jax.objectives import ctrl
 from ctrl_jax.stable_diffusion import guided, pipeline
+from experiments.benchmarks.peers import pytorch
 from tests.parity import test_schedule as schedules
-from tests.parity import torch_ctrl
 from tests.parity import toy_export as toy
 from tests.parity.test_unet import from_torch, to_torch
 
@@ -114,12 +114,12 @@ def ours(problem: Problem, backprop_steps: int) -> tuple[float, dict]:
   found = {"class_embedding.weight": np.asarray(gradient["embedding"])}
   for path, pair in gradient["lora"].items():
     for side in pair:
-      found[torch_ctrl.adapter_name(path, side)] = np.asarray(pair[side]).T
+      found[pytorch.adapter_name(path, side)] = np.asarray(pair[side]).T
   return float(value), found
 
 
 @pytest.fixture(scope="module")
-def theirs(problem) -> torch_ctrl.Loss:
+def theirs(problem) -> pytorch.Loss:
   def load(kind, part):
     model = kind.from_pretrained(problem.folder / part).double()
     return model.eval().requires_grad_(False)
@@ -129,14 +129,18 @@ def theirs(problem) -> torch_ctrl.Loss:
     problem.folder / "scheduler"
   )
   scheduler.set_timesteps(STEPS)
-  return torch_ctrl.Loss(
-    tuned=torch_ctrl.controlled(frozen, problem.control),
+  classifier = torch.tensor(problem.classifier)
+  return pytorch.Loss(
+    tuned=pytorch.controlled(
+      frozen, problem.control["embedding"], problem.control["lora"]
+    ).double(),
     frozen=frozen,
     vae=load(diffusers.AutoencoderKL, "vae"),
     scheduler=scheduler,
     prompts=to_torch(problem.prompts.prompts[C]).double(),
     empty=to_torch(problem.prompts.empty).double(),
-    classifier=torch.tensor(problem.classifier),
+    logits_fn=lambda x: x.permute(0, 2, 3, 1).flatten(1) @ classifier,
+    null=LABELS,
     guidance=GUIDANCE,
     gamma=GAMMA,
   )

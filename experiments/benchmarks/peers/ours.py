@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The update of `ctrl_jax`, as a worker."""
+
+import json
+import pathlib
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ctrl_jax.stable_diffusion import pipeline
+from experiments.benchmarks import weightless
+from experiments.benchmarks.peers import problem, worker
+from experiments.benchmarks.programs import SMALL_VAE
+
+
+def main() -> None:
+  """Compiles the update of a folder, see `problem`, and serves it."""
+  folder = pathlib.Path(sys.argv[1])
+  settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+  with np.load(folder / "arrays.npz") as found:
+    arrays = dict(found)
+  batch = settings["batch"]
+  config = configure(settings)
+  loaded = pipeline.load(folder / "model")
+  frozen = weightless.Frozen(
+    loaded.unet_params,
+    loaded.vae_params,
+    problem.tree(arrays, "classifier"),
+    jnp.asarray(arrays["prompts"]),
+    jnp.asarray(arrays["empty"]),
+  )
+  networks = weightless.networks(
+    config, unet_config=problem.UNET, vae_config=SMALL_VAE
+  )
+
+  def update(frozen, state, keys, data):
+    made, _ = weightless.learner(config, networks, frozen)
+    return made.update(state, keys, data)
+
+  learner, _ = weightless.learner(config, networks, frozen)
+  state = jax.jit(learner.init)(problem.tree(arrays, "control"))
+  data = {
+    "c": jnp.arange(batch),
+    "y": jnp.asarray(arrays["labels"]),
+    "log_evidence": jnp.zeros(batch),
+  }
+  inputs = (problem.keys(batch), data)
+  lowered = jax.jit(update, donate_argnums=1).lower(frozen, state, *inputs)
+  compiled = lowered.compile()
+
+  def once() -> worker.Answer:
+    nonlocal state
+    state, metrics = compiled(frozen, state, *inputs)
+    found = {name: float(value) for name, value in metrics.items()}
+    loss = found["kl"] - settings["gamma"] * found["log_likelihood"]
+    return {"loss": loss, "gradient_norm": found["gradient_norm"]}
+
+  worker.serve(once)
+
+
+def configure(settings: dict[str, Any]) -> ConfigDict:
+  """The experiment at the sizes of `problem`, in float32."""
+  steps = settings["steps"]
+  config = weightless.configure(
+    batch=settings["batch"],
+    parts=1,
+    steps=steps,
+    backprop_steps=steps,
+    attention=None,
+  )
+  config.model.update(dtype="float32", size=problem.SIDE, remat=False)
+  config.reward.gamma = settings["gamma"]
+  config.prompts, config.evaluate.prompts = tuple(settings["texts"]), ()
+  return config
+
+
+if __name__ == "__main__":
+  main()

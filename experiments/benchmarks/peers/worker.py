@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A process that makes one update each time it is asked, and times it.
+
+Requests and answers are lines: on standard input anything, on standard output
+JSON. Libraries that cannot share an environment, or a thread pool, so take
+turns on the same cores. It needs the standard library alone.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Answer = dict[str, Any]
+
+
+def serve(update: Callable[[], Answer]) -> None:
+  """Answers requests until standard input ends.
+
+  Args:
+    update: makes one update, waits for it, and says what it found.
+  """
+  # Libraries write where they like: only answers may reach the caller.
+  answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+  for _ in sys.stdin:
+    began, busy = time.perf_counter(), time.process_time()
+    found = update()
+    seconds = {
+      "seconds": time.perf_counter() - began,
+      "cpu_seconds": time.process_time() - busy,
+    }
+    print(json.dumps({**seconds, **found}), file=answers, flush=True)
+
+
+class Worker:
+  """The caller's end of a process that serves updates."""
+
+  def __init__(self, command: Sequence[str]) -> None:
+    """Starts it; its first answer waits until it is ready."""
+    self.command = command
+    self._process = subprocess.Popen(
+      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+  def update(self) -> Answer:
+    """One update.
+
+    Raises:
+      RuntimeError: the process has ended; what it wrote says why.
+    """
+    requests, answers = self._process.stdin, self._process.stdout
+    if requests is None or answers is None:
+      raise RuntimeError("the process has no pipes")
+    try:
+      requests.write("\n")
+      requests.flush()
+    except BrokenPipeError:
+      pass  # it has ended, and so have its answers
+    line = answers.readline()
+    if not line:
+      raise RuntimeError(f"ended without an answer: {' '.join(self.command)}")
+    answer: Answer = json.loads(line)
+    return answer
+
+  def close(self) -> None:
+    """Ends the process."""
+    self._process.communicate()
