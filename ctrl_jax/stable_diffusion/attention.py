@@ -29,12 +29,14 @@ from ctrl_jax.models.convolution import Conv
 from ctrl_jax.stable_diffusion import head_by_head
 from ctrl_jax.stable_diffusion.blocks import group_norm
 
-# Of jax.nn.dot_product_attention. None is `head_by_head` on a CPU, JAX's choice
-# elsewhere.
+# Of jax.nn.dot_product_attention. None is `head_by_head` for many tokens on a
+# CPU, JAX's choice elsewhere.
 Implementation = Literal["xla", "cudnn"] | None
 
 # The widest head that cuDNN takes on every GPU that it runs on.
 _CUDNN_MAX_HEAD = 128
+# From which on `head_by_head` is faster; a loop also takes longer to compile.
+_MANY_TOKENS = 256
 
 
 def attend(
@@ -68,7 +70,7 @@ def attend(
     jax.nn.dot_product_attention, implementation=implementation
   )
   heads = (split(q), split(k), split(v))
-  if implementation is None:
+  if implementation is None and q.shape[1] >= _MANY_TOKENS:
     found = jax.lax.platform_dependent(*heads, cpu=_on_cpu, default=library)
   else:
     found = library(*heads)
