@@ -104,7 +104,7 @@ def markdown(rows: Sequence[Row]) -> str:
       f"{row['compile_seconds']:.1f}",
       f"{row['seconds']:.3g}",
       f"{row['samples_per_second']:.3g}",
-      f"{row['memory'] / 1e9:.2f}",
+      f"{row['memory'] / 1e9:.3g}",
       f"{row['flops'] / 1e12:.3g}",
       f"{100 * row['share']:.0f} %",
     ]
