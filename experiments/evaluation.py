@@ -149,7 +149,9 @@ def at_gamma(problem: Problem, reference: Reference, gamma: float) -> Reference:
 def evaluated(
   problem: Problem, reference: Reference, gamma: float
 ) -> Reference:
-  """Those of the samples whose conditions are evaluated."""
+  """Those of the samples whose conditions are evaluated; gamma is their own."""
+  if problem.num_sampled == problem.num_conditions:
+    return reference
   first = slice(problem.num_conditions)
   rows = reference._replace(
     samples=reference.samples[:, first],
