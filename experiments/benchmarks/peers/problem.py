@@ -37,7 +37,6 @@ SETTINGS = {
   "guidance": 7.5,
   "learning_rate": 1e-3,
   "clip_norm": 1.0,
-  "rank": RANK,
   "strides": STRIDES,
 }
 
