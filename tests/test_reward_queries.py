@@ -8,15 +8,22 @@ from experiments.configs import mixture
 
 
 def _row(updates, gap, seconds=1.0):
-  return {"updates": updates, "gap": gap, "seconds": seconds}
+  queries = 64 * updates
+  return {
+    "updates": updates,
+    "queries": queries,
+    "gap": gap,
+    "seconds": seconds,
+  }
 
 
 def _found(*rows):
   """Results of several seeds, each with the rows of ppo and of ctrl."""
-  found = {"batch_size": 256, "steps": 9}
-  for which, name in enumerate(reward_queries.NAMES):
+  found = {"steps": 9}
+  for which, name in enumerate(reward_queries.SHARES):
     runs = {seed: both[which] for seed, both in enumerate(rows)}
-    found[name] = {"search": {}, "rate": 0.01, "runs": runs}
+    best = {"search": {}, "batch_size": 64, "rate": 0.01}
+    found[name] = {**best, "runs": runs}
   return found
 
 
@@ -26,7 +33,7 @@ def _table(found):
     for line in reward_queries.markdown(found).splitlines()
   ]
   assert len({len(line) for line in lines}) == 1
-  return {line[0]: line[2:] for line in lines}
+  return {line[0]: line[3:] for line in lines}
 
 
 def test_table_counts_queries_and_compares_seed_by_seed():
@@ -37,8 +44,8 @@ def test_table_counts_queries_and_compares_seed_by_seed():
   # Two values a and b have the mean's standard error |a - b| / 2.
   assert table["ctrl"] == [
     "15 ± 5",
-    "3840 ± 1280",
-    "38400 ± 12800",
+    "960 ± 320",
+    "9600 ± 3200",
     "0.1250 ± 0.0250",
     "3.8 ± 1.2",
   ]
@@ -59,13 +66,17 @@ def test_ctrl_is_trained_until_it_is_as_good(monkeypatch):
   monkeypatch.setattr(mixture, "get_config", smoke.copy_and_resolve_references)
   monkeypatch.setattr(recipe, "CHAINS", 300)
   monkeypatch.setattr(objectives, "RATES", (1e-2,))
-  monkeypatch.setattr(reward_queries, "LENGTHS", (2, 24))
-  found = reward_queries.compare([5], updates=12, gamma=1.0)
-  assert (found["batch_size"], found["steps"]) == (16, 10)
-  (ppo,), ctrl = (found[name]["runs"][5] for name in reward_queries.NAMES)
-  assert ppo["updates"] == 12
+  # A batch that only smaller steps than these could use: it is not chosen.
+  monkeypatch.setattr(reward_queries, "BATCHES", (16, 256))
+  monkeypatch.setattr(reward_queries, "LENGTHS", (1, 24))
+  found = reward_queries.compare([5], queries=2560, gamma=1.0)
+  assert found["steps"] == 10
+  assert {found[name]["batch_size"] for name in reward_queries.SHARES} == {16}
+  assert found["ctrl"]["search"].keys() == {"16, 0.01", "256, 0.01"}
+  (ppo,), ctrl = (found[name]["runs"][5] for name in reward_queries.SHARES)
+  assert (ppo["updates"], ppo["queries"]) == (160, 2560)
   # Each length is a run from the start, and the first good one the last.
-  assert [row["updates"] for row in ctrl] == [2, 12][: len(ctrl)]
+  assert [row["queries"] for row in ctrl] == [256, 2560][: len(ctrl)]
   assert all(row["gap"] > ppo["gap"] for row in ctrl[:-1])
   assert ctrl[-1]["gap"] <= ppo["gap"] or len(ctrl) == 2
   _table(found)

@@ -2,16 +2,19 @@
 r"""Reward queries that ctrl needs to get as far as ppo gets.
 
   python -m experiments.benchmarks.reward_queries [--seeds 0 1 2]
-    [--updates 300] [--gamma 1] [--json FILE]
+    [--queries 76800] [--gamma 1] [--json FILE]
 
-On the mixture of configs/mixture.py, drawn anew for every seed, with batches of
-one size, one sampler, prior, classifier and head. The goal is the gap that ppo
-ends with after --updates, of its averaged parameters. ctrl is then trained for
-ever more updates, of LENGTHS, until its gap on the same chains is no greater;
-every length is a run of its own, with the whole schedule in it, and counted is
-the shortest that will do. The learning rate of each is the best of
-`objectives.RATES` on the first seed after half of --updates. Lengths are up to
-a half apart, and the ratio is no finer than they are.
+On the mixture of configs/mixture.py, drawn anew for every seed, with one
+sampler, prior, classifier and head. The goal is the gap that ppo ends with
+after --queries, of its averaged parameters. ctrl is then trained with ever more
+queries, of LENGTHS, until its gap on the same chains is no greater; every
+length is a run of its own, with the whole schedule in it, and counted is the
+shortest that will do. Lengths are up to a half apart, and the ratio is no finer
+than they are.
+
+Batch size and learning rate are the best of BATCHES x `objectives.RATES` on the
+first seed: ppo's after half of --queries, ctrl's after a tenth, with which it
+would have to make do to need ten times fewer.
 
 A query judges one x: one for every chain's end, so an update of either makes
 as many as the batch has chains. ppo uses their values only, for 4 steps of the
@@ -23,61 +26,100 @@ pass, once, and ppo's inner steps, four times and backwards.
 """
 
 import argparse
+import itertools
 import pathlib
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from experiments import outputs, tables, workdir
 from experiments.benchmarks import objectives
 from experiments.configs import mixture
 
-NAMES = ("ppo", "ctrl")
-LENGTHS = (10, 15, 20, 30, 40, 60, 80, 120, 160, 240)  # updates of ctrl's runs
-COLUMNS = "policy update,rate,updates,reward queries,all queries,gap,seconds"
+SHARES = {"ppo": 2, "ctrl": 10}  # of --queries, in a run of the search
+BATCHES = (32, 64, 128, 256)
+# Of ctrl's runs, in units of 256 queries.
+LENGTHS = (4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192)
+COLUMNS = (
+  "policy update,batch,rate,updates,reward queries,all queries,gap,seconds"
+)
 
 Row = dict[str, float]  # of `recipe.curve`
 
 
+def train(
+  name: str,
+  batch: int,
+  rate: float,
+  table: np.ndarray,
+  *,
+  queries: int,
+  gamma: float,
+  seed: int,
+) -> Row:
+  """The last row of one run of so many queries, which it counts."""
+  config = objectives.configure(
+    name, rate=rate, updates=queries // batch, gamma=gamma, seed=seed
+  )
+  config.control.batch_size = batch
+  row: Row = objectives.train(config, table)["curve"][-1]
+  return {**row, "queries": batch * row["updates"]}
+
+
+def search(name: str, table: np.ndarray, **settings: Any) -> dict[str, Any]:
+  """The best of BATCHES x RATES by the gap of `train`, and all gaps."""
+  gaps = {
+    (batch, rate): train(name, batch, rate, table, **settings)["gap"]
+    for batch, rate in itertools.product(BATCHES, objectives.RATES)
+  }
+  # A run that diverged has a gap that is no number: it is not the best.
+  best = min(gaps, key=lambda pair: np.nan_to_num(gaps[pair], nan=np.inf))
+  named = {f"{batch}, {rate:g}": gap for (batch, rate), gap in gaps.items()}
+  found = {"batch_size": best[0], "rate": best[1], "search": named}
+  print(f"{name}: {found}", flush=True)
+  return found
+
+
 def compare(
-  seeds: Sequence[int], *, updates: int, gamma: float
+  seeds: Sequence[int], *, queries: int, gamma: float
 ) -> dict[str, Any]:
   """Trains ppo once on every seed, and ctrl until it is as good.
 
   Args:
-    seeds: of problems and runs; rates are searched on the first.
-    updates: of ppo, and the most of ctrl.
+    seeds: of problems and runs; batches and rates are searched on the first.
+    queries: of ppo, and the most of ctrl.
     gamma: guidance strength.
 
   Returns:
-    For ppo and ctrl its "search" by rate, its "rate", and by seed its "runs",
-    the last rows of `recipe.curve` of every run that was made; and the
-    "batch_size" and "steps" K that queries follow from.
+    For ppo and ctrl what `search` found, and by seed its "runs", the rows of
+    `train` of every run that was made; and the "steps" K.
   """
   logs = {seed: objectives.evidence(seed, gamma=gamma) for seed in seeds}
-  found: dict[str, Any] = {}
-  for name in NAMES:
-    rate, search = objectives.best_rate(
-      name, logs[seeds[0]], updates=updates // 2, gamma=gamma, seed=seeds[0]
-    )
-    found[name] = {"search": search, "rate": rate, "runs": {}}
-    lengths = [n for n in LENGTHS if name == "ctrl" and n < updates]
+  found: dict[str, Any] = {"steps": mixture.get_config().kernel.num_steps}
+  for name, share in SHARES.items():
+    budget = {"queries": queries // share, "gamma": gamma, "seed": seeds[0]}
+    best = search(name, logs[seeds[0]], **budget)
+    found[name] = {**best, "runs": {}}
+    shorter = [256 * n for n in LENGTHS if name == "ctrl" and 256 * n < queries]
     for seed in seeds:
-      rows: list[Row] = []
-      for length in (*lengths, updates):
-        config = objectives.configure(
-          name, rate=rate, updates=length, gamma=gamma, seed=seed
+      rows = found[name]["runs"][seed] = []
+      for length in (*shorter, queries):
+        rows.append(
+          train(
+            name,
+            best["batch_size"],
+            best["rate"],
+            logs[seed],
+            queries=length,
+            gamma=gamma,
+            seed=seed,
+          )
         )
-        rows.append(objectives.train(config, logs[seed])["curve"][-1])
+        print(f"{name}, seed {seed}: {rows[-1]}", flush=True)
         if name == "ctrl" and reached(found, seed, rows[-1]):
           break
-      found[name]["runs"][seed] = rows
-      print(f"{name}, seed {seed}: {rows}", flush=True)
-  settings = mixture.get_config()
-  sizes = {
-    "batch_size": settings.control.batch_size,
-    "steps": settings.kernel.num_steps,
-  }
-  return {**sizes, **found}
+  return found
 
 
 def reached(found: dict[str, Any], seed: int, row: Row) -> bool:
@@ -85,14 +127,13 @@ def reached(found: dict[str, Any], seed: int, row: Row) -> bool:
   return row["gap"] <= found["ppo"]["runs"][seed][-1]["gap"]
 
 
-def _cells(rows: Sequence[Row], found: dict[str, Any]) -> list[str]:
+def _cells(rows: Sequence[Row], steps: int) -> list[str]:
   """Updates to queries, gap and seconds."""
-  updates = [row["updates"] for row in rows]
-  queries = [found["batch_size"] * number for number in updates]
+  queries = [row["queries"] for row in rows]
   return [
-    tables.over_seeds(updates, 0),
+    tables.over_seeds([row["updates"] for row in rows], 0),
     tables.over_seeds(queries, 0),
-    tables.over_seeds([(found["steps"] + 1) * n for n in queries], 0),
+    tables.over_seeds([(steps + 1) * number for number in queries], 0),
     tables.over_seeds([row["gap"] for row in rows], 4),
     tables.over_seeds([row["seconds"] for row in rows], 1),
   ]
@@ -100,23 +141,33 @@ def _cells(rows: Sequence[Row], found: dict[str, Any]) -> list[str]:
 
 def markdown(found: dict[str, Any]) -> str:
   """The table: means over seeds, with standard errors."""
-  lines = []
   seeds = found["ppo"]["runs"]
-  for name in NAMES:
-    rows = [found[name]["runs"][seed][-1] for seed in seeds]
-    lines.append([name, f"{found[name]['rate']:g}", *_cells(rows, found)])
-  pairs = [[found[name]["runs"][seed][-1] for name in NAMES] for seed in seeds]
-  last = [
-    reached(found, seed, pair[1])
-    for seed, pair in zip(seeds, pairs, strict=True)
+  last = {
+    name: [found[name]["runs"][seed][-1] for seed in seeds] for name in SHARES
+  }
+  lines = [
+    [
+      name,
+      f"{found[name]['batch_size']}",
+      f"{found[name]['rate']:g}",
+      *_cells(rows, found["steps"]),
+    ]
+    for name, rows in last.items()
   ]
-  ratio = [f"not reached by {last.count(False)} of {len(last)}"] * 5
-  if all(last):
-    less = [ppo["updates"] / ctrl["updates"] for ppo, ctrl in pairs]
-    faster = [ppo["seconds"] / ctrl["seconds"] for ppo, ctrl in pairs]
-    times = [tables.over_seeds(values, 1) for values in (less, faster)]
-    ratio = [times[0]] * 3 + [tables.DASH, times[1]]
-  lines.append(["ppo ÷ ctrl", tables.DASH, *ratio])
+  met = [
+    reached(found, seed, row)
+    for seed, row in zip(seeds, last["ctrl"], strict=True)
+  ]
+  ratio = [f"not reached by {met.count(False)} of {len(met)}"] * 5
+  if all(met):
+
+    def times(field: str) -> str:
+      pairs = zip(*last.values(), strict=True)
+      return tables.over_seeds([a[field] / b[field] for a, b in pairs], 1)
+
+    less = times("queries")
+    ratio = [times("updates"), less, less, tables.DASH, times("seconds")]
+  lines.append(["ppo ÷ ctrl", tables.DASH, tables.DASH, *ratio])
   return tables.markdown(COLUMNS.split(","), lines)
 
 
@@ -126,11 +177,11 @@ def main() -> None:
     description="Reward queries that ctrl needs to get as far as ppo."
   )
   parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-  parser.add_argument("--updates", type=int, default=300, help="of ppo")
+  parser.add_argument("--queries", type=int, default=76800, help="of ppo")
   parser.add_argument("--gamma", type=float, default=1.0)
   parser.add_argument("--json", type=pathlib.Path, help="file to write")
   given = parser.parse_args()
-  found = compare(given.seeds, updates=given.updates, gamma=given.gamma)
+  found = compare(given.seeds, queries=given.queries, gamma=given.gamma)
   print(markdown(found))
   if given.json:
     header = {"versions": outputs.versions(), "device": outputs.device()}
