@@ -11,6 +11,10 @@ PARITY_SETUP := $(PARITY)/.setup
 TRL := .venv-trl
 TRL_SETUP := $(TRL)/.setup
 
+# Large blocks of memory in large pages, where the C library can (glibc 2.35): a
+# program's temporaries are allocated anew at every call, page by page.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 # uv ignores pip's settings: where pip is given another index, so is uv.
 ifdef PIP_INDEX_URL
 export UV_DEFAULT_INDEX ?= $(PIP_INDEX_URL)
