@@ -123,6 +123,20 @@ def test_truncation_changes_the_gradient_and_not_the_loss():
   assert np.linalg.norm(whole - cut) > 0.05 * np.linalg.norm(whole)
 
 
+def test_keeping_activations_changes_memory_and_not_the_gradient():
+  def compiled(**settings):
+    gradient = jax.grad(_loss(**settings), has_aux=True)
+    return jax.jit(gradient).lower(_control(), KEYS, BATCH).compile()
+
+  recomputed, kept = compiled(), compiled(remat=False)
+  memory = [c.memory_analysis().temp_size_in_bytes for c in (recomputed, kept)]
+  assert memory[0] < memory[1]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    *(c(_control(), KEYS, BATCH)[0] for c in (recomputed, kept)),
+  )
+
+
 def test_bad_settings_are_refused_before_anything_runs():
   for gamma in (0.0, -1.0):
     with pytest.raises(ValueError, match="gamma must be positive"):

@@ -44,6 +44,7 @@ def make_loss(
   gamma: float,
   sample_shape: tuple[int, ...],
   backprop_steps: int | None = None,
+  remat: bool = True,
 ) -> LossFn:
   """The negative of (1) in nats, as a loss.
 
@@ -54,6 +55,7 @@ def make_loss(
     gamma: guidance strength; nats against nats.
     sample_shape: shape of one sample.
     backprop_steps: back-propagate through the last so many steps only.
+    remat: compute each step again in the backward pass; see `sampling.rollout`.
 
   Returns:
     loss(params, keys [B], batch) with batch = {"c": [B], "y": [B],
@@ -75,6 +77,7 @@ def make_loss(
       kernel,
       policy.pair_fn(params, c, y),
       backprop_steps=backprop_steps,
+      remat=remat,
     )
     log_likelihood = reward_fn(chain.x, c, y)
     loss = jnp.mean(chain.kl - gamma * log_likelihood)

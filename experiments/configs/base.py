@@ -83,6 +83,10 @@ def common() -> dict[str, Any]:
         # Last reverse steps to differentiate; None: all.
         "backprop_steps": config_dict.placeholder(int),
         "accumulate": 1,  # parts of a batch, one after another; saves memory
+        # Compute steps again in the backward pass. Without it memory grows with
+        # their number; on a CPU with large pages a small Stable Diffusion then
+        # takes two thirds of the time, and transformers gain nothing.
+        "remat": True,
       },
       path_consistency={
         "group": 0,  # chains of one (c, y) that estimate log Z; 0: known
