@@ -43,7 +43,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, name: str) -> None:
 
 def pmap(
   update: Callable[[Any, Any, Any], tuple[Any, Any]], mesh: Mesh
-) -> Callable[[Any, Any, Any], tuple[Any, Any]]:
+) -> "Mapped":
   """Maps (state, keys, batch) -> (state, metrics) over the mesh, compiled.
 
   State and metrics are replicated, keys and batch split along their first

@@ -22,11 +22,10 @@ def seconds_per_sample(
   *,
   chunk: int,
   rounds: int = 3,
-) -> dict[str, float]:
-  """Seconds a sample of each sampler, (c, y) -> EpsFn, on one device.
+) -> dict[str, np.ndarray]:
+  """Seconds a sample of each sampler in every round [rounds], on one device.
 
-  They take turns, so that a machine that slows down slows them all; the best
-  round counts.
+  They take turns, so that a machine that slows down slows them all.
 
   Args:
     problem: gives the kernel and every (c, y).
@@ -50,10 +49,10 @@ def seconds_per_sample(
     return function
 
   functions = {name: compiled(each) for name, each in samplers.items()}
-  best = dict.fromkeys(samplers, float("inf"))
+  seconds: dict[str, list[float]] = {name: [] for name in samplers}
   for _ in range(rounds):
     for name, function in functions.items():
       began = time.perf_counter()
       jax.block_until_ready(function((), chain_keys, (c, y)))
-      best[name] = min(best[name], time.perf_counter() - began)
-  return {name: seconds / len(c) for name, seconds in best.items()}
+      seconds[name].append(time.perf_counter() - began)
+  return {name: np.array(found) / len(c) for name, found in seconds.items()}

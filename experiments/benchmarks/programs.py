@@ -21,13 +21,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import rewards
-from ctrl_jax.learner import Learner
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.models.dit import DiT
-from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import unet, vae
 from experiments import algorithms, images, policies
 from experiments.benchmarks import weightless
+from experiments.benchmarks.weightless import Control
 from experiments.configs import digits, fashion
 from experiments.problems import make_kernel
 
@@ -62,8 +61,8 @@ class Sizes(NamedTuple):
 class Program(NamedTuple):
   """An update, and what it computes."""
 
-  make: Callable[[Any], tuple[Learner, Policy]]  # frozen parameters ->
-  frozen: Any
+  make: Callable[[str | None], Control]  # axis of devices ->
+  frozen: Any  # parameters
   forward: Callable[[Any], Any]  # of the network, for one sample
   inputs: Any  # of `forward`, shapes
 
@@ -89,7 +88,7 @@ def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:
     "classifier": jax.jit(judge.init)(jax.random.key(1), image),
   }
 
-  def make(frozen: Any) -> tuple[Learner, Policy]:
+  def make(axis_name: str | None) -> Control:
     def logits_fn(x: jax.Array) -> jax.Array:
       logits: Any = judge.apply(frozen["classifier"], x)
       return logits
@@ -99,9 +98,9 @@ def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:
       problem, config.control, frozen["network"], reward_fn
     )
     learner = algorithms.control_learner(
-      problem, policy, reward_fn, config, axis_name=None
+      problem, policy, reward_fn, config, axis_name=axis_name
     )
-    return learner, policy
+    return Control(problem, policy, learner)
 
   def forward(inputs: Any) -> Any:
     return problem.eps(frozen["network"], *inputs)
@@ -149,18 +148,21 @@ def stable_diffusion(
     return parts.unet.apply({"params": frozen.unet}, *inputs)
 
   return Program(
-    lambda frozen: weightless.learner(config, parts, frozen),
+    lambda axis_name: weightless.control(
+      config, parts, frozen, axis_name=axis_name
+    ),
     frozen,
     forward,
     inputs,
   )
 
 
-MODELS: dict[str, Callable[[Sizes], Program]] = {
-  "digits": lambda sizes: dit(digits.get_config(), 8, sizes),
-  "fashion": lambda sizes: dit(fashion.get_config(), 28, sizes),
-  "sd-small": lambda sizes: stable_diffusion(
-    sizes, side=128, unet_config=SMALL_UNET, vae_config=SMALL_VAE
+# By name: sizes and, if it is another, the side of an image -> Program.
+MODELS: dict[str, Callable[..., Program]] = {
+  "digits": lambda sizes, side=8: dit(digits.get_config(), side, sizes),
+  "fashion": lambda sizes, side=28: dit(fashion.get_config(), side, sizes),
+  "sd-small": lambda sizes, side=128: stable_diffusion(
+    sizes, side=side, unet_config=SMALL_UNET, vae_config=SMALL_VAE
   ),
-  "sd": lambda sizes: stable_diffusion(sizes, side=512),
+  "sd": lambda sizes, side=512: stable_diffusion(sizes, side=side),
 }

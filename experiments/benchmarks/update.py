@@ -28,7 +28,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 
+from ctrl_jax import parallel
 from experiments import outputs, tables, workdir
 from experiments.benchmarks import memory_plan, programs
 from experiments.benchmarks.programs import Program, Sizes
@@ -63,36 +66,51 @@ def flops(program: Program, sizes: Sizes) -> float:
   return float(analysis["flops"]) * sizes.batch * passes
 
 
-def measure(model: str, sizes: Sizes, *, repeats: int) -> Row:
-  """Compiles and times one update."""
-  program = programs.MODELS[model](sizes)
-  learner, policy = program.make(program.frozen)
-  state = learner.init(jax.jit(policy.init)(jax.random.key(0)))
-  keys = jax.random.split(jax.random.key(1), sizes.batch)
-  labels = jnp.zeros(sizes.batch, jnp.int32)
-  batch = {"c": labels, "y": labels, "log_evidence": jnp.zeros(sizes.batch)}
+class Compiled:
+  """An update of random weights over some devices, ready to run."""
 
-  def update(frozen, state, keys, batch):
-    return program.make(frozen)[0].update(state, keys, batch)
-
-  lowered = jax.jit(update, donate_argnums=1).lower(
-    program.frozen, state, keys, batch
-  )
-  began = time.perf_counter()
-  compiled = lowered.compile()
-  row: Row = {"compile_seconds": time.perf_counter() - began}
-  row["memory"] = memory_plan.memory(compiled)["total"]
-  seconds = []
-  for _ in range(1 + repeats):
+  def __init__(self, program: Program, sizes: Sizes, mesh: Mesh) -> None:
+    """Compiles it."""
+    made = program.make(parallel.AXIS)
+    state = made.learner.init(jax.jit(made.policy.init)(jax.random.key(0)))
+    self._state = parallel.replicate(state, mesh)
+    keys = jax.random.split(jax.random.key(1), sizes.batch)
+    labels = np.zeros(sizes.batch, np.int32)
+    batch = {"c": labels, "y": labels, "log_evidence": np.zeros(sizes.batch)}
+    self._inputs = parallel.shard((keys, batch), mesh)
+    update = parallel.pmap(made.learner.update, mesh)
+    lowered = update.lower(self._state, *self._inputs)
     began = time.perf_counter()
-    state, metrics = compiled(program.frozen, state, keys, batch)
-    jax.block_until_ready((state, metrics))
-    seconds.append(time.perf_counter() - began)
-  row["seconds"] = statistics.median(seconds[1:])
-  row["all_seconds"] = seconds
-  row["flops"] = flops(program, sizes)
-  row["samples_per_second"] = sizes.batch / row["seconds"]
-  return {"model": model, **sizes._asdict(), **row}
+    self._update = lowered.compile()
+    self.compile_seconds = time.perf_counter() - began
+    self._captured = update.captured
+    self.memory = memory_plan.memory(self._update)["total"]  # bytes a device
+
+  def run(self, updates: int = 1) -> float:
+    """The seconds of so many updates, of which the host waits for the last."""
+    began = time.perf_counter()
+    for _ in range(updates):
+      self._state, _ = self._update(self._captured, self._state, *self._inputs)
+    jax.block_until_ready(self._state)
+    return time.perf_counter() - began
+
+
+def measure(model: str, sizes: Sizes, *, repeats: int) -> Row:
+  """Compiles and times one update on one device."""
+  program = programs.MODELS[model](sizes)
+  update = Compiled(program, sizes, parallel.make_mesh(jax.devices()[:1]))
+  seconds = [update.run() for _ in range(1 + repeats)]
+  median = statistics.median(seconds[1:])
+  return {
+    "model": model,
+    **sizes._asdict(),
+    "compile_seconds": update.compile_seconds,
+    "memory": update.memory,
+    "seconds": median,
+    "all_seconds": seconds,
+    "flops": flops(program, sizes),
+    "samples_per_second": sizes.batch / median,
+  }
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -23,6 +23,7 @@ from ctrl_jax.stable_diffusion.schedule import Schedule
 from experiments import algorithms, stable_diffusion, stable_training
 from experiments.configs import sd15_compressibility
 from experiments.configs import stable_diffusion as schema
+from experiments.problems import Problem
 
 TOKENS = 77  # of a prompt
 UNET = unet.Config(cross_attention_dim=768)
@@ -48,6 +49,14 @@ class Networks(NamedTuple):
   unet: unet.UNet
   vae: vae.VAE
   classifier: ResidualClassifier
+
+
+class Control(NamedTuple):
+  """A control that is about to be trained."""
+
+  problem: Problem
+  policy: Policy
+  learner: Learner
 
 
 class Frozen(NamedTuple):
@@ -128,10 +137,14 @@ def frozen_shapes(config: ConfigDict, parts: Networks) -> Frozen:
   )
 
 
-def learner(
-  config: ConfigDict, parts: Networks, frozen: Frozen
-) -> tuple[Learner, Policy]:
-  """The update and the control that it trains, as in the experiment."""
+def control(
+  config: ConfigDict,
+  parts: Networks,
+  frozen: Frozen,
+  *,
+  axis_name: str | None = None,
+) -> Control:
+  """The experiment's control; axis_name: of devices, where they are mapped."""
   problem = stable_diffusion.assemble(
     config,
     Pipeline(
@@ -150,14 +163,14 @@ def learner(
     return logits
 
   judge = rewards.classifier(logits_fn)
-  found = algorithms.control_learner(
+  learner = algorithms.control_learner(
     problem,
     policy,
     lambda x, c, y: judge(problem.decode(x), c, y),
     config,
-    axis_name=None,
+    axis_name=axis_name,
   )
-  return found, policy
+  return Control(problem, policy, learner)
 
 
 def lower(config: ConfigDict, parts: Networks) -> jax.stages.Lowered:
@@ -169,11 +182,12 @@ def lower(config: ConfigDict, parts: Networks) -> jax.stages.Lowered:
   """
 
   def init(frozen: Frozen, key: jax.Array) -> TrainState:
-    made, policy = learner(config, parts, frozen)
-    return made.init(policy.init(key))
+    made = control(config, parts, frozen)
+    return made.learner.init(made.policy.init(key))
 
   def update(frozen, state, keys, batch):
-    return learner(config, parts, frozen)[0].update(state, keys, batch)
+    made = control(config, parts, frozen)
+    return made.learner.update(state, keys, batch)
 
   def inputs(frozen):
     keys = jax.random.split(jax.random.key(0), config.control.batch_size)

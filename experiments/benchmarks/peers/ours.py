@@ -38,10 +38,10 @@ def main() -> None:
   )
 
   def update(frozen, state, keys, data):
-    made, _ = weightless.learner(config, networks, frozen)
-    return made.update(state, keys, data)
+    made = weightless.control(config, networks, frozen)
+    return made.learner.update(state, keys, data)
 
-  learner, _ = weightless.learner(config, networks, frozen)
+  learner = weightless.control(config, networks, frozen).learner
   state = jax.jit(learner.init)(problem.tree(arrays, "control"))
   data = {
     "c": jnp.arange(batch),

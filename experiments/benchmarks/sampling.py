@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sample of a controlled model costs, beside one of the plain model.
+
+  python -m experiments.benchmarks.sampling [--only NAME ...] [--rounds 10]
+
+    digits, head          the output head of configs/digits.py, 8x8
+    digits, adapters      the network's own weights tuned, `digits.py:lora`
+    fashion, head         likewise of configs/fashion.py, 28x28
+    fashion, adapters
+    sd-small, adapters    Stable Diffusion of two levels at 128x128, guided
+
+Weights are random. The two samplers of a row are each one compiled scan over K
+steps and take turns; the ratio is of two that follow each other: the median,
+the least and the largest. Adapters are merged into the weights anew at each
+step, which the whole batch shares; a head and the classifier's gradient that
+it looks at are computed for every sample.
+"""
+
+import argparse
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments import outputs, speed, tables, workdir
+from experiments.benchmarks import programs
+from experiments.benchmarks.programs import Program, Sizes
+from experiments.configs import digits, fashion
+
+COLUMNS = (
+  "control,K,samples at a time,plain (s a sample),controlled,"
+  "÷ plain (least to largest)"
+)
+
+Row = dict[str, Any]
+
+
+def _adapters(config: Any, side: int, sizes: Sizes) -> Program:
+  """Those of a DiT, without a head."""
+  config.control.update(adapt="lora", head=())
+  return programs.dit(config, side, sizes)
+
+
+# By name: samples at a time, and the program.
+CONTROLS: Mapping[str, tuple[int, Callable[[Sizes], Program]]] = {
+  "digits, head": (400, programs.MODELS["digits"]),
+  "digits, adapters": (400, lambda s: _adapters(digits.get_config(), 8, s)),
+  "fashion, head": (100, programs.MODELS["fashion"]),
+  "fashion, adapters": (100, lambda s: _adapters(fashion.get_config(), 28, s)),
+  "sd-small, adapters": (4, programs.MODELS["sd-small"]),
+}
+
+
+def measure(name: str, *, steps: int, rounds: int) -> Row:
+  """Compiles and times the two samplers of a row."""
+  chunk, make = CONTROLS[name]
+  made = make(Sizes(chunk, 1, steps, steps, "float32")).make(None)
+  params = jax.jit(made.policy.init)(jax.random.key(0))
+
+  def plain(c: jax.Array, y: jax.Array) -> Any:
+    pair = made.policy.pair_fn(params, c, y)
+    return lambda x, t: pair(x, t).reference
+
+  seconds = speed.seconds_per_sample(
+    made.problem,
+    {"plain": plain, "ctrl": lambda c, y: made.policy.eps_fn(params, c, y)},
+    chunk=chunk,
+    rounds=rounds,
+  )
+  ratios = seconds["ctrl"] / seconds["plain"]
+  return {
+    "control": name,
+    "steps": steps,
+    "chunk": chunk,
+    **{f"{key}_seconds": float(np.median(seconds[key])) for key in seconds},
+    "ratio": float(np.median(ratios)),
+    "least": float(ratios.min()),
+    "largest": float(ratios.max()),
+  }
+
+
+def markdown(rows: Sequence[Row]) -> str:
+  """The table."""
+  lines = [
+    [
+      *(row["control"], str(row["steps"]), str(row["chunk"])),
+      *(f"{row[f'{key}_seconds']:.3g}" for key in ("plain", "ctrl")),
+      f"{row['ratio']:.3f} ({row['least']:.3f} to {row['largest']:.3f})",
+    ]
+    for row in rows
+  ]
+  return tables.markdown(COLUMNS.split(","), lines)
+
+
+def main() -> None:
+  """Measures every row and prints the table."""
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--only", nargs="+", choices=CONTROLS, default=CONTROLS)
+  parser.add_argument("--steps", type=int, default=32)
+  parser.add_argument("--rounds", type=int, default=10)
+  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+  given = parser.parse_args()
+  rows = []
+  for name in given.only:
+    rows.append(measure(name, steps=given.steps, rounds=given.rounds))
+    print(rows[-1], flush=True)
+  print(outputs.device())
+  print(markdown(rows))
+  if given.json:
+    header = {"versions": outputs.versions(), "device": outputs.device()}
+    workdir.write_json(given.json, {**header, "results": rows})
+
+
+if __name__ == "__main__":
+  main()
