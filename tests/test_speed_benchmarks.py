@@ -46,8 +46,8 @@ def test_updates_that_fill_the_queue_are_not_waited_for():
   first = [0.0, 50.0, 51.0, 52.0, 53.0, 54.0]  # compiles
   second = [100.0, 100.1, 100.2, 102.0, 104.0, 106.0]
   third = [200.0, 200.1, 200.2, 203.0, 206.0, 209.0]
-  turns.stamps = first + second + third
-  np.testing.assert_allclose(turns.fitted(), [2.0, 3.0])
+  clock = first + second + third
+  np.testing.assert_allclose(turns.an_update(clock), [2.0, 3.0])
 
 
 @pytest.mark.slow
@@ -57,6 +57,7 @@ def test_updates_alone_take_turns_with_those_of_the_loop():
   row = host_overhead.measure(program, sizes, block=6, rounds=2)
   assert len(row["overhead"]) == 2
   assert all(seconds > 0 for seconds in row["alone_seconds"])
+  assert all(0 < share < 1 for share in row["bound"])
   np.testing.assert_allclose(
     np.array(row["fit_seconds"]),
     np.array(row["alone_seconds"]) * (1 + np.array(row["overhead"])),

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from ctrl_jax import parallel
 from ctrl_jax.stable_diffusion import pipeline
+from experiments import devices
 from experiments.benchmarks import weightless
 from experiments.benchmarks.peers import problem, worker
 from experiments.benchmarks.programs import SMALL_VAE
@@ -24,6 +26,7 @@ def main() -> None:
   with np.load(folder / "arrays.npz") as found:
     arrays = dict(found)
   batch = settings["batch"]
+  jax.config.update("jax_num_cpu_devices", devices.virtual(batch))
   config = configure(settings)
   loaded = pipeline.load(folder / "model")
   frozen = weightless.Frozen(
@@ -36,25 +39,21 @@ def main() -> None:
   networks = weightless.networks(
     config, unet_config=problem.UNET, vae_config=SMALL_VAE
   )
-
-  def update(frozen, state, keys, data):
-    made = weightless.control(config, networks, frozen)
-    return made.learner.update(state, keys, data)
-
-  learner = weightless.control(config, networks, frozen).learner
-  state = jax.jit(learner.init)(problem.tree(arrays, "control"))
+  made = weightless.control(config, networks, frozen, axis_name=parallel.AXIS)
+  mesh = parallel.make_mesh()
+  state = jax.jit(made.learner.init)(problem.tree(arrays, "control"))
+  state = parallel.replicate(state, mesh)
   data = {
-    "c": jnp.arange(batch),
-    "y": jnp.asarray(arrays["labels"]),
-    "log_evidence": jnp.zeros(batch),
+    "c": np.arange(batch),
+    "y": arrays["labels"],
+    "log_evidence": np.zeros(batch),
   }
-  inputs = (problem.keys(batch), data)
-  lowered = jax.jit(update, donate_argnums=1).lower(frozen, state, *inputs)
-  compiled = lowered.compile()
+  inputs = parallel.shard((problem.keys(batch), data), mesh)
+  update = parallel.pmap(made.learner.update, mesh)
 
   def once() -> worker.Answer:
     nonlocal state
-    state, metrics = compiled(frozen, state, *inputs)
+    state, metrics = update(state, *inputs)
     found = {name: float(value) for name, value in metrics.items()}
     loss = found["kl"] - settings["gamma"] * found["log_likelihood"]
     return {"loss": loss, "gradient_norm": found["gradient_norm"]}
