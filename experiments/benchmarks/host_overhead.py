@@ -32,7 +32,7 @@ import numpy as np
 
 from ctrl_jax import parallel
 from ctrl_jax.datasets import labelled
-from experiments import loop, outputs, tables, workdir
+from experiments import devices, loop, outputs, tables, workdir
 from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.benchmarks.update import Compiled
@@ -77,7 +77,7 @@ def measure(
   program: Program, sizes: Sizes, *, block: int, rounds: int
 ) -> dict[str, Any]:
   """Trains for `rounds` blocks after the first."""
-  mesh = parallel.make_mesh(jax.devices()[:1])
+  mesh = parallel.make_mesh()
   made = program.make(parallel.AXIS)
   cells = (made.problem.num_conditions, made.problem.num_controls)
   turns = Turns(
@@ -137,6 +137,7 @@ def main() -> None:
   if given.block < FILLING + 2:
     parser.error(f"--block must be at least {FILLING + 2}")
   sizes = Sizes(given.batch, 1, given.steps, given.steps, "float32")
+  jax.config.update("jax_num_cpu_devices", devices.virtual(given.batch))
   program = programs.MODELS[given.model](sizes)
   row = measure(program, sizes, block=given.block, rounds=given.rounds)
   print(

@@ -5,7 +5,8 @@
 
 A row is one size. `--backprop-steps` 0 differentiates all steps. Seconds are
 the median of `--repeats` updates after the first. Memory is XLA's plan of the
-compiled program: arguments, results and temporaries.
+compiled program for one device: arguments, results and temporaries. A CPU is
+divided into devices as in an experiment, see `devices.virtual`.
 
 Model FLOPs count what the mathematics needs: with F of one evaluation of the
 frozen network for one sample (both halves, where a prompt is guided),
@@ -20,6 +21,7 @@ this machine, measured beforehand: no data sheet is asked.
 
 import argparse
 import itertools
+import math
 import pathlib
 import statistics
 import time
@@ -32,13 +34,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ctrl_jax import parallel
-from experiments import outputs, tables, workdir
+from experiments import devices, outputs, tables, workdir
 from experiments.benchmarks import memory_plan, programs
 from experiments.benchmarks.programs import Program, Sizes
 
 COLUMNS = (
   "model,dtype,K,differentiated,batch,compiling (s),update (s),samples/s,"
-  "memory (GB),model TFLOPs,share of peak"
+  "memory of a device (GB),model TFLOPs,share of peak"
 )
 SIDE = 2048  # of the matrices whose product is the peak
 
@@ -46,16 +48,16 @@ Row = dict[str, Any]
 
 
 def peak(dtype: str, *, repeats: int = 5) -> float:
-  """FLOPs a second of the best of some matrix products."""
+  """FLOPs a second of all devices, at the best of some matrix products."""
   a = jnp.ones((SIDE, SIDE), dtype)
+  copies = [jax.device_put(a, device) for device in jax.devices()]
   product = jax.jit(lambda a: a @ a)
-  product(a).block_until_ready()
-  best = float("inf")
-  for _ in range(repeats):
+  seconds = []
+  for _ in range(1 + repeats):
     began = time.perf_counter()
-    product(a).block_until_ready()
-    best = min(best, time.perf_counter() - began)
-  return 2 * SIDE**3 / best
+    jax.block_until_ready([product(a) for a in copies])
+    seconds.append(time.perf_counter() - began)
+  return len(copies) * 2 * SIDE**3 / min(seconds[1:])
 
 
 def flops(program: Program, sizes: Sizes) -> float:
@@ -96,9 +98,9 @@ class Compiled:
 
 
 def measure(model: str, sizes: Sizes, *, repeats: int) -> Row:
-  """Compiles and times one update on one device."""
+  """Compiles and times one update that all devices share."""
   program = programs.MODELS[model](sizes)
-  update = Compiled(program, sizes, parallel.make_mesh(jax.devices()[:1]))
+  update = Compiled(program, sizes, parallel.make_mesh())
   seconds = [update.run() for _ in range(1 + repeats)]
   median = statistics.median(seconds[1:])
   return {
@@ -145,6 +147,8 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--json", type=pathlib.Path, help="file to write")
   given = parser.parse_args()
+  whole = math.gcd(*given.batch) // given.parts
+  jax.config.update("jax_num_cpu_devices", devices.virtual(whole))
   best, rows = peak(given.dtype), []
   for batch, steps, back in itertools.product(
     given.batch, given.steps, given.backprop_steps
