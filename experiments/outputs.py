@@ -2,7 +2,10 @@
 """What a run leaves behind: results.json and evaluation.npz."""
 
 import importlib.metadata
+import os
+import pathlib
 import platform
+import re
 from typing import Any
 
 import jax
@@ -106,6 +109,12 @@ def versions() -> dict[str, str]:
 
 
 def device() -> str:
-  """The kind and number of devices."""
+  """The kind and number of devices; of a CPU its cores and, on Linux, name."""
   first = jax.devices()[0]
-  return f"{jax.device_count()} x {first.device_kind} ({first.platform})"
+  known = first.platform
+  if known == "cpu":
+    about = pathlib.Path("/proc/cpuinfo")
+    text = about.read_text(encoding="utf-8") if about.exists() else ""
+    name = re.search(r"^model name\s*: (.+)$", text, re.MULTILINE)
+    known = f"{name[1] if name else platform.machine()}, {os.cpu_count()} cores"
+  return f"{jax.device_count()} x {first.device_kind} ({known})"
