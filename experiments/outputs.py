@@ -77,8 +77,7 @@ def collect(
     "experiment": config.experiment,
     "variant": config.variant,
     "seed": seed,
-    "versions": versions(),
-    "device": device(),
+    **provenance(),
     "wall_seconds": wall_seconds,
     "property_name": problem.property_name,
     "control_names": list(problem.control_names),
@@ -106,6 +105,11 @@ def versions() -> dict[str, str]:
   """Python's and the libraries' versions."""
   found = {name: importlib.metadata.version(name) for name in LIBRARIES}
   return {"python": platform.python_version(), **found}
+
+
+def provenance() -> dict[str, Any]:
+  """What the figures of a file depend on: versions and hardware."""
+  return {"versions": versions(), "device": device()}
 
 
 def device() -> str:

@@ -204,7 +204,7 @@ def main() -> None:
       rows.append(inject(name, command, folder, rng, seconds, expected))
       missing -= rows[-1]["injected"]
       print(rows[-1], flush=True)
-  header = {"versions": outputs.versions(), "device": outputs.device()}
+  header = outputs.provenance()
   workdir.write_json(root / "faults.json", {**header, "results": rows})
   print(table(rows))
   if any(row["reason"] for row in rows):

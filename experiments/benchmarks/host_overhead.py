@@ -147,7 +147,7 @@ def main() -> None:
     f"{given.rounds} rounds of {given.block} updates"
   )
   if given.json:
-    header = {"versions": outputs.versions(), "device": outputs.device()}
+    header = outputs.provenance()
     sized = {"model": given.model, **sizes._asdict()}
     workdir.write_json(given.json, {**header, **sized, **row})
 

@@ -122,11 +122,7 @@ def main() -> None:
     print(rows[-1], flush=True)
     if given.json:
       sizes = {"batch": given.batch, "parts": given.parts, "steps": given.steps}
-      header = {
-        "versions": outputs.versions(),
-        "device": outputs.device(),
-        **sizes,
-      }
+      header = outputs.provenance() | sizes
       workdir.write_json(given.json, {**header, "results": rows})
   print(f"{outputs.device()}\n{markdown(rows)}")
 

@@ -151,7 +151,7 @@ def main() -> None:
   )
   print(markdown(found))
   if given.json:
-    header = {"versions": outputs.versions(), "device": outputs.device()}
+    header = outputs.provenance()
     workdir.write_json(given.json, {**header, "results": found})
 
 

@@ -133,8 +133,7 @@ def open_study(path: pathlib.Path | None, config: ConfigDict) -> dict[str, Any]:
   header = {
     "chains": CHAINS,
     "config": json.loads(config.to_json()),
-    "versions": outputs.versions(),
-    "device": outputs.device(),
+    **outputs.provenance(),
   }
   if path is None or not path.exists():
     return {**header, "log_evidence": {}, "results": {}}

@@ -184,7 +184,7 @@ def main() -> None:
   found = compare(given.seeds, queries=given.queries, gamma=given.gamma)
   print(markdown(found))
   if given.json:
-    header = {"versions": outputs.versions(), "device": outputs.device()}
+    header = outputs.provenance()
     workdir.write_json(given.json, {**header, "results": found})
 
 

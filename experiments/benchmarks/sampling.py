@@ -111,7 +111,7 @@ def main() -> None:
   print(outputs.device())
   print(markdown(rows))
   if given.json:
-    header = {"versions": outputs.versions(), "device": outputs.device()}
+    header = outputs.provenance()
     workdir.write_json(given.json, {**header, "results": rows})
 
 

@@ -144,7 +144,7 @@ def main() -> None:
   print(f"{given.model}, {outputs.device()}")
   print(markdown(rows))
   if given.json:
-    header = {"versions": outputs.versions(), "device": outputs.device()}
+    header = outputs.provenance()
     workdir.write_json(given.json, {**header, "results": rows})
 
 

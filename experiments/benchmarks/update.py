@@ -160,7 +160,7 @@ def main() -> None:
   print(f"{outputs.device()}, peak {best / 1e12:.3g} TFLOPs a second")
   print(markdown(rows))
   if given.json:
-    header = {"versions": outputs.versions(), "device": outputs.device()}
+    header = outputs.provenance()
     workdir.write_json(given.json, {**header, "peak": best, "results": rows})
 
 

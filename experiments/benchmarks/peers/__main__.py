@@ -25,7 +25,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from experiments import outputs, tables, workdir
 from experiments.benchmarks.peers import problem
@@ -132,10 +131,7 @@ def main() -> None:
   print(f"{outputs.device()}, batch {given.batch}, K = {given.steps}")
   print(markdown(found, given.batch, clock))
   if given.json:
-    header: dict[str, Any] = {
-      "versions": outputs.versions(),
-      "device": outputs.device(),
-    }
+    header = outputs.provenance()
     sizes = {"batch": given.batch, "steps": given.steps}
     workdir.write_json(given.json, {**header, **sizes, "results": found})
 
