@@ -16,11 +16,12 @@ On several hosts every process calls `save` and `restore_or_start` with a
 folder that all of them see.
 """
 
-import errno
 import hashlib
 import json
+import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -167,6 +168,17 @@ def _put_aside(folder: pathlib.Path, error: Exception) -> str:
   return f"checkpoint {folder} skipped, now {aside.name}: {reason}"
 
 
+def _reserve(directory: pathlib.Path, size: int) -> None:
+  """Raises OSError if a file of so many bytes does not fit a folder.
+
+  Asked beforehand, for a disk, quota or limit that is reached while Orbax
+  writes makes each of its threads print tracebacks.
+  """
+  if hasattr(os, "posix_fallocate"):  # not on macOS
+    with tempfile.TemporaryFile(dir=directory) as file:
+      os.posix_fallocate(file.fileno(), 0, size)
+
+
 def save(
   directory: pathlib.Path,
   step: int,
@@ -191,10 +203,7 @@ def save(
   needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   try:
     directory.mkdir(parents=True, exist_ok=True)
-    # Asked beforehand: a disk that fills up while Orbax writes makes each of
-    # its threads print a traceback.
-    if shutil.disk_usage(directory).free < needed + needed // 4 + 2**20:
-      raise OSError(errno.ENOSPC, f"{needed / 2**20:.1f} MiB do not fit")
+    _reserve(directory, needed + needed // 4 + 2**20)
     with _manager(directory) as manager:
       saved = manager.save(
         step,
