@@ -32,11 +32,15 @@ def test_a_device_holds_its_share_of_the_batch():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["digits, head", "digits, adapters"])
-def test_both_samplers_of_a_control_are_timed(name):
+@pytest.mark.parametrize(
+  ("name", "flops"),
+  [("digits, head", (1.1, 2.0)), ("digits, adapters", (1.0, 1.01))],
+)
+def test_both_samplers_of_a_control_are_timed(name, flops):
   row = sampling.measure(name, steps=2, rounds=2)
   assert min(row["plain_seconds"], row["ctrl_seconds"]) > 0
   assert row["least"] <= row["ratio"] <= row["largest"]
+  assert flops[0] <= row["flops_ratio"] <= flops[1]
   line = sampling.markdown([row | {"ratio": 1.0125}]).splitlines()[-1]
   assert line.startswith(f"| {name} | 2 | 400 | ") and "1.012 (" in line
 

@@ -13,7 +13,8 @@ Weights are random. The two samplers of a row are each one compiled scan over K
 steps and take turns; the ratio is of two that follow each other: the median,
 the least and the largest. Adapters are merged into the weights anew at each
 step, which the whole batch shares; a head and the classifier's gradient that
-it looks at are computed for every sample.
+it looks at are computed for every sample. FLOPs are those of one evaluation, as
+XLA counts them.
 """
 
 import argparse
@@ -22,16 +23,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from ctrl_jax.types import EpsFn
 from experiments import outputs, speed, tables, workdir
 from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.configs import digits, fashion
+from experiments.problems import Problem
 
 COLUMNS = (
   "control,K,samples at a time,plain (s a sample),controlled,"
-  "÷ plain (least to largest)"
+  "÷ plain (least to largest),FLOPs ÷ plain"
 )
 
 Row = dict[str, Any]
@@ -53,22 +57,33 @@ CONTROLS: Mapping[str, tuple[int, Callable[[Sizes], Program]]] = {
 }
 
 
+def _flops(problem: Problem, sampler: speed.Sampler, chunk: int) -> float:
+  """Of one evaluation of a chunk."""
+  x = jnp.zeros((chunk, *problem.sample_shape))
+  labels = jnp.zeros(chunk, jnp.int32)
+  program = jax.jit(lambda x, t: sampler(labels, labels)(x, t))
+  costs: Any = program.lower(x, jnp.float32(0.5)).compile().cost_analysis()
+  return float(costs["flops"])
+
+
 def measure(name: str, *, steps: int, rounds: int) -> Row:
   """Compiles and times the two samplers of a row."""
   chunk, make = CONTROLS[name]
   made = make(Sizes(chunk, 1, steps, steps, "float32")).make(None)
   params = jax.jit(made.policy.init)(jax.random.key(0))
 
-  def plain(c: jax.Array, y: jax.Array) -> Any:
+  def plain(c: jax.Array, y: jax.Array) -> EpsFn:
     pair = made.policy.pair_fn(params, c, y)
     return lambda x, t: pair(x, t).reference
 
+  def controlled(c: jax.Array, y: jax.Array) -> EpsFn:
+    return made.policy.eps_fn(params, c, y)
+
+  samplers: dict[str, speed.Sampler] = {"plain": plain, "ctrl": controlled}
   seconds = speed.seconds_per_sample(
-    made.problem,
-    {"plain": plain, "ctrl": lambda c, y: made.policy.eps_fn(params, c, y)},
-    chunk=chunk,
-    rounds=rounds,
+    made.problem, samplers, chunk=chunk, rounds=rounds
   )
+  flops = {key: _flops(made.problem, s, chunk) for key, s in samplers.items()}
   ratios = seconds["ctrl"] / seconds["plain"]
   return {
     "control": name,
@@ -78,6 +93,7 @@ def measure(name: str, *, steps: int, rounds: int) -> Row:
     "ratio": float(np.median(ratios)),
     "least": float(ratios.min()),
     "largest": float(ratios.max()),
+    "flops_ratio": flops["ctrl"] / flops["plain"],
   }
 
 
@@ -88,6 +104,7 @@ def markdown(rows: Sequence[Row]) -> str:
       *(row["control"], str(row["steps"]), str(row["chunk"])),
       *(f"{row[f'{key}_seconds']:.3g}" for key in ("plain", "ctrl")),
       f"{row['ratio']:.3f} ({row['least']:.3f} to {row['largest']:.3f})",
+      f"{row['flops_ratio']:.3f}",
     ]
     for row in rows
   ]
