@@ -67,6 +67,12 @@ class Program(NamedTuple):
   inputs: Any  # of `forward`, shapes
 
 
+def counted_flops(function: Callable[..., Any], *inputs: Any) -> float:
+  """FLOPs of a function of these inputs, as XLA counts them."""
+  costs: Any = jax.jit(function).lower(*inputs).compile().cost_analysis()
+  return float(costs["flops"])
+
+
 def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:
   """The output head of an experiment on images."""
   config.kernel.num_steps = sizes.steps

@@ -61,9 +61,8 @@ def _flops(problem: Problem, sampler: speed.Sampler, chunk: int) -> float:
   """Of one evaluation of a chunk."""
   x = jnp.zeros((chunk, *problem.sample_shape))
   labels = jnp.zeros(chunk, jnp.int32)
-  program = jax.jit(lambda x, t: sampler(labels, labels)(x, t))
-  costs: Any = program.lower(x, jnp.float32(0.5)).compile().cost_analysis()
-  return float(costs["flops"])
+  eps_fn = sampler(labels, labels)
+  return programs.counted_flops(eps_fn, x, jnp.float32(0.5))
 
 
 def measure(name: str, *, steps: int, rounds: int) -> Row:

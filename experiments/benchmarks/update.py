@@ -62,10 +62,8 @@ def peak(dtype: str, *, repeats: int = 5) -> float:
 
 def flops(program: Program, sizes: Sizes) -> float:
   """Model FLOPs of an update, (1)."""
-  compiled = jax.jit(program.forward).lower(program.inputs).compile()
-  analysis: Any = compiled.cost_analysis()
-  passes = sizes.steps + 2 * sizes.backprop_steps
-  return float(analysis["flops"]) * sizes.batch * passes
+  forward = programs.counted_flops(program.forward, program.inputs)
+  return forward * sizes.batch * (sizes.steps + 2 * sizes.backprop_steps)
 
 
 class Compiled:
@@ -98,9 +96,11 @@ class Compiled:
 
 
 def measure(model: str, sizes: Sizes, *, repeats: int) -> Row:
-  """Compiles and times one update that all devices share."""
+  """Compiles and times one update, shared by all devices that can."""
   program = programs.MODELS[model](sizes)
-  update = Compiled(program, sizes, parallel.make_mesh())
+  sharing = math.gcd(sizes.batch // sizes.parts, jax.device_count())
+  mesh = parallel.make_mesh(jax.devices()[:sharing])
+  update = Compiled(program, sizes, mesh)
   seconds = [update.run() for _ in range(1 + repeats)]
   median = statistics.median(seconds[1:])
   return {
