@@ -16,6 +16,7 @@ On several hosts every process calls `save` and `restore_or_start` with a
 folder that all of them see.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -26,7 +27,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
 MAX_TO_KEEP = 2
 _DIGESTS = "digests.json"
@@ -169,14 +172,25 @@ def _put_aside(folder: pathlib.Path, error: Exception) -> str:
 
 
 def _reserve(directory: pathlib.Path, size: int) -> None:
-  """Raises OSError if a file of so many bytes does not fit a folder.
+  """Raises OSError, on every host, if so many bytes do not fit a folder.
 
   Asked beforehand, for a disk, quota or limit that is reached while Orbax
-  writes makes each of its threads print tracebacks.
+  writes makes each of its threads print tracebacks. The first host asks for
+  all: one that gave up alone would leave the others waiting.
   """
-  if hasattr(os, "posix_fallocate"):  # not on macOS
-    with tempfile.TemporaryFile(dir=directory) as file:
-      os.posix_fallocate(file.fileno(), 0, size)
+  refusal = 0
+  if jax.process_index() == 0:
+    try:
+      directory.mkdir(parents=True, exist_ok=True)
+      with tempfile.TemporaryFile(dir=directory) as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+          os.posix_fallocate(file.fileno(), 0, size)
+    except OSError as error:
+      refusal = error.errno or errno.EIO
+  if jax.process_count() > 1:
+    refusal = int(multihost_utils.broadcast_one_to_all(np.int32(refusal)))
+  if refusal:
+    raise OSError(refusal, os.strerror(refusal))
 
 
 def save(
@@ -202,7 +216,6 @@ def save(
   metadata = {"shapes": _shapes(state), "extra": dict(extra or {})}
   needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
   try:
-    directory.mkdir(parents=True, exist_ok=True)
     _reserve(directory, needed + needed // 4 + 2**20)
     with _manager(directory) as manager:
       saved = manager.save(
