@@ -24,6 +24,8 @@ import scipy.optimize
 import scipy.special
 from jaxtyping import ArrayLike, Float
 
+GAMMA_MAX = 100.0  # as far as anybody looks
+
 
 class Nearest(NamedTuple):
   """A guidance strength, and the distance from its target."""
@@ -37,16 +39,16 @@ def nearest_gamma(
   log_likelihood: Float[ArrayLike, "n *_"],
   reference_log_likelihood: Float[ArrayLike, "m *_"],
   *,
-  gamma_max: float = 100.0,
+  gamma_max: float = GAMMA_MAX,
 ) -> Nearest:
   """The gamma in [0, gamma_max] at which the mean of (1) over cells is least.
 
   It is 0 for a sampler no likelier than the reference, and gamma_max for one
-  likelier than the target there. The m samples of the reference must reach
-  the target: none of their weighted means exceeds the likeliest of them, so a
-  gamma where `paths.log_evidence` of the reference has a large standard error
-  is at best a lower bound. The gap has the noise of its terms, and may come
-  out slightly negative. On the host, in float64.
+  likelier than the target there, which is near no gamma. The m samples of the
+  reference must reach the target: none of their weighted means exceeds the
+  likeliest of them, so a gamma where `paths.log_evidence` of the reference has
+  a large standard error is at best a lower bound. The gap has the noise of its
+  terms, and may come out slightly negative. On the host, in float64.
 
   Args:
     path_kl_mean: KL(P || P_pre) in nats, of each cell or their mean.

@@ -68,11 +68,13 @@ def _judge(
   known = distances.measure(this.problem, pair, seed=seed).methods
   kl = method.path_kl
   if method.gap is not None and kl is not None and np.isfinite(kl):
-    entry["nearest_gamma"], entry["nearest_gap"] = nearest.nearest_gamma(
+    found = nearest.nearest_gamma(
       kl,
       np.asarray(method.cells.log_likelihood),
       reference.log_likelihood,
     )
+    if found.gamma < nearest.GAMMA_MAX:
+      entry["nearest_gamma"], entry["nearest_gap"] = found
   return {
     "method": candidate.method,
     "setting": candidate.setting,
