@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's code runs as printed and does what the text says."""
+"""What README and CONTRIBUTING say is so: the code runs, the map is whole."""
 
 import pathlib
 import re
@@ -7,7 +7,8 @@ import re
 import jax
 import pytest
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text()
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture
@@ -33,3 +34,12 @@ def test_quickstart(capsys):
   assert certificate.ess > 0.8
   right = (names["chains"].x[:, 0] > 0) == (names["y"] == 1)
   assert right.mean() > 0.85
+
+
+def test_every_module_of_experiments_is_on_the_map():
+  text = (ROOT / "CONTRIBUTING.md").read_text()
+  _, _, table = text.partition("| what | where |\n")
+  table, _, _ = table.partition("\n\n")
+  named = set(re.findall(r"`(\w+)`", table))
+  there = {path.stem for path in (ROOT / "experiments").glob("*.py")}
+  assert named == there - {"__init__"}

@@ -26,7 +26,9 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 
-from experiments import outputs, tables, workdir
+import jax
+
+from experiments import devices, outputs, tables, workdir
 from experiments.benchmarks.peers import problem
 from experiments.benchmarks.peers.worker import Answer, Worker
 from experiments.logs import Progress
@@ -128,6 +130,7 @@ def main() -> None:
     folder = pathlib.Path(name)
     problem.write(folder, batch=given.batch, steps=given.steps)
     found = measure(folder, given.peers, rounds=given.rounds)
+  jax.config.update("jax_num_cpu_devices", devices.virtual(given.batch))
   print(f"{outputs.device()}, batch {given.batch}, K = {given.steps}")
   print(markdown(found, given.batch, clock))
   if given.json:
