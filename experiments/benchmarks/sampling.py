@@ -4,9 +4,9 @@
   python -m experiments.benchmarks.sampling [--only NAME ...] [--rounds 10]
 
     digits, head          the output head of configs/digits.py, 8x8
+    digits, narrow head   one of 32 numbers a token, `control.head=(32,)`
     digits, adapters      the network's own weights tuned, `digits.py:lora`
-    fashion, head         likewise of configs/fashion.py, 28x28
-    fashion, adapters
+    fashion, ...          likewise of configs/fashion.py, 28x28
     sd-small, adapters    Stable Diffusion of two levels at 128x128, guided
 
 Weights are random. The two samplers of a row are each one compiled scan over K
@@ -41,18 +41,28 @@ COLUMNS = (
 Row = dict[str, Any]
 
 
-def _adapters(config: Any, side: int, sizes: Sizes) -> Program:
-  """Those of a DiT, without a head."""
-  config.control.update(adapt="lora", head=())
+def _dit(config: Any, side: int, sizes: Sizes, **control: Any) -> Program:
+  """A DiT with another control than the experiment's own."""
+  config.control.update(control)
   return programs.dit(config, side, sizes)
+
+
+def _digits(sizes: Sizes, **control: Any) -> Program:
+  return _dit(digits.get_config(), 8, sizes, **control)
+
+
+def _fashion(sizes: Sizes, **control: Any) -> Program:
+  return _dit(fashion.get_config(), 28, sizes, **control)
 
 
 # By name: samples at a time, and the program.
 CONTROLS: Mapping[str, tuple[int, Callable[[Sizes], Program]]] = {
-  "digits, head": (400, programs.MODELS["digits"]),
-  "digits, adapters": (400, lambda s: _adapters(digits.get_config(), 8, s)),
-  "fashion, head": (100, programs.MODELS["fashion"]),
-  "fashion, adapters": (100, lambda s: _adapters(fashion.get_config(), 28, s)),
+  "digits, head": (400, _digits),
+  "digits, narrow head": (400, lambda s: _digits(s, head=(32,))),
+  "digits, adapters": (400, lambda s: _digits(s, adapt="lora", head=())),
+  "fashion, head": (100, _fashion),
+  "fashion, narrow head": (100, lambda s: _fashion(s, head=(32,))),
+  "fashion, adapters": (100, lambda s: _fashion(s, adapt="lora", head=())),
   "sd-small, adapters": (4, programs.MODELS["sd-small"]),
 }
 
