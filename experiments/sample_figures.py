@@ -152,7 +152,10 @@ def confusion_matrices(
     ax.set_axis_off()
   ticks = range(len(control_names))
   # Names are too long to stand below a column: numbers refer to the rows.
-  names = [f"{name}  {y}" for y, name in enumerate(control_names)]
+  names = [
+    name if name == f"y = {y}" else f"{name}  {y}"
+    for y, name in enumerate(control_names)
+  ]
   for i, (name, count) in enumerate(counts.items()):
     ax = panels[i // columns, i % columns]
     ax.set_axis_on()
