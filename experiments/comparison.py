@@ -60,7 +60,7 @@ def _judge(
     method,
     learned.looking,
     target.cells,
-    tilted.mean_log_evidence,
+    tilted.evidence.mean,
     gamma=gamma,
     seed=seed,
   )

@@ -40,7 +40,7 @@ def train(
     ),
     start,
     labelled.batches(
-      problem.requests(np.asarray(reference.log_evidence.mean)),
+      problem.requests(np.asarray(reference.evidence.table.mean)),
       seed=this.config.seed,
       batch_size=config.batch_size,
       repeats=algorithms.group_size(config),

@@ -58,7 +58,7 @@ def arrays_of(
       shown = problem.pictures(some)
       shown = shown.reshape(-1, *kl.shape[1:], *shown.shape[1:])
       arrays[f"samples_{name}"] = np.moveaxis(shown, (2, 1, 0), (0, 1, 2))
-  table = np.asarray(reference.log_evidence.mean)
+  table = np.asarray(reference.evidence.table.mean)
   kernel = problem.kernel
   scale = problem.control_scale()
   return arrays | {

@@ -16,12 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ctrl_jax import parallel, paths, sampling
-from ctrl_jax.metrics import Estimate
+from ctrl_jax import parallel, sampling
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params, RewardFn
-from experiments import keys, workdir
-from experiments.exact import Gaussian
+from experiments import evidence, keys, workdir
+from experiments.evidence import Evidence
 from experiments.logs import Progress
 from experiments.problems import Problem
 
@@ -33,8 +32,7 @@ class Reference(NamedTuple):
 
   samples: np.ndarray  # [n, C, ...]
   log_likelihood: np.ndarray  # log p(y | x) [n, C, Y], nats
-  log_evidence: Estimate  # [C, Y], nats
-  mean_log_evidence: Estimate  # []
+  evidence: Evidence  # log Z(c, y) of one gamma
 
 
 class Chains(NamedTuple):
@@ -135,43 +133,40 @@ def reference(
       a.reshape(repeats, conditions, *a.shape[1:]) for a in (samples, log_p)
     )
     workdir.write_arrays(path, samples=samples, log_likelihood=log_p)
-  return Reference(samples, log_p, *_log_evidence(problem, log_p, gamma))
+  return Reference(samples, log_p, evidence.of_samples(problem, log_p, gamma))
 
 
 def at_gamma(problem: Problem, reference: Reference, gamma: float) -> Reference:
   """The same samples with log Z of another target."""
-  log_p = reference.log_likelihood
-  return Reference(
-    reference.samples, log_p, *_log_evidence(problem, log_p, gamma)
-  )
+  if gamma == reference.evidence.gamma:
+    return reference
+  found = evidence.of_samples(problem, reference.log_likelihood, gamma)
+  return reference._replace(evidence=found)
 
 
-def evaluated(
-  problem: Problem, reference: Reference, gamma: float
-) -> Reference:
-  """Those of the samples whose conditions are evaluated; gamma is their own."""
+def evaluated(problem: Problem, reference: Reference) -> Reference:
+  """Those of the samples whose conditions are evaluated."""
   if problem.num_sampled == problem.num_conditions:
     return reference
   first = slice(problem.num_conditions)
-  rows = reference._replace(
-    samples=reference.samples[:, first],
-    log_likelihood=reference.log_likelihood[:, first],
+  log_p = reference.log_likelihood[:, first]
+  gamma = reference.evidence.gamma
+  return Reference(
+    reference.samples[:, first],
+    log_p,
+    evidence.of_samples(problem, log_p, gamma),
   )
-  return at_gamma(problem, rows, gamma)
 
 
-def _log_evidence(
-  problem: Problem, log_p: np.ndarray, gamma: float
-) -> tuple[Estimate, Estimate]:
-  """log Z [C, Y] and its mean: in closed form, or estimated from samples."""
-  if isinstance(problem, Gaussian):
-    exact = jnp.asarray(problem.solution.log_evidence[None], jnp.float32)
-    zero = jnp.zeros(())
-    return Estimate(exact, jnp.zeros_like(exact)), Estimate(exact.mean(), zero)
-  table = jnp.asarray(log_p)
-  return (
-    paths.log_evidence(table, gamma=gamma),
-    paths.mean_log_evidence(table, gamma=gamma),
+def held_against(
+  problem: Problem, reference: Reference, chains: Chains
+) -> Reference:
+  """The reference, its log Z corrected where a policy's chains refute it."""
+  found, log_p = reference.evidence, reference.log_likelihood
+  log_w = found.gamma * chains.log_likelihood + chains.log_ratio
+  log_w = log_w.reshape(-1, *log_p.shape[1:])
+  return reference._replace(
+    evidence=evidence.held_against(problem, found, log_p, log_w)
   )
 
 

@@ -63,8 +63,8 @@ def policy(
     ),
     float(chains.step_kl.sum(1).mean()),
     # Of mean J, and sharper than its definition: see `paths`.
-    _gap(reference.mean_log_evidence, log_w),
-    _ess(log_w - np.asarray(reference.log_evidence.mean)),
+    _gap(reference.evidence.mean, log_w),
+    _ess(log_w - np.asarray(reference.evidence.table.mean)),
     None,
     evaluations,
     reward_queries,
@@ -72,9 +72,14 @@ def policy(
 
 
 def target(problem: Problem, reference: Reference, gamma: float) -> Method:
-  """The reference's samples, weighed into the exact target."""
+  """The reference's samples, weighed into the exact target.
+
+  They are that as far as they reach: their own log Z goes with them, not the
+  one that a policy has found where they do not (`evidence`).
+  """
   log_p = reference.log_likelihood
-  table = np.asarray(reference.log_evidence.mean)
+  own = paths.log_evidence(jnp.asarray(log_p), gamma=gamma)
+  table = np.asarray(own.mean)
   weights = gamma * log_p
   mean = weighting.mean(log_p, weights)
   return Method(
@@ -100,7 +105,7 @@ def every(
   """Every method that the reference samples and the policy's chains give."""
   steps = problem.kernel.num_steps
   log_p = reference.log_likelihood
-  table = np.asarray(reference.log_evidence.mean)
+  table = np.asarray(reference.evidence.table.mean)
   tuned = policy(
     problem,
     reference,
@@ -116,7 +121,7 @@ def every(
     "pretrained": Method(
       untuned(problem, reference),
       0.0,
-      _gap(reference.mean_log_evidence, gamma * log_p),
+      _gap(reference.evidence.mean, gamma * log_p),
       _ess(gamma * log_p - table),
       None,
       steps,
@@ -153,7 +158,7 @@ def likeliest(
   return Method(
     Cells(x, np.zeros_like(log_p), log_p),
     kl,
-    _gap(reference.mean_log_evidence, gamma * log_p - kl),
+    _gap(reference.evidence.mean, gamma * log_p - kl),
     None,
     None,
     problem.kernel.num_steps * n,

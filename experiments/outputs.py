@@ -50,7 +50,7 @@ def collect(
     reward_queries=trained_on * asked,
   )
   exact = found["pretrained_resampled"].cells
-  log_z = reference.mean_log_evidence
+  log_z = reference.evidence.mean
   table = {
     name: scores.score(
       method, learned.looking, exact, log_z, gamma=gamma, seed=seed
@@ -94,8 +94,9 @@ def collect(
     "independent_classifier": learned.independent,
     "exact": known.problem,
     "log_evidence": {
-      **scores.jsonable(reference.mean_log_evidence),
-      "table": np.asarray(reference.log_evidence.mean).tolist(),
+      **scores.jsonable(reference.evidence.mean),
+      "table": np.asarray(reference.evidence.table.mean).tolist(),
+      "refuted": int(reference.evidence.refuted.sum()),
     },
     "methods": table,
   }

@@ -91,7 +91,7 @@ def twisted(
   cells = (problem.num_conditions, problem.num_controls)
   flat = [_by_cell(a, cells) for a in (x, log_w, log_p)]
   # Z of a system over that of the reference, for each (c, y).
-  table = np.asarray(reference.log_evidence.mean)
+  table = np.asarray(reference.evidence.table.mean)
   ratio = np.exp(log_z.reshape(-1, *cells) - table)
   ess = (1 / np.exp(2 * log_w).mean(1)).mean()  # the mean weight is 1
   steps = problem.kernel.num_steps
@@ -108,7 +108,7 @@ def _evidence_ratio(
 ) -> dict[str, float]:
   """Mean of Z estimated over Z of the reference, with both their errors."""
   of_systems = ratio.std(0, ddof=1) / len(ratio) ** 0.5
-  both = np.hypot(of_systems, np.asarray(reference.log_evidence.stderr))
+  both = np.hypot(of_systems, np.asarray(reference.evidence.table.stderr))
   return {
     "mean": float(ratio.mean()),
     "stderr": float(np.sqrt((both**2).sum()) / both.size),

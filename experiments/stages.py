@@ -51,8 +51,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
     learned = pretraining.train(this, problem, timed)
   reference = timed("reference", sample_reference, learned)
   params = timed("control", control.train, learned, reference)
-  reference = evaluation.evaluated(problem, reference, config.reward.gamma)
+  reference = evaluation.evaluated(problem, reference)
   chains = timed("evaluate", sample_control, learned, params)
+  reference = evaluation.held_against(problem, reference, chains)
   compared = {}
   if config.compare.guidance:
     compared = timed("compare", comparison.run, learned, reference, params)

@@ -152,12 +152,22 @@ def more_columns(results: Results) -> list[Column]:
 
 
 def warnings(results: Results) -> list[str]:
-  """A line for every method whose weights have too heavy a tail."""
+  """A line where log Z is a bound, and for weights of too heavy a tail."""
+  evidence = results.get("log_evidence") or {}
+  refuted, total = evidence.get("refuted"), np.size(evidence.get("table") or 0)
+  bound = (
+    f"log Z of {refuted} of {total} (c, y) is a lower bound, and so is the "
+    "gap: samples of the pre-trained model do not show them; see "
+    "docs/exactness.md"
+  )
   return [
-    f"{name}: Pareto k = {method['pareto_k']:.2f}, above {HEAVY_TAIL}: its "
-    "weights cannot be trusted; docs/exactness.md says what to do"
-    for name, method in results["methods"].items()
-    if (method.get("pareto_k") or 0) > HEAVY_TAIL
+    *([bound] if refuted else []),
+    *(
+      f"{name}: Pareto k = {method['pareto_k']:.2f}, above {HEAVY_TAIL}: its "
+      "weights cannot be trusted; docs/exactness.md says what to do"
+      for name, method in results["methods"].items()
+      if (method.get("pareto_k") or 0) > HEAVY_TAIL
+    ),
   ]
 
 

@@ -60,7 +60,7 @@ def test_every_method_is_held_against_its_target(tmp_path):
 
   # Next to no guidance is the reference, whose gap is log Z - E[log p].
   weak = entries["reconstruction strength=0.0001"]
-  log_z = float(reference.mean_log_evidence.mean)
+  log_z = float(reference.evidence.mean.mean)
   untouched = log_z - reference.log_likelihood.mean()
   assert weak["path_kl"] < 1e-5 and weak["nearest_gamma"] < 0.2
   assert abs(weak["gap"]["mean"] - untouched) < 4 * weak["gap"]["stderr"]

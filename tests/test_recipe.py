@@ -14,6 +14,7 @@ from experiments import control, evaluation, exact, pretraining
 from experiments.benchmarks import recipe, recipe_variants
 from experiments.benchmarks.recipe_variants import VARIANTS
 from experiments.configs import mixture
+from experiments.evidence import Evidence
 from experiments.logs import Log
 
 
@@ -57,8 +58,9 @@ def test_variant_starts_at_the_reference_and_moves(name, monkeypatch):
 
 @pytest.mark.long
 def test_default_is_what_a_run_trains(tmp_path):
-  log_evidence = Estimate(TABLE, np.zeros_like(TABLE))
-  reference = evaluation.Reference(None, None, log_evidence, None)
+  table = Estimate(TABLE, np.zeros_like(TABLE))
+  known = Evidence(CONFIG.reward.gamma, table, None, None)
+  reference = evaluation.Reference(None, None, known)
   with Log(tmp_path) as log:
     mesh = parallel.make_mesh(jax.devices()[:1])
     this = pretraining.Run(CONFIG, tmp_path, PROBLEM, mesh, log)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ctrl_jax.stable_diffusion import pipeline
-from experiments import evaluation, stable_diffusion
+from experiments import evaluation, evidence, stable_diffusion
 from experiments.configs import rules, sd15_compressibility
 from experiments.evaluation import Reference
 from experiments.stable_diffusion import Latents
@@ -55,11 +55,11 @@ def test_evaluated_prompts_come_first_and_training_asks_for_its_own(
   rng = np.random.default_rng(0)
   x = rng.standard_normal((5, 4, *problem.sample_shape), np.float32)
   log_p = -rng.random((5, 4, 4), np.float32)
-  whole = Reference(x, log_p, None, None)  # log Z is computed anew
-  found = evaluation.evaluated(problem, whole, 2.0)
+  log_z = evidence.of_samples(problem, log_p, 2.0)
+  found = evaluation.evaluated(problem, Reference(x, log_p, log_z))
   np.testing.assert_array_equal(found.samples, x[:, :3])
   expected = np.log(np.exp(2.0 * log_p[:, :3]).mean(0))
-  np.testing.assert_allclose(found.log_evidence.mean, expected, rtol=1e-5)
+  np.testing.assert_allclose(found.evidence.table.mean, expected, rtol=1e-5)
 
 
 @pytest.mark.slow

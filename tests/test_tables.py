@@ -10,7 +10,7 @@ from experiments import tables
 from tests.toy_results import make_results
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def results():
   return make_results(np.random.default_rng(0))
 
@@ -91,6 +91,16 @@ def test_weights_that_cannot_be_trusted_are_named(results):
   results["methods"]["pretrained_resampled"]["pareto_k"] = 0.69
   (line,) = tables.warnings(results)
   assert line.startswith("ctrl_resampled: Pareto k = 0.83")
+  assert line in tables.summary(results)
+
+
+def test_a_log_z_that_a_policy_refuted_is_named(results):
+  table = [[-1.0, -2.0], [-30.0, -1.5], [-1.0, -1.0]]
+  results["log_evidence"] |= {"table": table, "refuted": 0}
+  assert tables.warnings(results) == []
+  results["log_evidence"]["refuted"] = 1
+  (line,) = tables.warnings(results)
+  assert line.startswith("log Z of 1 of 6 (c, y) is a lower bound")
   assert line in tables.summary(results)
 
 

@@ -116,9 +116,9 @@ def log_evidence(problem: Exact, config: ConfigDict) -> dict[str, Any]:
       mesh=parallel.make_mesh(),
       path=pathlib.Path(folder) / "reference.npz",
     )
-  total = found.mean_log_evidence
+  total = found.evidence.mean
   return {
-    "table": np.asarray(found.log_evidence.mean).tolist(),
+    "table": np.asarray(found.evidence.table.mean).tolist(),
     "mean": float(total.mean),
     "stderr": float(total.stderr),
   }
