@@ -91,11 +91,30 @@ def test_the_first_gradient_of_ppo_is_ctrls_in_units_of_the_returns_deviation():
 
 
 def test_advantages_compare_chains_of_one_request():
-  returns = jnp.array([[1.0, 3.0, 10.0, 30.0], [2.0, 2.0, 0.0, 4.0]])
-  found, sigma = ppo.advantages(returns, group=2)
-  np.testing.assert_allclose(sigma, [1, 1, 10, 10], rtol=2e-3)
-  np.testing.assert_allclose(found[0], [-1, 1, -1, 1], rtol=2e-3)
-  np.testing.assert_allclose(found[1], [0, 0, -0.2, 0.2], rtol=2e-3)
-  for group in (1, 3):
-    with pytest.raises(ValueError, match="groups of 2 and more"):
+  returns = jnp.array(
+    [[1.0, 3.0, 8.0, 10.0, 30.0, 20.0], [2.0, 2.0, 5.0, 0.0, 4.0, 4.0]]
+  )
+  found, sigma = ppo.advantages(returns, group=3)
+  others = [(1, 2), (0, 2), (0, 1), (4, 5), (3, 5), (3, 4)]
+  for i, pair in enumerate(others):
+    rest = np.asarray(returns)[:, pair]
+    assert sigma[i] == pytest.approx(rest[0].std(), rel=2e-3)
+    expected = (returns[:, i] - rest.mean(1)) / rest[0].std()
+    np.testing.assert_allclose(found[:, i], expected, rtol=2e-3)
+  for group in (2, 4):
+    with pytest.raises(ValueError, match="groups of 3 and more"):
       ppo.advantages(returns, group=group)
+
+
+@pytest.mark.parametrize("group", [4, 16])
+def test_the_optimum_is_a_fixed_point_of_small_groups(group):
+  # x = theta + z earns x and pays theta^2 / 2, so that the optimum is 1; its
+  # score is z, and the gradient of its KL theta.
+  z = np.random.default_rng(0).standard_normal(400_000).astype(np.float32)
+  advantage, sigma = ppo.advantages(jnp.asarray(1.0 + z)[None], group=group)
+  gradient = np.asarray(advantage[0] * z - 1.0 / sigma, np.float64)
+  # Groups are independent, their chains are not.
+  means = gradient.reshape(-1, group).mean(1)
+  error = means.std() / len(means) ** 0.5
+  assert abs(means.mean()) < 4 * error
+  assert error < 0.015  # with itself in the mean: -0.25, or -0.06

@@ -61,7 +61,7 @@ _EDGES: Rule = (
 )
 _NEEDS_NOISE = "use a number in (0, 1]: without noise nothing can be controlled"
 
-# By the last part of a field's name.
+# By a field's name, or the last part of it.
 RULES: dict[str, Rule] = {
   "experiment": (bool, "give the experiment a name"),
   "seed": _NOT_NEGATIVE,
@@ -110,6 +110,7 @@ RULES: dict[str, Rule] = {
   ),
   "accumulate": _AT_LEAST_1,
   "group": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
+  "control.ppo.group": (lambda v: v >= 3, "use 3 or more"),
   "temper": (
     lambda v: 1.0 in v and all(0 <= share <= 1 for share in v),
     "use numbers in [0, 1], one of them 1",
@@ -186,7 +187,8 @@ def validate(config: ConfigDict) -> None:
       raise ValueError(f"{field} is {value!r}: use one of {', '.join(allowed)}")
     if field in PATHS:
       continue
-    holds, remedy = RULES.get(field.rpartition(".")[2], (lambda _: True, ""))
+    last = field.rpartition(".")[2]
+    holds, remedy = RULES.get(field) or RULES.get(last) or (lambda _: True, "")
     try:
       held = holds(value)
     except TypeError:  # tuples hold anything, numbers or words
