@@ -37,13 +37,13 @@ demo: setup ## train a control on digits and report how exact it is
 	  --config=experiments/configs/digits.py --workdir=runs/digits
 
 exactness: setup ## hold every exact problem against its answer; about 45 minutes
-	@$(BIN)/python -m experiments.exactness
+	@$(BIN)/python -m experiments.exactness --write
 
 faults: setup ## disturb runs in every way and see what is lost; 25 minutes
 	@$(BIN)/python -m experiments.benchmarks.faults
 
 compare: setup ## hold every method against the same targets; several hours
-	@$(BIN)/python -m experiments.compare
+	@$(BIN)/python -m experiments.compare --write
 
 peers: setup $(PARITY_SETUP) $(TRL_SETUP) ## time an update beside PyTorch's
 	@$(BIN)/python -m experiments.benchmarks.peers

@@ -89,6 +89,7 @@ def muon(
     schedule,
     consistent_rms=0.2,
     weight_decay=config.weight_decay,
+    adam_b2=config.b2,
     adam_weight_decay=config.weight_decay,
     adam_learning_rate=schedule,
   )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs every comparison of methods, and writes its tables and figures.
+"""Runs every comparison of methods, and prints its tables.
 
   python -m experiments.compare [--seeds 0 1 2] [--only NAME ...]
 
@@ -7,7 +7,7 @@ Each run is the variant `compare` of a config, in runs/compare/NAME-SEED; a
 finished one is not run again, an interrupted one continues. Of every method the
 table of docs/comparison.md has one setting: that of the least mean gap over the
 seeds, or, where a method has no gap, of the least distance to the target. The
-figure has all of them.
+figure has all of them. --write puts both in docs/.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def cells(group: Sequence[Entry], study: Study) -> list[str]:
 
   setting = ", ".join(f"{k} {v:g}" for k, v in group[0]["setting"].items())
   return [
-    style.label(group[0]["method"]),
+    style.label(group[0]["method"], style.COMPARED),
     setting,
     column("gap", 3),
     column("nearest_gamma", 2),
@@ -159,12 +159,12 @@ def main() -> None:
   )
   parser.add_argument("--workdir", default="runs/compare")
   parser.add_argument(
-    "--no-write", action="store_true", help="print the tables only"
+    "--write", action="store_true", help=f"tables of {PAGE}, and figures"
   )
   given = parser.parse_args()
   root = pathlib.Path(given.workdir)
   for name in given.only:
-    compare(name, given.seeds, root, write=not given.no_write)
+    compare(name, given.seeds, root, write=given.write)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def _draw(ax: Axes, points_by_method: Mapping[str, np.ndarray]) -> None:
   for method, points in points_by_method.items():
     color, marker = LOOKS[method]
     x, y = points[np.argsort(points[:, 0], kind="stable")].T
-    name = style.label(method)
+    name = style.label(method, style.COMPARED)
     ax.plot(x, y, marker, color=color, label=name, markersize=5)
   ax.set_xscale("log")
   ax.grid()

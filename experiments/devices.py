@@ -33,12 +33,14 @@ def virtual(whole: int) -> int:
 
 
 def shared(config: ConfigDict) -> int:
-  """Divides every batch, and leaves the control's parts and groups whole."""
+  """Divides every batch, and leaves the controls' parts and groups whole."""
   control = config.control
-  settings = control[control.objective]
-  unit = settings.get("accumulate", 1) * max(settings.get("group", 0), 1)
-  whole = max(control.batch_size // unit, 1)
-  return math.gcd(whole, *batch_sizes(config).values())
+  whole = list(batch_sizes(config).values())
+  for objective in {control.objective, *config.compare.objectives}:
+    settings = control[objective]
+    unit = settings.get("accumulate", 1) * max(settings.get("group", 0), 1)
+    whole.append(max(control.batch_size // unit, 1))
+  return math.gcd(*whole)
 
 
 def start(config: ConfigDict, *, distributed: bool = False) -> bool:

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from ctrl_jax import parallel, sampling
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params, RewardFn
-from experiments import evidence, keys, workdir
+from experiments import evidence, interrupts, keys, workdir
 from experiments.evidence import Evidence
 from experiments.logs import Progress
 from experiments.problems import Problem
@@ -84,6 +84,7 @@ def run_chains(
     part = jax.tree.map(lambda a, i=start: a[i : i + chunk], inputs)
     parts.append(parallel.gather(mapped(params, *parallel.shard(part, mesh))))
     progress.advance({})
+    interrupts.leave_if_asked()
   progress.close()
   return jax.tree.map(lambda *a: np.concatenate(a)[:num], *parts)
 

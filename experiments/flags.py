@@ -51,10 +51,9 @@ def _read(argv: list[str]) -> Any:
     # Touched, because it keeps to itself why its file could not be loaded.
     _ = None if missing else values.config.keys()
   except flags.Error as error:
-    raise ValueError(f"{error} (--help explains)") from error
+    raise ValueError(f"{_shortened(error)} (--help explains)") from error
   except Exception as error:  # a config file is code: it may raise anything
-    text = " ".join(str(error).split())
-    text = re.sub(r".*(failure to load|Attempted \[[^]]*\]): ?", "", text)
+    text = _shortened(error)
     raise ValueError(f"the config file cannot be loaded: {text}") from error
   if rest[1:]:
     raise ValueError(
@@ -65,6 +64,13 @@ def _read(argv: list[str]) -> Any:
   return values
 
 
+def _shortened(error: Exception) -> str:
+  """The end of what is said, where it quotes a traceback or what was tried."""
+  text = " ".join(str(error).split())
+  said = r".*(failure to load|Attempted \[[^]]*\]|Traceback.* [A-Z]\w*Error): ?"
+  return re.sub(said, "", text)
+
+
 def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
   """Raises ValueError naming the field nearest to one that does not exist.
 
@@ -73,6 +79,10 @@ def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
   fields = list(rules.flatten(config))
   for argument in overrides:
     key = argument.partition("=")[0].partition("config.")[2]
+    if key == "problem.name":  # which has other fields
+      raise ValueError(
+        "problem.name is the config file's: use another --config"
+      )
     if key in fields:
       continue
     last = key.rpartition(".")[2]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ctrl-C and SIGTERM as a question that the host loop asks between steps."""
+"""Ctrl-C and SIGTERM as a question that is asked between steps and samples."""
 
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,11 @@ from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from experiments import outcome
+
+# How often the hosts have asked each other: the same number on all of them.
+_asked = itertools.count(1)
 
 
 @contextlib.contextmanager
@@ -39,17 +45,25 @@ def collected() -> Iterator[list[int]]:
       signal.signal(signum, handler)
 
 
-def agreed(received: list[int], step: int) -> list[int]:
-  """The signals at which to stop after this step, the same on every host.
+def agreed(received: list[int]) -> list[int]:
+  """The signals at which to stop now, the same on every host.
 
   Of several hosts one SIGTERM is enough: all learn of it and stop at the same
-  step, for a host that stopped alone would leave the others waiting.
+  question, for a host that stopped alone would leave the others waiting.
 
   Args:
     received: what `collected` gave.
-    step: number of the update that has been made.
   """
   if jax.process_count() == 1:
     return list(received)
-  stop = multihost_utils.reached_preemption_sync_point(step)
+  stop = multihost_utils.reached_preemption_sync_point(next(_asked))
   return [int(signal.SIGTERM)] if stop else []
+
+
+def leave_if_asked() -> None:
+  """Ends a run of several hosts at a SIGTERM where there is nothing to save.
+
+  On one host the signal itself does (`outcome`).
+  """
+  for signum in agreed([]):
+    outcome.leave(signum)

@@ -12,7 +12,6 @@ bit for bit, and the number of devices changes rounding only.
 
 import contextlib
 import pathlib
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -159,7 +158,7 @@ def fit(
       _check_rows(batch, batch_size)
       state, metrics = update(state, examples, parallel.shard(batch, mesh))
       recorder.push(step, metrics)
-      stopped = interrupts.agreed(signals, step)
+      stopped = interrupts.agreed(signals)
       if stopped or step % save_every == 0 or step == num_steps:
         recorder.catch_up()
         _check_finite(stage, step, state)
@@ -167,15 +166,5 @@ def fit(
       if stopped:
         break
   if stopped:
-    _leave(stage, step, stopped[0])
+    outcome.leave(stopped[0], f"{stage} saved at step {step}; ")
   return state
-
-
-def _leave(stage: str, step: int, signum: int) -> None:
-  """Exits with a message that says where the run stands."""
-  name = signal.Signals(signum).name
-  print(
-    f"{name}: {stage} saved at step {step}; the same command continues",
-    file=sys.stderr,
-  )
-  raise SystemExit(outcome.after(signum))

@@ -9,6 +9,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from types import FrameType
+from typing import NoReturn
 
 import absl.logging
 
@@ -52,6 +53,13 @@ def after(signum: int) -> int:
   return 0 if signum == signal.SIGTERM else 128 + signum
 
 
+def leave(signum: int, said: str = "") -> NoReturn:
+  """Exits at a signal, with a message; said: where the run stands."""
+  name = signal.Signals(signum).name
+  print(f"{name}: {said}the same command continues", file=sys.stderr)
+  raise SystemExit(after(signum))
+
+
 def _tell(error: Exception, code: int) -> int:
   print("error:", " ".join(str(error).split()), file=sys.stderr)
   return code
@@ -66,8 +74,7 @@ def _is_ours(error: Exception) -> bool:
 
 def _terminate(signum: int, _: FrameType | None) -> None:
   """SIGTERM where no training is under way."""
-  print("SIGTERM: the same command continues", file=sys.stderr)
-  raise SystemExit(after(signum))
+  leave(signum)
 
 
 def _silence_libraries() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ctrl_jax import parallel
 from ctrl_jax.datasets import image_folder
-from experiments import keys, workdir
+from experiments import interrupts, keys, workdir
 from experiments.logs import Progress
 
 
@@ -60,6 +60,7 @@ def paint(
     if leads:
       _save(files[start : start + chunk], images)
     progress.advance({})
+    interrupts.leave_if_asked()
   progress.close()
   if leads and not folder.exists():
     draft.rename(folder)

@@ -5,6 +5,7 @@ An exact problem comes with both; on images a run trains them, and a second
 classifier that only watches.
 """
 
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -57,19 +58,26 @@ class Learned(NamedTuple):
 
 
 class Clock:
-  """Runs stages and remembers how long they took."""
+  """Runs stages and remembers how long they took, over all restarts."""
 
   def __init__(self, this: Run) -> None:
-    """Starts with no stage; this is handed to every stage."""
+    """Continues what the folder remembers; this is handed to every stage."""
     self.this = this
+    self.path = this.workdir / "seconds.json"
     self.seconds: dict[str, float] = {}
+    if self.path.exists():
+      self.seconds = json.loads(self.path.read_text())
 
   def __call__(self, name: str, stage: Callable[..., Any], *args: Any) -> Any:
-    """stage(this, *args), timed."""
+    """stage(this, *args), timed; also if it is interrupted."""
     start = time.perf_counter()
-    result = stage(self.this, *args)
-    self.seconds[name] = time.perf_counter() - start
-    return result
+    try:
+      return stage(self.this, *args)
+    finally:
+      spent = time.perf_counter() - start
+      self.seconds[name] = self.seconds.get(name, 0.0) + spent
+      with contextlib.suppress(OSError):  # what is worth telling has been told
+        workdir.write_json(self.path, self.seconds)
 
 
 def given(this: Run, problem: Exact) -> Learned:

@@ -51,7 +51,7 @@ def sample_grids(
   rows, columns = ctrl.shape[0], min(ctrl.shape[1], MAX_CONDITIONS)
   size = min((WIDTH - 1.8) / 2 / columns, 1.1)
   fig = Figure((WIDTH, size * rows + 0.9), layout="constrained")
-  titles = ("pre-trained: same noise, no request", "CTRL: one request a row")
+  titles = ("pre-trained: same noise, no request", "tuned: one request a row")
   panels = fig.subplots(1, 2)
   for ax, samples, title in zip(
     panels, (pretrained, ctrl), titles, strict=True

@@ -30,6 +30,7 @@ from experiments.evaluation import Chains, Reference
 from experiments.exact import Exact
 from experiments.logs import Log
 from experiments.pretraining import Clock, Learned, Run
+from experiments.problems import Problem
 from experiments.stable_diffusion import StableDiffusion
 
 
@@ -41,6 +42,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
     errors.NonFiniteError: a value that is not finite; says where.
   """
   problem = families.make(config, workdir)
+  _check_numbers(config, problem)
   this = Run(config, workdir, problem, parallel.make_mesh(), log)
   timed = Clock(this)
   if isinstance(problem, Exact):
@@ -55,7 +57,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   chains = timed("evaluate", sample_control, learned, params)
   reference = evaluation.held_against(problem, reference, chains)
   compared = {}
-  if config.compare.guidance:
+  asked = config.compare
+  if asked.guidance or asked.gammas or asked.objectives:
     compared = timed("compare", comparison.run, learned, reference, params)
   timed.seconds["total"] = sum(timed.seconds.values())
   speeds = speed.seconds_per_sample(
@@ -71,6 +74,17 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
     this, learned, reference, chains, timed.seconds, best
   )
   return {**results, "comparison": compared}
+
+
+def _check_numbers(config: ConfigDict, problem: Problem) -> None:
+  """Raises ValueError if there are too few samples for what they are for."""
+  num, conditions = config.evaluate.num_reference, problem.num_sampled
+  least = 2 * conditions * config.evaluate.best_of
+  if num < least:
+    raise ValueError(
+      f"evaluate.num_reference is {num}: use {least} or more, for twice the "
+      f"best of {config.evaluate.best_of} under each of {conditions} conditions"
+    )
 
 
 def sample_reference(this: Run, learned: Learned) -> Reference:

@@ -6,6 +6,8 @@ told apart by colour-blind readers, and a method keeps its colour from figure to
 figure.
 """
 
+from collections.abc import Mapping
+
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
@@ -40,20 +42,20 @@ STYLE = matplotlib.RcParams(
   }
 )
 
+# Of a run's methods, whatever policy update has tuned it.
 LABELS = {
   "pretrained": "pre-trained",
   "pretrained_resampled": "exact target",
-  "ctrl": "CTRL",
-  "ctrl_resampled": "CTRL, resampled",
-  "exact_target": "exact target",
-  "ppo": "PPO",
-  "smc": "SMC",
+  "ctrl": "tuned",
+  "ctrl_resampled": "tuned, resampled",
 }
+# Of the methods of a comparison.
+COMPARED = {"ctrl": "CTRL", "ppo": "PPO", "smc": "SMC"}
 
 
-def label(method: str) -> str:
+def label(method: str, names: Mapping[str, str] = LABELS) -> str:
   """The name of a method for a reader: `best_of_n` becomes "best of n"."""
-  return LABELS.get(method, method.replace("_", " "))
+  return names.get(method, method.replace("_", " "))
 
 
 def draw_matrix(

@@ -21,6 +21,14 @@ from experiments.configs.rules import flatten
 # What may change between runs of a folder, because results do not depend on
 # it, but for rounding in the case of devices.
 FREE = {"devices", "data.dir", "prior.dir"}
+# What only its config explains: trained, sampled, painted, found.
+BEGUN = (
+  "checkpoints",
+  "reference.npz",
+  "labelled",
+  "labelled.part",
+  "results.json",
+)
 FREE_ENDINGS = ("log_every", "save_every")
 
 
@@ -87,7 +95,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
 def prepare(workdir: pathlib.Path, config: ConfigDict) -> None:
   """Makes the folder and ties it to the config, or checks that it is tied.
 
-  A folder in which nothing was trained yet is tied to nothing.
+  A folder in which nothing was trained or sampled yet is tied to nothing.
 
   Raises:
     ValueError: the folder holds a run of another config.
@@ -119,7 +127,7 @@ def tie(
     OSError: it cannot be made or written.
   """
   path = folder / file
-  begun = any((folder / f).exists() for f in ("checkpoints", "results.json"))
+  begun = any((folder / name).exists() for name in BEGUN)
   if begun and path.exists():
     try:
       found = differences(json.loads(path.read_text()), new)

@@ -33,3 +33,5 @@ def test_every_batch_is_shared_and_no_group_is_torn() -> None:
   assert devices.shared(config) == 6
   config.control.objective, config.control.ppo.group = "ppo", 16
   assert devices.shared(config) == 3
+  config.control.objective, config.compare.objectives = "ctrl", ("ppo",)
+  assert devices.shared(config) == 3

@@ -47,6 +47,26 @@ def test_row_has_a_cell_for_every_heading():
   assert len(gaussian) == len(exactness.HEADINGS)
 
 
+@pytest.mark.parametrize(
+  ("gap", "code"), [(0.0123, 0), (0.06, "mixture: gap 0.0600 > 0.05")]
+)
+def test_a_missed_bar_alone_is_a_failure(tmp_path, monkeypatch, gap, code):
+  folder = tmp_path / "mixture-3"
+  folder.mkdir()
+  method = METHOD | {"gap": {"mean": gap, "stderr": 0.001}}
+  methods = RESULTS["methods"] | {"ctrl": method}
+  (folder / "results.json").write_text(
+    json.dumps(RESULTS | {"methods": methods})
+  )
+  command = ["exactness", "--only", "mixture", "--seeds", "3"]
+  monkeypatch.setattr(sys, "argv", [*command, "--workdir", str(tmp_path)])
+  page = exactness.PAGE.read_bytes()
+  with pytest.raises(SystemExit) as stopped:
+    exactness.main()
+  assert stopped.value.code == code
+  assert exactness.PAGE.read_bytes() == page  # without --write
+
+
 def test_page_is_rewritten_between_its_markers(tmp_path):
   page = tmp_path / "page.md"
   begin, other = "<!-- table: mine -->", "<!-- table: another -->"

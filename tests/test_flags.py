@@ -51,6 +51,7 @@ def test_command_line_is_read(config_file: pathlib.Path) -> None:
     ("--config.gamma=3", "did you mean 'reward.gamma'"),
     ("--config.sed=3", "did you mean 'seed'"),
     ("--config.control.larning_rate=3", "'control.learning_rate'"),
+    ("--config.problem.name=gaussian", "use another --config"),
     ("--config.seed=abc", "--config.seed=abc"),
     ("--config.seed=1.5", "--config.seed=1.5"),
     ("--config.reward.gamma=high", "--config.reward.gamma=high"),

@@ -120,6 +120,21 @@ def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_host_that_is_asked_to_stop_while_sampling_takes_all_along(tmp_path):
+  command = [*MIXTURE, f"--workdir={tmp_path}", "--distributed"]
+  command += ["--config.evaluate.num_reference=1000000"]
+  hosts = two_hosts(command)
+  for line in hosts[0].stderr:  # the first chunk is sampled
+    if line.startswith("reference: "):
+      break
+  hosts[1].send_signal(signal.SIGTERM)
+  for _, error, code in finish(hosts, timeout=60):
+    assert code == 0, error
+    assert error.endswith("SIGTERM: the same command continues\n")
+  assert not (tmp_path / "reference.npz").exists()
+
+
+@pytest.mark.slow
 def test_a_host_that_dies_ends_the_other_within_a_minute(tmp_path):
   hosts = two_hosts([*MIXTURE, f"--workdir={tmp_path}", "--distributed"])
   wait_for(tmp_path, "checkpoints/control/*", *hosts)

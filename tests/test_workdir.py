@@ -12,7 +12,10 @@ from experiments import workdir
 from experiments.configs import base, rules
 
 
-def test_workdir_belongs_to_one_config(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("begun", ["checkpoints", "labelled", "reference.npz"])
+def test_workdir_belongs_to_one_config(
+  tmp_path: pathlib.Path, begun: str
+) -> None:
   config, folder = base.get_config(), tmp_path / "a" / "b"
   workdir.prepare(folder, config)
   stored = json.loads((folder / "config.json").read_text())
@@ -20,7 +23,7 @@ def test_workdir_belongs_to_one_config(tmp_path: pathlib.Path) -> None:
   assert [path.name for path in folder.iterdir()] == ["config.json"]
   config.seed = 1  # nothing was trained: the first config binds nobody
   workdir.prepare(folder, config)
-  (folder / "checkpoints").mkdir()
+  (folder / begun).mkdir()
   workdir.prepare(folder, config)
   config.update_from_flattened_dict(
     {"control.log_every": 3, "devices": 1, "data.dir": "elsewhere"}

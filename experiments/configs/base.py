@@ -112,7 +112,7 @@ def common() -> dict[str, Any]:
       "chunk": 200,  # samples at a time; more than a cache holds is slower
       "best_of": 4,  # candidates of best-of-n
     },
-    "compare": {  # other methods; none are, unless guidance lists some
+    "compare": {  # with others; only if guidance, gammas or objectives has some
       "guidance": (),  # reconstruction, reconstruction_plain, classifier,
       # classifier_free, classifier_free_product, smc, value, best_of_n
       "strengths": (0.03, 0.1, 0.25, 0.5, 1.0, 3.0, 10.0),  # each is tried

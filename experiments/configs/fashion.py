@@ -46,6 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     batch_size=40,
     warmup_steps=40,
     optimizer="muon",
+    b2=0.999,
     head_learning_rate=1e-2,
     differentiate_inputs=False,
     all_labels=True,

@@ -176,7 +176,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def validate(config: ConfigDict) -> None:
-  """Checks every field by itself.
+  """Checks every field by itself, and what two of them must agree on.
 
   Raises:
     ValueError: the first wrong value, with its field and a remedy.
@@ -195,3 +195,9 @@ def validate(config: ConfigDict) -> None:
       held = False
     if not held:
       raise ValueError(f"{field} is {value!r}: {remedy}")
+  model = config.get("model", {})
+  if model.get("num_heads") and model.dims % model.num_heads:
+    raise ValueError(
+      f"model.num_heads is {model.num_heads}: use a divisor of model.dims, "
+      f"which is {model.dims}"
+    )

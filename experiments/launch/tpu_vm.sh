@@ -7,7 +7,8 @@
 #   experiments/launch/tpu_vm.sh run WORKDIR --config=FILE ...
 #
 # URL is that of this repository; WORKDIR a folder that every host sees, such as
-# a Filestore share. The pod comes from
+# a Filestore share. The pod, whose own Python is too old and gets a newer one
+# beside it, comes from
 #
 #   gcloud compute tpus tpu-vm create $TPU --zone=$ZONE --spot \
 #     --accelerator-type=v4-32 --version=tpu-ubuntu2204-base
@@ -27,7 +28,11 @@ case ${1:-} in
   setup)
     on_every_host "
       [ -d ctrl_jax ] || git clone ${2:?URL of the repository} ctrl_jax
-      cd ctrl_jax && make setup &&
+      command -v python3.11 || {
+        sudo add-apt-repository --yes ppa:deadsnakes/ppa
+        sudo apt-get install --yes python3.11-venv
+      }
+      cd ctrl_jax && make setup PYTHON=python3.11 &&
       .venv/bin/uv pip install --python .venv/bin/python 'jax[tpu]' \
         --constraint requirements-lock.txt"
     ;;
