@@ -39,7 +39,7 @@ from jaxtyping import Array, Float, Int
 
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.metrics import Estimate, log_mean_exp, mean_estimate
-from ctrl_jax.sampling import Path, Rollout
+from ctrl_jax.sampling import Path, Rollout, compared
 from ctrl_jax.types import EpsFn, PerExample, Sample, Scalar
 
 
@@ -136,8 +136,12 @@ def mean_log_evidence(
 def log_weights(
   rollout: Rollout, log_likelihood: PerExample, *, gamma: float
 ) -> PerExample:
-  """log w of (4), [batch], nats."""
-  return gamma * log_likelihood + rollout.log_ratio
+  """log w of (4), [batch], nats.
+
+  Raises:
+    ValueError: a rollout without a reference.
+  """
+  return gamma * log_likelihood + compared(rollout.log_ratio)
 
 
 def effective_sample_size(
@@ -219,7 +223,7 @@ def certificate(
     gamma: guidance strength.
 
   Raises:
-    ValueError: gamma <= 0.
+    ValueError: gamma <= 0, or a rollout without a reference.
   """
   check_gamma(gamma)
   log_w = log_weights(rollout, log_likelihood, gamma=gamma)

@@ -48,17 +48,35 @@ class Predictions(NamedTuple):
 
 
 class Rollout(NamedTuple):
-  """Result of `rollout`; `step_kl` and `log_ratio` are 0 with no reference."""
+  """Result of `rollout`; only with a reference is anything known of a KL."""
 
   x: Sample  # x_K, the samples
-  step_kl: PerStep  # equation (2), nats
-  log_ratio: PerExample  # equation (3), nats
+  step_kl: PerStep | None  # equation (2), nats
+  log_ratio: PerExample | None  # equation (3), nats
   path: Path | None
 
   @property
   def kl(self) -> PerExample:
-    """Path KL of each chain, [batch], nats; unbiased for KL(P_theta||P_pre)."""
-    return self.step_kl.sum(0)
+    """Path KL of each chain, [batch], nats; unbiased for KL(P_theta||P_pre).
+
+    Raises:
+      ValueError: the chains were compared with no reference.
+    """
+    return compared(self.step_kl).sum(0)
+
+
+def compared(values: jax.Array | None) -> jax.Array:
+  """What a rollout knows of its reference.
+
+  Raises:
+    ValueError: it had none.
+  """
+  if values is None:
+    raise ValueError(
+      "these chains were compared with no reference: give the rollout a "
+      "reference_fn, or the policy's pair_fn"
+    )
+  return values
 
 
 @runtime_checkable
@@ -117,8 +135,13 @@ def rollout(
     keep_path: also return states, noise and predictions, [K, batch, ...] each.
 
   Raises:
-    ValueError: backprop_steps outside [1, K], or two references.
+    ValueError: backprop_steps outside [1, K], two references, or another
+      number of keys than of starts.
   """
+  if keys.shape[:1] != x_init.shape[:1]:
+    raise ValueError(
+      f"{len(x_init)} chains need a key each, got keys of shape {keys.shape}"
+    )
   steps = kernel.num_steps
   backprop_steps = steps if backprop_steps is None else backprop_steps
   if not 1 <= backprop_steps <= steps:
@@ -135,7 +158,7 @@ def rollout(
       if isinstance(eps, Predictions):
         raise ValueError("eps_fn brings its own reference: omit reference_fn")
       eps = Predictions(eps, reference_fn(x, t))
-    kl = jnp.zeros_like(log_ratio)
+    kl = None
     if isinstance(eps, Predictions):
       reference = eps.reference
       eps = jnp.where(s > 0, eps.eps, reference)
@@ -157,10 +180,10 @@ def rollout(
   late = jax.tree.map(lambda column: column[cut:], rows)
   if not cut:
     (x, log_ratio), (step_kl, path) = jax.lax.scan(body, carry, late)
-    return Rollout(x, step_kl, log_ratio, path)
-  carry, before = jax.lax.stop_gradient(jax.lax.scan(step, carry, early))
-  (x, log_ratio), after = jax.lax.scan(body, carry, late)
-  step_kl, path = jax.tree.map(
-    lambda *parts: jnp.concatenate(parts), before, after
-  )
-  return Rollout(x, step_kl, log_ratio, path)
+  else:
+    carry, before = jax.lax.stop_gradient(jax.lax.scan(step, carry, early))
+    (x, log_ratio), after = jax.lax.scan(body, carry, late)
+    step_kl, path = jax.tree.map(
+      lambda *parts: jnp.concatenate(parts), before, after
+    )
+  return Rollout(x, step_kl, None if step_kl is None else log_ratio, path)

@@ -205,7 +205,8 @@ def controlled(
     pair_fn = policy.pair_fn(control, c, y)
     chain = sampling.rollout(chain_keys, start, problem.kernel, pair_fn)
     log_p = reward_fn(chain.x, c, y)
-    return chain.x, log_p, chain.log_ratio, chain.step_kl.T
+    step_kl = sampling.compared(chain.step_kl)
+    return chain.x, log_p, chain.log_ratio, step_kl.T
 
   def twin(control, chain_keys, labels):
     c, y = labels

@@ -34,9 +34,10 @@ def _network(params, x, t, c, control):
 @functools.cache
 def _pretrained():
   """Parameters of a network that predicts something."""
-  x, c = jnp.zeros((1, *SHAPE)), jnp.zeros(1, jnp.int32)
-  params = NETWORK.init(jax.random.key(0), x, jnp.zeros(1), c)
-  return toy.perturbed({"params": params["params"]})
+  with jax.ensure_compile_time_eval():  # the first call may be traced
+    x, c = jnp.zeros((1, *SHAPE)), jnp.zeros(1, jnp.int32)
+    params = NETWORK.init(jax.random.key(0), x, jnp.zeros(1), c)
+    return toy.perturbed({"params": params["params"]})
 
 
 def _reference(c):

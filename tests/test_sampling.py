@@ -3,6 +3,7 @@
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -58,9 +59,30 @@ def test_equal_policies_have_exactly_no_kl():
 def test_without_a_reference_there_is_no_kl():
   keys = lg.keys(4)
   out = sampling.rollout(keys, chain.start(keys), chain.KERNEL, chain.policy())
-  np.testing.assert_array_equal(out.step_kl, np.zeros((4, 4)))
-  np.testing.assert_array_equal(out.log_ratio, 0)
-  assert out.path is None
+  assert out.step_kl is None and out.log_ratio is None and out.path is None
+  for asks in (
+    lambda: out.kl,
+    lambda: paths.log_weights(out, jnp.zeros(4), gamma=1.0),
+    lambda: paths.certificate(out, jnp.zeros(4), 0.0, gamma=1.0),
+  ):
+    with pytest.raises(ValueError, match="compared with no reference"):
+      asks()
+
+
+@pytest.fixture
+def unchecked():
+  """Shapes as outside the tests, where no annotation is checked."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_every_chain_has_a_key_of_its_own():
+  with pytest.raises(ValueError, match="4 chains need a key each"):
+    sampling.rollout(
+      lg.keys(1), chain.start(lg.keys(4)), chain.KERNEL, chain.policy()
+    )
 
 
 def test_stored_path_follows_the_chain_and_gives_the_same_kl():

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ctrl_jax import learner, paths, transitions
+from ctrl_jax import learner, paths, sampling, transitions
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.objectives import progress
 from ctrl_jax.policy import Policy
@@ -108,8 +108,9 @@ def make_learner(
       policy, params, keys, kernel, c, y, sample_shape=sample_shape
     )
     log_likelihood = reward_fn(chain.x, c, y)
+    kl = sampling.compared(chain.step_kl)
     returns = gamma * log_likelihood[None] - (
-      jnp.cumsum(chain.step_kl[::-1], axis=0)[::-1] - chain.step_kl
+      jnp.cumsum(kl[::-1], axis=0)[::-1] - kl
     )
     advantage, sigma = advantages(returns, group=group)
     log_w = paths.log_weights(chain, log_likelihood, gamma=gamma)
