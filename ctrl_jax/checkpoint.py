@@ -85,12 +85,16 @@ def _seal(folder: pathlib.Path) -> None:
   temporary.replace(folder / _DIGESTS)
 
 
-def _check_files(folder: pathlib.Path) -> None:
-  """Raises OSError if a file of a step is not what was written."""
+def _check_files(folder: pathlib.Path) -> bool:
+  """Whether the files of a step are known to be what was written.
+
+  Raises:
+    OSError: one of them is not.
+  """
   if not folder.is_dir():
     raise OSError("it is gone")
   if not (folder / _DIGESTS).exists():
-    return  # killed after the rename that completed the step
+    return False  # killed after the rename that completed the step
   try:
     stored = json.loads((folder / _DIGESTS).read_text())
   except ValueError as error:
@@ -99,6 +103,7 @@ def _check_files(folder: pathlib.Path) -> None:
   for name, digest in stored.items():
     if found.get(name) != digest:
       raise OSError(f"{name} is truncated, altered or missing")
+  return True
 
 
 def _check_shapes(
@@ -126,8 +131,8 @@ def _read(manager: ocp.CheckpointManager, step: int, like: Any) -> Any:
 def restore_or_start(directory: pathlib.Path, state: Any) -> Restored:
   """Restores the newest readable step, or starts from the state given.
 
-  A step that cannot be read is renamed to `<step>.unreadable`, which makes
-  room for the same step when training gets there again.
+  A damaged step is renamed to `<step>.unreadable`, which makes room for the
+  same step when training gets there again.
 
   Args:
     directory: the folder given to `save`; it need not exist.
@@ -139,6 +144,7 @@ def restore_or_start(directory: pathlib.Path, state: Any) -> Restored:
 
   Raises:
     ValueError: the stored arrays have other names, shapes or dtypes.
+    OSError: an undamaged step could not be read, as where memory is short.
   """
   if not directory.is_dir():
     return Restored(state, {}, [])
@@ -147,7 +153,7 @@ def restore_or_start(directory: pathlib.Path, state: Any) -> Restored:
     for step in sorted(manager.all_steps(), reverse=True):
       folder = directory / str(step)
       try:
-        _check_files(folder)
+        intact = _check_files(folder)
         stored = manager.metadata(step).custom_metadata
         extra, shapes = stored["extra"], stored["shapes"]
       except Exception as error:  # Orbax has no one type for damaged files
@@ -157,6 +163,10 @@ def restore_or_start(directory: pathlib.Path, state: Any) -> Restored:
       try:
         return Restored(_read(manager, step, state), extra, warnings)
       except Exception as error:
+        if intact:  # then it is not the file's fault
+          raise OSError(
+            f"checkpoint {folder} could not be read ({_first_line(error)})"
+          ) from error
         warnings.append(_put_aside(folder, error))
   return Restored(state, {}, warnings)
 
@@ -167,8 +177,11 @@ def _put_aside(folder: pathlib.Path, error: Exception) -> str:
   if jax.process_index() == 0 and folder.exists():
     shutil.rmtree(aside, ignore_errors=True)
     folder.replace(aside)
-  reason = (str(error) or type(error).__name__).splitlines()[0][:120]
-  return f"checkpoint {folder} skipped, now {aside.name}: {reason}"
+  return f"checkpoint {folder} skipped, now {aside.name}: {_first_line(error)}"
+
+
+def _first_line(error: Exception) -> str:
+  return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def _reserve(directory: pathlib.Path, size: int) -> None:
@@ -226,10 +239,10 @@ def save(
     if saved and jax.process_index() == 0:
       _seal(directory / str(step))
   except Exception as error:  # tensorstore reports a full disk as ValueError
-    reason = (str(error) or type(error).__name__).splitlines()[0][:120]
     raise OSError(
-      f"checkpoint {step} could not be saved in {directory} ({reason}); "
-      "earlier ones are intact: free some space and run the command again"
+      f"checkpoint {step} could not be saved in {directory} "
+      f"({_first_line(error)}); earlier ones are intact: free some space and "
+      "run the command again"
     ) from error
   if not saved:
     raise ValueError(f"{directory} already holds step {step} or a later one")

@@ -65,7 +65,7 @@ def make_learner(
     collect_fn: makes of a batch, once an update and without a gradient, the
       data that the loss sees; None: the loss sees the batch itself.
     inner_steps: steps of the optimiser on the same data. Metrics are those
-      before the first.
+      before the last.
     accumulate: parts of the batch, equal in size, whose gradients are computed
       one after another and averaged: memory is that of one part.
     ema_decay: largest decay, in [0, 1); 0 makes ema_params equal params.
@@ -107,16 +107,15 @@ def make_learner(
     if collect_fn is not None:
       batch, collected = collect_fn(state.params, keys, batch)
       batch, collected = jax.lax.stop_gradient((batch, mean(collected)))
-    params, opt_state, metrics = descend(
-      state.params, state.opt_state, keys, batch
-    )
+    descended = descend(state.params, state.opt_state, keys, batch)
     if inner_steps > 1:
-      params, opt_state = jax.lax.fori_loop(
+      descended = jax.lax.fori_loop(
         1,
         inner_steps,
-        lambda _, carry: descend(carry[0], carry[1], keys, batch)[:2],
-        (params, opt_state),
+        lambda _, before: descend(before[0], before[1], keys, batch),
+        descended,
       )
+    params, opt_state, metrics = descended
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
     return (

@@ -69,7 +69,8 @@ def map_examples(
 class Mapped:
   """A function over a mesh, compiled at its first call for all that follow.
 
-  Arguments of later calls must have the shapes of the first one's.
+  Arguments of later calls must have the shapes of the first one's, or else a
+  ValueError says so.
   """
 
   def __init__(
@@ -112,14 +113,24 @@ class Mapped:
     """Makes the captured arrays an argument, the first."""
     traced, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
     self.captured = replicate(traced.consts, self.mesh)
-    form = jax.tree.structure(shape)
+    form, expected = jax.tree.structure(shape), _description(args)
 
     def call(captured, *args):
+      if _description(args) != expected:
+        raise ValueError(
+          f"this function was compiled for {expected}, and is now given "
+          f"{_description(args)}: map it anew"
+        )
       closed = core.ClosedJaxpr(traced.jaxpr, captured)
       run = core.jaxpr_as_fun(closed)
       return jax.tree.unflatten(form, run(*jax.tree.leaves(args)))
 
     self.compiled = jax.jit(call, donate_argnums=self.donated)
+
+
+def _description(args: tuple[Any, ...]) -> str:
+  """Names, shapes and dtypes of arguments."""
+  return str(jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), args))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -138,11 +149,12 @@ def shard(tree: Any, mesh: Mesh) -> Any:
     if jax.process_count() == 1:
       return jax.device_put(leaf, sharding)
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      return jax.random.wrap_key_data(put(jax.random.key_data(leaf)))
-    rows = len(leaf) // jax.process_count()
-    start = rows * jax.process_index()
-    part = np.asarray(leaf[start : start + rows])
-    return jax.make_array_from_process_local_data(sharding, part)
+      data = put(jax.random.key_data(leaf))
+      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(
+      whole.shape, sharding, whole.__getitem__
+    )
 
   return jax.tree.map(put, tree)
 

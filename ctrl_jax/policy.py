@@ -223,10 +223,13 @@ def full(
   def init(key: jax.Array) -> Params:
     return {
       "embedding": jnp.zeros((num_controls, dims)),
-      "change": jax.tree.map(jnp.zeros_like, params),
+      # In float32, or small steps of an optimiser would be rounded away.
+      "change": jax.tree.map(lambda w: jnp.zeros(w.shape, jnp.float32), params),
     }
 
   def merge(params: Params, control: Params, scale: jax.Array) -> Params:
-    return jax.tree.map(lambda w, d: w + scale * d, params, control["change"])
+    return jax.tree.map(
+      lambda w, d: (w + scale * d).astype(w.dtype), params, control["change"]
+    )
 
   return _adapted(network, params, scale_fn, merge, init)

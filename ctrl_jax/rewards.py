@@ -22,7 +22,9 @@ def classifier(
   """log softmax(logits_fn(x) / temperature)_y, for labels independent of c.
 
   Where y is independent of c given x, p(y | x, c) = p(y | x): the classifier
-  is trained on pairs (x, y) alone and c is ignored here.
+  is trained on pairs (x, y) alone and c is ignored here. y must be a label,
+  which nothing checks in a compiled program and the null label -1 is not; see
+  `check_labels`.
 
   Args:
     logits_fn: images [batch, ...] -> logits [batch, num_controls].

@@ -58,7 +58,7 @@ def with_head(
       on what side of the one asked for x0 lies.
 
   Raises:
-    ValueError: all_labels of a real y.
+    ValueError: all_labels of a real y; from init: the policy has a head.
   """
   if all_labels and not num_controls:
     raise ValueError("all_labels needs labels, and y is a real number")
@@ -117,7 +117,12 @@ def with_head(
       head_key,
       HeadInputs(image, image, image, jnp.zeros((1, 4)), context, hidden),
     )
-    return {**policy.init(policy_key), "head": params}
+    below = policy.init(policy_key)
+    if "head" in below:
+      raise ValueError(
+        "the policy has a head already: give it one that does both"
+      )
+    return {**below, "head": params}
 
   def pair_fn(control: Params, c: Condition, y: jax.Array) -> PairFn:
     pair_of_policy = policy.pair_fn(control, c, y)

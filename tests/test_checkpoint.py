@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -122,6 +123,21 @@ def test_unsealed_and_damaged_step_falls_back(tmp_path: pathlib.Path) -> None:
   restored = checkpoint.restore_or_start(tmp_path, make_state(0))
   assert bits(restored.state) == bits(make_state(1))
   assert len(restored.warnings) == 1
+
+
+def test_a_good_step_that_memory_cannot_hold_stays(
+  tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+  def exhausted(*_: Any, **__: Any) -> None:
+    raise RuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+  save_steps(tmp_path, 1, 2)
+  with monkeypatch.context() as patch:
+    patch.setattr(ocp.CheckpointManager, "restore", exhausted)
+    with pytest.raises(OSError, match=r"2 could not be read \(RESOURCE_EXH"):
+      checkpoint.restore_or_start(tmp_path, make_state(0))
+  restored = checkpoint.restore_or_start(tmp_path, make_state(0))
+  assert bits(restored.state) == bits(make_state(2))
 
 
 def test_nothing_readable_starts_and_says_so(tmp_path: pathlib.Path) -> None:

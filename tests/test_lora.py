@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ctrl_jax import policy
 from ctrl_jax.models import lora
 from tests import toy_control as toy
 
@@ -113,6 +114,10 @@ def test_bad_ranks_and_empty_selections_are_refused():
       lora.init(jax.random.key(1), _frozen(), rank=rank)
   with pytest.raises(ValueError, match="no parameter was selected"):
     lora.init(jax.random.key(1), {"bias": jnp.ones(3)}, rank=2)
+  frozen = _frozen()
+  adapters = lora.init(jax.random.key(1), frozen, rank=2)
+  with pytest.raises(ValueError, match="no parameter is called params/"):
+    lora.merge(frozen["params"], adapters)
 
 
 def test_a_merged_kernel_keeps_its_dtype():
@@ -121,3 +126,24 @@ def test_a_merged_kernel_keeps_its_dtype():
   merged = lora.merge(frozen, adapters, jnp.float32(0.5))
   dtypes = jax.tree.map(lambda leaf: leaf.dtype.name, merged)
   assert dtypes == jax.tree.map(lambda leaf: leaf.dtype.name, frozen)
+
+
+def test_a_change_of_every_weight_keeps_its_dtype_and_small_steps():
+  weight = jnp.array([1.0, -3.0], jnp.bfloat16)
+  seen = []
+
+  def network(params, x, t, c, control):
+    seen.append(params["w"])
+    return policy.Output(x * params["w"][None].astype(x.dtype), None)
+
+  tested = policy.full(
+    network, {"w": weight}, lambda t: jnp.ones(()), num_controls=2, dims=3
+  )
+  start = tested.init(jax.random.key(0))
+  assert start["change"]["w"].dtype == jnp.float32
+  for size in (0.0, 2**-12):  # the second is no step of bfloat16 at 1
+    control = {**start, "change": {"w": jnp.full(2, size)}}
+    pair_fn = tested.pair_fn(control, None, jnp.zeros(1, int))
+    pair = pair_fn(jnp.ones((1, 2)), jnp.float32(0.5))
+    np.testing.assert_array_equal(pair.eps, pair.reference)
+  assert {w.dtype for w in seen} == {weight.dtype}

@@ -145,6 +145,22 @@ def test_arrays_closed_over_are_no_part_of_the_program():
   assert sizes[1] < 1.1 * sizes[0]
 
 
+def test_arguments_of_another_kind_are_refused():
+  mesh = parallel.make_mesh()
+  mean = parallel.map_examples(
+    lambda _, keys, x: jnp.full(len(keys), x["a"].mean()), mesh
+  )
+  keys = lg.keys(N)
+  np.testing.assert_array_equal(mean((), keys, {"a": jnp.ones(N)}), 1)
+  for other in (
+    {"b": jnp.ones(N)},
+    {"a": jnp.ones((N, 2))},
+    {"a": jnp.ones(N, jnp.int32)},
+  ):
+    with pytest.raises(ValueError, match="map it anew"):
+      mean((), keys, other)
+
+
 def test_shares_and_copies():
   mesh = parallel.make_mesh(jax.devices()[:4])
   tree = {"x": np.arange(16.0).reshape(8, 2), "key": lg.keys(8)}

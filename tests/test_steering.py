@@ -88,3 +88,14 @@ def test_a_real_control_has_no_other_labels():
       num_controls=0,
       all_labels=True,
     )
+
+
+def test_a_policy_has_one_head():
+  settings = {"sample_shape": SHAPE, "num_controls": CONTROLS}
+  below = policy.frozen(lambda c: lambda x, t: x)
+  for _ in range(2):
+    below = steering.with_head(
+      below, Echo(0), reward, VP(), lambda t: jnp.ones(()), **settings
+    )
+  with pytest.raises(ValueError, match="has a head already"):
+    below.init(jax.random.key(0))
