@@ -24,6 +24,7 @@ from ctrl_jax import rewards
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.models.dit import DiT
 from ctrl_jax.stable_diffusion import unet, vae
+from ctrl_jax.stable_diffusion.attention import Implementation
 from experiments import algorithms, images, policies
 from experiments.benchmarks import weightless
 from experiments.benchmarks.weightless import Control
@@ -56,6 +57,7 @@ class Sizes(NamedTuple):
   steps: int  # K
   backprop_steps: int  # of them that are differentiated
   dtype: str
+  plain: bool = False  # nothing computed again or by a kernel of its own
 
 
 class Program(NamedTuple):
@@ -63,8 +65,6 @@ class Program(NamedTuple):
 
   make: Callable[[str | None], Control]  # axis of devices ->
   frozen: Any  # parameters
-  forward: Callable[[Any], Any]  # of the network, for one sample
-  inputs: Any  # of `forward`, shapes
 
 
 def counted_flops(function: Callable[..., Any], *inputs: Any) -> float:
@@ -74,7 +74,13 @@ def counted_flops(function: Callable[..., Any], *inputs: Any) -> float:
 
 
 def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:
-  """The output head of an experiment on images."""
+  """The output head of an experiment on images.
+
+  Raises:
+    ValueError: another dtype than float32.
+  """
+  if sizes.dtype != "float32":
+    raise ValueError(f"a DiT computes in float32, not in {sizes.dtype}")
   config.kernel.num_steps = sizes.steps
   config.control.ctrl.update(
     accumulate=sizes.parts, backprop_steps=sizes.backprop_steps
@@ -108,12 +114,7 @@ def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:
     )
     return Control(problem, policy, learner)
 
-  def forward(inputs: Any) -> Any:
-    return problem.eps(frozen["network"], *inputs)
-
-  return Program(
-    make, frozen, forward, (image, jnp.zeros(1), jnp.zeros(1, jnp.int32))
-  )
+  return Program(make, frozen)
 
 
 def stable_diffusion(
@@ -124,14 +125,17 @@ def stable_diffusion(
   vae_config: vae.Config = weightless.VAE,
 ) -> Program:
   """Adapters on a U-Net with guidance, whose reward decodes the latents."""
+  on_gpu: Implementation = "cudnn" if jax.default_backend() == "gpu" else None
   config = weightless.configure(
     batch=sizes.batch,
     parts=sizes.parts,
     steps=sizes.steps,
     backprop_steps=sizes.backprop_steps,
-    attention="cudnn" if jax.default_backend() == "gpu" else None,
+    attention="xla" if sizes.plain else on_gpu,
   )
   config.model.update(dtype=sizes.dtype, size=side)
+  if sizes.plain:
+    config.model.remat = False
   parts = weightless.networks(
     config, unet_config=unet_config, vae_config=vae_config
   )
@@ -142,25 +146,11 @@ def stable_diffusion(
     ),
     weightless.frozen_shapes(config, parts),
   )
-  latent = side // vae_config.downsampling
-  # The prompt's and the empty prompt's half.
-  inputs = (
-    jnp.zeros((2, latent, latent, unet_config.in_channels), sizes.dtype),
-    jnp.zeros(2),
-    jnp.zeros((2, weightless.TOKENS, unet_config.cross_attention_dim)),
-  )
 
-  def forward(inputs: Any) -> Any:
-    return parts.unet.apply({"params": frozen.unet}, *inputs)
+  def make(axis_name: str | None) -> Control:
+    return weightless.control(config, parts, frozen, axis_name=axis_name)
 
-  return Program(
-    lambda axis_name: weightless.control(
-      config, parts, frozen, axis_name=axis_name
-    ),
-    frozen,
-    forward,
-    inputs,
-  )
+  return Program(make, frozen)
 
 
 # By name: sizes and, if it is another, the side of an image -> Program.
