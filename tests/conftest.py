@@ -12,6 +12,7 @@ them too, and give way to what is set already.
 
 import os
 import pathlib
+from collections.abc import Iterator
 
 _DEVICES = "--xla_force_host_platform_device_count"
 _CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
@@ -25,6 +26,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax  # noqa: E402  (reads the settings above)
 import pytest  # noqa: E402
+
+from tests import toy_processes  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -42,6 +45,13 @@ def get_config(variant=""):
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
   """Slow files first, lest one worker has them left when others are done."""
   items.sort(key=lambda item: not {"slow", "long"} & set(item.keywords))
+
+
+@pytest.fixture(autouse=True)
+def no_orphans() -> Iterator[None]:
+  """No process outlives the test that started it."""
+  yield
+  toy_processes.kill_all()
 
 
 @pytest.fixture

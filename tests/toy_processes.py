@@ -8,12 +8,13 @@ import subprocess
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
+STARTED: list[subprocess.Popen] = []  # by this test; see `conftest`
 
 
 def start(command, **variables):
   """Starts one process."""
   environment = {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"} | variables
-  return subprocess.Popen(
+  process = subprocess.Popen(
     command,
     cwd=ROOT,
     env=os.environ | environment,
@@ -21,6 +22,17 @@ def start(command, **variables):
     stderr=subprocess.PIPE,
     text=True,
   )
+  STARTED.append(process)
+  return process
+
+
+def kill_all():
+  """Ends what a test that failed has left running."""
+  while STARTED:
+    process = STARTED.pop()
+    if process.poll() is None:
+      process.kill()
+      process.wait()
 
 
 def two_hosts(command):

@@ -61,6 +61,7 @@ def load(
 
   folder = pathlib.Path(source).expanduser()
   prepared = pathlib.Path(data_dir).expanduser() / Builder.name
+  prepared /= str(Builder.VERSION)
   if not prepared.exists() and not is_in(folder):
     raise ValueError(
       f"{folder} does not hold {' and '.join(MD5)}: name the folder that does, "

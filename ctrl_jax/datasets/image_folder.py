@@ -93,6 +93,8 @@ class ImageFolder:
       raise Unusable(f"{path}: may not be read") from error
     try:
       return _decode(content, self.size, self.min_side)
+    except MemoryError:
+      raise
     except Exception as error:  # decoders raise whatever a damaged file brings
       reason = (str(error) or type(error).__name__).splitlines()[0]
       # Pillow names the buffer it was given, which tells nobody anything.

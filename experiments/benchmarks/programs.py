@@ -12,7 +12,7 @@ Time and memory do not depend on what weights are, so they are drawn at random.
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -71,6 +71,22 @@ def counted_flops(function: Callable[..., Any], *inputs: Any) -> float:
   """FLOPs of a function of these inputs, as XLA counts them."""
   costs: Any = jax.jit(function).lower(*inputs).compile().cost_analysis()
   return float(costs["flops"])
+
+
+def beside(
+  seconds: Sequence[float] | np.ndarray, others: Sequence[float] | np.ndarray
+) -> dict[str, float]:
+  """Seconds as a median, and their ratio to others that took turns with them.
+
+  The ratios are those of a turn: their median, the least and the largest.
+  """
+  ratios = np.asarray(seconds) / np.asarray(others)
+  return {
+    "seconds": float(np.median(seconds)),
+    "ratio": float(np.median(ratios)),
+    "least": float(ratios.min()),
+    "largest": float(ratios.max()),
+  }
 
 
 def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:

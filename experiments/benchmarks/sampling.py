@@ -93,15 +93,12 @@ def measure(name: str, *, steps: int, rounds: int) -> Row:
     made.problem, samplers, chunk=chunk, rounds=rounds
   )
   flops = {key: _flops(made.problem, s, chunk) for key, s in samplers.items()}
-  ratios = seconds["ctrl"] / seconds["plain"]
   return {
     "control": name,
     "steps": steps,
     "chunk": chunk,
-    **{f"{key}_seconds": float(np.median(seconds[key])) for key in seconds},
-    "ratio": float(np.median(ratios)),
-    "least": float(ratios.min()),
-    "largest": float(ratios.max()),
+    "plain_seconds": float(np.median(seconds["plain"])),
+    **programs.beside(seconds["ctrl"], seconds["plain"]),
     "flops_ratio": flops["ctrl"] / flops["plain"],
   }
 
@@ -111,7 +108,7 @@ def markdown(rows: Sequence[Row]) -> str:
   lines = [
     [
       *(row["control"], str(row["steps"]), str(row["chunk"])),
-      *(f"{row[f'{key}_seconds']:.3g}" for key in ("plain", "ctrl")),
+      *(f"{row[key]:.3g}" for key in ("plain_seconds", "seconds")),
       f"{row['ratio']:.3f} ({row['least']:.3f} to {row['largest']:.3f})",
       f"{row['flops_ratio']:.3f}",
     ]

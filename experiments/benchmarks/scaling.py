@@ -21,7 +21,6 @@ so their rows show what dividing the program costs, and no speed-up.
 
 import argparse
 import pathlib
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -81,26 +80,19 @@ def measure(
   for update in updates:
     update.run()
   turns = [[update.run() for update in updates] for _ in range(rounds)]
-  rows = []
-  for case, update, seconds in zip(
-    group, updates, zip(*turns, strict=True), strict=True
-  ):
-    ratios = [s / turn[0] for s, turn in zip(seconds, turns, strict=True)]
-    rows.append(
-      {
-        "model": model,
-        "varied": varied,
-        **case._asdict(),
-        "compile_seconds": update.compile_seconds,
-        "seconds": statistics.median(seconds),
-        "ratio": statistics.median(ratios),
-        "least": min(ratios),
-        "largest": max(ratios),
-        "memory": update.memory,
-        "memory_ratio": update.memory / updates[0].memory,
-      }
-    )
-  return rows
+  columns = list(zip(*turns, strict=True))
+  return [
+    {
+      "model": model,
+      "varied": varied,
+      **case._asdict(),
+      "compile_seconds": update.compile_seconds,
+      **programs.beside(seconds, columns[0]),
+      "memory": update.memory,
+      "memory_ratio": update.memory / updates[0].memory,
+    }
+    for case, update, seconds in zip(group, updates, columns, strict=True)
+  ]
 
 
 def markdown(rows: Sequence[Row]) -> str:
