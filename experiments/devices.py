@@ -73,7 +73,7 @@ def start(config: ConfigDict, *, distributed: bool = False) -> bool:
     jax.config.update("jax_num_cpu_devices", count)
   if distributed:
     _join()
-  _check_devices(config, jax.device_count())
+  _check_devices(config, jax.local_device_count(), jax.device_count())
   return jax.process_index() == 0
 
 
@@ -95,15 +95,13 @@ def _join() -> None:
   )
 
 
-def _check_devices(config: ConfigDict, available: int) -> None:
+def _check_devices(config: ConfigDict, here: int, everywhere: int) -> None:
   """Raises ValueError unless the devices are there and share every batch."""
-  if config.devices not in (0, available):
-    raise ValueError(
-      f"devices is {config.devices}, but JAX sees {available}: use 0"
-    )
+  if config.devices not in (0, here):
+    raise ValueError(f"devices is {config.devices}, but JAX sees {here}: use 0")
   for field, size in batch_sizes(config).items():
-    if size % available:
+    if size % everywhere:
       raise ValueError(
-        f"{field} is {size}, which {available} devices cannot share equally: "
-        f"use a multiple of {available}"
+        f"{field} is {size}, which {everywhere} devices cannot share equally: "
+        f"use a multiple of {everywhere}"
       )

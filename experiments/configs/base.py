@@ -47,7 +47,7 @@ def common() -> dict[str, Any]:
     "experiment": "",  # name; results go to runs/<experiment>[-<variant>]
     "variant": "",  # what follows the colon in --config=FILE:VARIANT
     "seed": 0,  # of everything random
-    "devices": 0,  # to use; 0: all accelerators, or a virtual one a CPU core
+    "devices": 0,  # of a host; 0: its accelerators, or one for each CPU core
     "sde": {
       "name": "vp",  # vp or ve
       "beta_min": 0.1,  # vp: noise rate at time 0
