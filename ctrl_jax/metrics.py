@@ -83,7 +83,8 @@ def mmd2(a: Float[Array, "n d"], b: Float[Array, "m d"]) -> Float[Array, ""]:
   r"""Unbiased squared maximum mean discrepancy, Gaussian kernel.
 
   Gretton et al., JMLR 13 (2012), lemma 6: it may be slightly negative when the
-  two laws agree. The bandwidth is the median distance between a and b.
+  two laws agree. The bandwidth is the median squared distance between
+  a and b.
   """
   within_a, within_b = squared_distances(a, a), squared_distances(b, b)
   between = squared_distances(a, b)

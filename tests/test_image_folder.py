@@ -103,11 +103,16 @@ def test_other_modes_are_converted(tmp_path, mode):
   np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
 
 
-def test_large_jpeg_decoded_at_a_fraction_looks_the_same(tmp_path):
-  image = Image.fromarray(toy_photographs.pixels(600, 800, seed=5))
-  jpeg = only(tmp_path, "a.jpg", image, size=64, quality=95)
+@pytest.mark.parametrize("quarters", [0, 1])
+def test_large_jpeg_decoded_at_a_fraction_looks_the_same(tmp_path, quarters):
+  pixels = toy_photographs.pixels(600, 800, seed=5)
+  exif = Image.Exif()
+  exif[0x0112] = (1, 8)[quarters]  # to be shown after a quarter turn, or none
+  options = {"size": 64, "quality": 95, "exif": exif}
+  jpeg = only(tmp_path, "a.jpg", Image.fromarray(pixels), **options)
   (tmp_path / "a.jpg").unlink()
-  png = only(tmp_path, "a.png", image, size=64)
+  shown = Image.fromarray(np.rot90(pixels, quarters).copy())
+  png = only(tmp_path, "a.png", shown, size=64)
   assert np.abs(jpeg - png).mean() < 2
 
 

@@ -50,7 +50,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ctrl_jax import paths, sampling
+from ctrl_jax import metrics, paths, sampling
 from ctrl_jax.guidance.reconstruction import TwistFn
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.policy import Condition
@@ -72,10 +72,6 @@ class _State(NamedTuple):
   x: jax.Array  # x_k [N, ...]
   ratio: jax.Array  # r_k of (2) [N]
   root: jax.Array  # which start each particle descends from [N]
-
-
-def _log_mean_exp(values: jax.Array) -> jax.Array:
-  return jax.nn.logsumexp(values) - jnp.log(len(values))
 
 
 def _ancestors(
@@ -139,7 +135,7 @@ def sample(
     # Steps fold in 0 ... K-1 for their noise; these indices lie beyond.
     chooser = jax.random.fold_in(keys[0], steps + index)
     chosen = _ancestors(chooser, log_w, resampling)
-    level = _log_mean_exp(log_w) - psi[chosen]
+    level = metrics.log_mean_exp(log_w).mean - psi[chosen]
     ratio = jnp.where(resampling, level, state.ratio)
 
     x, reference = state.x[chosen], reference[chosen]
@@ -160,7 +156,7 @@ def sample(
   return Particles(
     x=end.x,
     log_weights=log_w,
-    log_evidence=_log_mean_exp(log_w),
+    log_evidence=metrics.log_mean_exp(log_w).mean,
     ess=jnp.append(ess, paths.effective_sample_size(log_w)),
     ancestors=jnp.zeros(num, jnp.int32).at[end.root].set(1).sum(),
   )
