@@ -2,7 +2,6 @@
 """Ctrl-C and SIGTERM as a question that is asked between steps and samples."""
 
 import contextlib
-import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ from jax.experimental import multihost_utils
 
 from experiments import outcome
 
-# How often the hosts have asked each other: the same number on all of them.
-_asked = itertools.count(1)
+# What the hosts have last asked each other about: the same on all of them.
+_last = 0
 
 
 @contextlib.contextmanager
@@ -45,19 +44,28 @@ def collected() -> Iterator[list[int]]:
       signal.signal(signum, handler)
 
 
-def agreed(received: list[int]) -> list[int]:
-  """The signals at which to stop now, the same on every host.
+def agreed(received: list[int], step: int) -> list[int]:
+  """The signals at which to stop after this step, the same on every host.
 
   Of several hosts one SIGTERM is enough: all learn of it and stop at the same
-  question, for a host that stopped alone would leave the others waiting.
+  step, for a host that stopped alone would leave the others waiting. They meet
+  at the number after the largest that any has asked about, so numbers are those
+  of steps, as Orbax, which asks too, has them.
 
   Args:
     received: what `collected` gave.
+    step: number of the update that has been made.
   """
   if jax.process_count() == 1:
     return list(received)
-  stop = multihost_utils.reached_preemption_sync_point(next(_asked))
-  return [int(signal.SIGTERM)] if stop else []
+  return [int(signal.SIGTERM)] if _reached(step) else []
+
+
+def _reached(number: int) -> bool:
+  """Whether all hosts leave at this number."""
+  global _last
+  _last = number
+  return bool(multihost_utils.reached_preemption_sync_point(number))
 
 
 def leave_if_asked() -> None:
@@ -65,5 +73,5 @@ def leave_if_asked() -> None:
 
   On one host the signal itself does (`outcome`).
   """
-  for signum in agreed([]):
-    outcome.leave(signum)
+  if jax.process_count() > 1 and _reached(_last + 1):
+    outcome.leave(signal.SIGTERM)

@@ -14,16 +14,20 @@ from experiments.benchmarks import disturbed
 from tests.toy_processes import finish, start, two_hosts, wait_for
 
 # The command of a run, which prints a digest of every device's copy of what a
-# stage has trained.
+# stage has trained, and waits before every update of the control.
 WATCHED = """
-import hashlib, sys
+import hashlib, os, sys, time
 import jax
 from experiments import loop, outcome, run
 
-fit = loop.fit
+fit, pause = loop.fit, float(os.environ.get("PAUSE", 0))
 
-def watched(stage, *arguments, **settings):
-  state = fit(stage, *arguments, **settings)
+def watched(stage, learner, params, batch_fn, **settings):
+  def late(step):
+    time.sleep(pause if stage == "control" else 0)
+    return batch_fn(step)
+
+  state = fit(stage, learner, params, late, **settings)
   for device in range(jax.local_device_count()):
     copy = [x.addressable_shards[device].data for x in jax.tree.leaves(state)]
     copy = b"".join(jax.device_get(x).tobytes() for x in copy)
@@ -86,13 +90,16 @@ def copies(*outputs: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.slow
-def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(tmp_path):
+def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(
+  tmp_path, monkeypatch
+):
   one, two = tmp_path / "one", tmp_path / "two"
   command = [*DIGITS, f"--workdir={one}"]
   ((_, error, code),) = finish([start(command, JAX_NUM_CPU_DEVICES="4")])
   assert code == 0, error
 
   command = [*DIGITS, f"--workdir={two}", "--distributed"]
+  monkeypatch.setenv("PAUSE", "1")  # JAX looks for signals once a second
   hosts = two_hosts(command)
   wait_for(two, "checkpoints/control/2", *hosts)
   hosts[1].send_signal(signal.SIGTERM)
@@ -101,6 +108,7 @@ def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(tmp_path):
     assert "SIGTERM: control saved at step" in error
   assert not (two / "results.json").exists()
 
+  monkeypatch.delenv("PAUSE")
   (out, error, code), (silent, more, other_code) = finish(two_hosts(command))
   assert (code, other_code) == (0, 0), error + more
   assert "digits:smoke" in out and "digits:smoke" not in silent
