@@ -21,6 +21,7 @@ from experiments.configs.rules import flatten
 # What may change between runs of a folder, because results do not depend on
 # it, but for rounding in the case of devices.
 FREE = {"devices", "data.dir", "prior.dir"}
+FREE_ENDINGS = ("log_every", "save_every")
 # What only its config explains: trained, sampled, painted, found.
 BEGUN = (
   "checkpoints",
@@ -29,7 +30,6 @@ BEGUN = (
   "labelled.part",
   "results.json",
 )
-FREE_ENDINGS = ("log_every", "save_every")
 
 
 def write_whole(

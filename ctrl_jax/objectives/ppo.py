@@ -10,9 +10,9 @@ at the end and pays the KL of every step. What follows step k is
 
 the mean being over the other chains of the same (c, y) in the batch, and sigma
 the deviation of their R_0. Others, for with itself in both a chain's reward
-would count for less than its KL: where theta = 1 is the optimum, groups of 16
-would settle at 0.87. With rho_k the ratio of the new to the old probability
-of step k (`transitions`), the loss on given paths is
+would count for less than its KL: groups of 16 would end at 0.87 of the best
+shift of a single step that earns x. With rho_k the ratio of the new to the old
+probability of step k (`transitions`), the loss on given paths is
 
     -E sum_k [min(rho_k A_k, clip(rho_k, 1 +- e) A_k) - kl_k(theta) / sigma].
                                                                           (3)
