@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The optimisers of a control."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from ctrl_jax.policy import Policy
+from ctrl_jax.sampling import Predictions
 from experiments import algorithms
-from experiments.configs import base
+from experiments.configs import base, digits
+from tests import toy_control as toy
 
 
 def _first_step(optimizer: str, gradient: jax.Array) -> np.ndarray:
@@ -34,3 +40,60 @@ def test_muon_moves_as_far_along_every_singular_direction():
   }
   assert found["muon"].max() < 2 * found["muon"].min()
   assert found["adam"].max() > 4 * found["adam"].min()
+
+
+def _counted(slope):
+  """A network, slope(t) sin x, that counts its evaluations and derivatives."""
+  counts = {"forward": 0, "backward": 0}
+
+  def counting(kind, x):
+    def count(x):
+      counts[kind] += 1
+      return np.asarray(x)
+
+    return jax.pure_callback(count, jax.typeof(x), x)
+
+  def forward(x, t):
+    inside = counting("forward", x)
+    return slope(t) * jnp.sin(inside), (inside, t)
+
+  def backward(kept, cotangent):
+    inside, t = kept
+    change = slope(t) * jnp.cos(inside) * counting("backward", cotangent)
+    return change, jnp.zeros_like(t)
+
+  network = jax.custom_vjp(lambda x, t: forward(x, t)[0])
+  network.defvjp(forward, backward)
+  return network, counts
+
+
+@pytest.mark.parametrize("name", algorithms.MAKE_LEARNER)
+def test_an_update_evaluates_the_network_as_often_as_is_said(name):
+  network, counts = _counted(toy.SDE.std)
+  control = toy.make_policy()
+
+  def pair_fn(params, c, y):
+    tuned = control.pair_fn(params["head"], c, y)
+
+    def pair(x, t):
+      eps, near = network(x, t), tuned(x, t)
+      return Predictions(eps * (1 + near.eps - near.reference), eps)
+
+    return pair
+
+  policy = Policy(lambda key: {"head": control.init(key)}, pair_fn)
+  problem = types.SimpleNamespace(
+    kernel=toy.make_kernel(5), sample_shape=toy.SHAPE
+  )
+  config = digits.get_config()
+  config.control.objective = name
+  learner = algorithms.control_learner(
+    problem, policy, toy.reward, config, axis_name=None
+  )
+  state = learner.init(policy.init(jax.random.key(0)))
+  chains = 2 * algorithms.group_size(config.control)
+  keys = jax.random.split(jax.random.key(1), chains)
+  jax.block_until_ready(learner.update(state, keys, toy.make_batch(chains)))
+  found = counts["forward"] + 2 * counts["backward"]
+  expected = problem.kernel.num_steps * algorithms.EVALUATIONS[name]
+  assert found == expected, counts
