@@ -64,6 +64,6 @@ def test_ratios_are_those_of_a_round():
 
   # A machine that is twice as slow in the last round.
   found = {"ours": answers(9, 1, 2, 2), "pytorch": answers(99, 3, 4, 8)}
-  lines = peers.markdown(found, 4, "seconds").splitlines()
+  lines = peers.markdown(found, 4).splitlines()
   assert lines[2] == "| ours | 2.00 | 2.000 | 3.00 (2.00 to 4.00) |"
   assert lines[3].endswith("| 1.00 (1.00 to 1.00) |")

@@ -154,7 +154,7 @@ def measure(
 
 
 def average(seeds: Sequence[Row]) -> Row:
-  """The mean over independent seeds."""
+  """The mean over these problems; its error is that of measuring them."""
   means, errors = (np.stack(column) for column in zip(*seeds, strict=True))
   return Row(means.mean(0), np.sqrt((errors**2).sum(0)) / len(seeds))
 

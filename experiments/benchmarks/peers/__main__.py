@@ -12,8 +12,6 @@ All have the same weights, prompts, sizes and classifier, and those of CTRL the
 same noise, adapters and label embedding, so their first losses and gradients
 are one number; a difference beyond rounding is an error. Each is a process of
 its own that makes an update when it is its turn; ratios are those of a round.
-Seconds are those of the clock, or with `--busy` of the processor, which other
-work on the machine lengthens less.
 
 `make peers` prepares the environments of PyTorch, which this project itself
 does not need.
@@ -89,17 +87,15 @@ def check(first: Mapping[str, Answer]) -> None:
       raise ValueError(f"not the same update: {figure} is {values}")
 
 
-def markdown(
-  found: Mapping[str, Sequence[Answer]], batch: int, clock: str
-) -> str:
+def markdown(found: Mapping[str, Sequence[Answer]], batch: int) -> str:
   """The table: medians over rounds, ratios with least and largest."""
   lines = []
   for name, answers in found.items():
-    seconds = [answer[clock] for answer in answers[1:]]
+    seconds = [answer["seconds"] for answer in answers[1:]]
     ratio = tables.DASH
     if "pytorch" in found:
       ratios = [
-        theirs[clock] / ours
+        theirs["seconds"] / ours
         for theirs, ours in zip(found["pytorch"][1:], seconds, strict=True)
       ]
       ratio = f"{statistics.median(ratios):.2f}"
@@ -120,19 +116,15 @@ def main() -> None:
   parser.add_argument("--batch", type=int, default=4)
   parser.add_argument("--steps", type=int, default=10)
   parser.add_argument("--rounds", type=int, default=5, help="after the first")
-  parser.add_argument(
-    "--busy", action="store_true", help="seconds of the processor"
-  )
   parser.add_argument("--json", type=pathlib.Path, help="file to write")
   given = parser.parse_args()
-  clock = "cpu_seconds" if given.busy else "seconds"
   with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
     problem.write(folder, batch=given.batch, steps=given.steps)
     found = measure(folder, given.peers, rounds=given.rounds)
   jax.config.update("jax_num_cpu_devices", devices.virtual(given.batch))
   print(f"{outputs.device()}, batch {given.batch}, K = {given.steps}")
-  print(markdown(found, given.batch, clock))
+  print(markdown(found, given.batch))
   if given.json:
     header = outputs.provenance()
     sizes = {"batch": given.batch, "steps": given.steps}
