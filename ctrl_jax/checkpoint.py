@@ -43,13 +43,25 @@ class Restored(NamedTuple):
   warnings: list[str]  # a line for every step that could not be read
 
 
-def _manager(directory: pathlib.Path) -> ocp.CheckpointManager:
+class _Manager(ocp.CheckpointManager):
+  """Orbax's, which does not ask whether a host is to be stopped.
+
+  It would ask with the number of the step, and hosts only meet if nobody asks
+  with other numbers than the caller's.
+  """
+
+  def reached_preemption(self, step: int) -> bool:
+    """Never: when to stop, and to save before, is the caller's business."""
+    return False
+
+
+def _manager(directory: pathlib.Path) -> _Manager:
   options = ocp.CheckpointManagerOptions(
     max_to_keep=MAX_TO_KEEP,
     enable_async_checkpointing=False,
     cleanup_tmp_directories=True,  # of a save that was killed
   )
-  return ocp.CheckpointManager(
+  return _Manager(
     directory.absolute(),
     options=options,
     item_handlers=ocp.StandardCheckpointHandler(),

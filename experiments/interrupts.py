@@ -2,6 +2,7 @@
 """Ctrl-C and SIGTERM as a question that is asked between steps and samples."""
 
 import contextlib
+import itertools
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,8 +13,10 @@ from jax.experimental import multihost_utils
 
 from experiments import outcome
 
-# What the hosts have last asked each other about: the same on all of them.
-_last = 0
+# Numbers of the questions, over all stages. At a SIGTERM, JAX has the hosts
+# meet at the number after the largest that one of them last asked about: none
+# may ask with numbers of its own, nor Orbax (`checkpoint`).
+_questions = itertools.count(1)
 
 
 @contextlib.contextmanager
@@ -44,28 +47,18 @@ def collected() -> Iterator[list[int]]:
       signal.signal(signum, handler)
 
 
-def agreed(received: list[int], step: int) -> list[int]:
-  """The signals at which to stop after this step, the same on every host.
+def agreed(received: list[int]) -> list[int]:
+  """The signals at which to stop now, the same on every host.
 
   Of several hosts one SIGTERM is enough: all learn of it and stop at the same
-  step, for a host that stopped alone would leave the others waiting. They meet
-  at the number after the largest that any has asked about, so numbers are those
-  of steps, as Orbax, which asks too, has them.
+  question, for a host that stopped alone would leave the others waiting.
 
   Args:
     received: what `collected` gave.
-    step: number of the update that has been made.
   """
   if jax.process_count() == 1:
     return list(received)
-  return [int(signal.SIGTERM)] if _reached(step) else []
-
-
-def _reached(number: int) -> bool:
-  """Whether all hosts leave at this number."""
-  global _last
-  _last = number
-  return bool(multihost_utils.reached_preemption_sync_point(number))
+  return [int(signal.SIGTERM)] if _met() else []
 
 
 def leave_if_asked() -> None:
@@ -73,5 +66,10 @@ def leave_if_asked() -> None:
 
   On one host the signal itself does (`outcome`).
   """
-  if jax.process_count() > 1 and _reached(_last + 1):
+  if jax.process_count() > 1 and _met():
     outcome.leave(signal.SIGTERM)
+
+
+def _met() -> bool:
+  """Whether the hosts, which all ask equally often, stop at this question."""
+  return bool(multihost_utils.reached_preemption_sync_point(next(_questions)))

@@ -158,7 +158,7 @@ def fit(
       _check_rows(batch, batch_size)
       state, metrics = update(state, examples, parallel.shard(batch, mesh))
       recorder.push(step, metrics)
-      stopped = interrupts.agreed(signals, step)
+      stopped = interrupts.agreed(signals)
       if stopped or step % save_every == 0 or step == num_steps:
         recorder.catch_up()
         _check_finite(stage, step, state)

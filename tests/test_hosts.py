@@ -143,6 +143,20 @@ def test_a_host_that_is_asked_to_stop_while_sampling_takes_all_along(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_host_that_is_asked_to_stop_between_stages_takes_all_along(tmp_path):
+  command = [*MIXTURE, f"--workdir={tmp_path}", "--distributed"]
+  command += ["--config.control.num_steps=4"]  # fewer than questions before
+  command += ["--config.evaluate.num_reference=4000"]
+  hosts = two_hosts(command)
+  wait_for(tmp_path, "reference.npz", *hosts)
+  hosts[1].send_signal(signal.SIGTERM)
+  for _, error, code in finish(hosts, timeout=120):
+    assert code == 0, error
+    assert "SIGTERM: " in error
+  assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.slow
 def test_a_host_that_dies_ends_the_other_within_a_minute(tmp_path):
   hosts = two_hosts([*MIXTURE, f"--workdir={tmp_path}", "--distributed"])
   wait_for(tmp_path, "checkpoints/control/*", *hosts)
