@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import matplotlib
 import numpy as np
 
-from experiments import comparison_figures, studies, style, tables
+from experiments.reporting import comparison_figures, studies, style, tables
 
 PAGE = pathlib.Path("docs/comparison.md")
 FIGURES = PAGE.parent / "figures"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import studies, tables
+from experiments.reporting import studies, tables
 
 PAGE = pathlib.Path("docs/exactness.md")
 

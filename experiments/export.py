@@ -27,8 +27,10 @@ from ctrl_jax.learner import TrainState
 from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import export, folders, guided, lora_file
 from ctrl_jax.types import Params
-from experiments import algorithms, outcome, stable_diffusion, stable_training
-from experiments.stable_diffusion import Latents
+from experiments.problems import stable_diffusion
+from experiments.problems.stable_diffusion import Latents
+from experiments.runtime import outcome
+from experiments.training import algorithms, stable_training
 
 
 def config_of(run: pathlib.Path) -> ConfigDict:

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import distances, drawings, methods, scores, workdir
-from experiments.evaluation import Chains, Reference
-from experiments.pretraining import Learned, Run
+from experiments.measures import distances, drawings, methods, scores
+from experiments.measures.evaluation import Chains, Reference
+from experiments.runtime import workdir
+from experiments.training.pretraining import Learned, Run
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 

@@ -22,8 +22,8 @@ line; 130 stopped by Ctrl-C. DIR/results.json is there once a run is done.
 
 import sys
 
-from experiments import devices, flags, outcome, workdir
 from experiments.configs import rules
+from experiments.runtime import devices, flags, outcome, workdir
 
 
 def run() -> None:
@@ -37,14 +37,15 @@ def run() -> None:
   if not (folder / "results.json").exists():
     leads = devices.start(config, distributed=distributed)
     # Slow, as JAX is: only for a new result.
-    from experiments import logs, stages
+    from experiments import stages
+    from experiments.runtime import logs
 
     with logs.Log(folder, enabled=leads) as log:
       results = stages.run(config, folder, log)
     if not leads:  # one host of several writes what all of them know
       return
     workdir.write_json(folder / "results.json", results)
-  from experiments import finished, report, tables
+  from experiments.reporting import finished, report, tables
 
   page = folder / "report.html"
   if not page.exists():

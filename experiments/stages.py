@@ -15,23 +15,17 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import parallel
 from ctrl_jax.types import Params
-from experiments import (
-  comparison,
-  control,
-  drawings,
-  evaluation,
-  families,
-  outputs,
-  pretraining,
-  speed,
-  stable_training,
-)
-from experiments.evaluation import Chains, Reference
-from experiments.exact import Exact
-from experiments.logs import Log
-from experiments.pretraining import Clock, Learned, Run
-from experiments.problems import Problem
-from experiments.stable_diffusion import StableDiffusion
+from experiments import outputs
+from experiments.baselines import comparison
+from experiments.measures import drawings, evaluation, speed
+from experiments.measures.evaluation import Chains, Reference
+from experiments.problems import families
+from experiments.problems.exact import Exact
+from experiments.problems.problem import Problem
+from experiments.problems.stable_diffusion import StableDiffusion
+from experiments.runtime.logs import Log
+from experiments.training import control, pretraining, stable_training
+from experiments.training.pretraining import Clock, Learned, Run
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:

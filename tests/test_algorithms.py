@@ -10,8 +10,8 @@ import pytest
 
 from ctrl_jax.policy import Policy
 from ctrl_jax.sampling import Predictions
-from experiments import algorithms
 from experiments.configs import base, digits
+from experiments.training import algorithms
 from tests import toy_control as toy
 
 

@@ -3,9 +3,9 @@
 
 import pytest
 
-from experiments import algorithms
 from experiments.benchmarks import objectives, recipe
 from experiments.configs import mixture
+from experiments.training import algorithms
 
 
 def test_every_policy_update_is_compared():

@@ -9,20 +9,13 @@ import numpy as np
 import pytest
 
 from ctrl_jax import parallel
-from experiments import (
-  algorithms,
-  compare,
-  comparison,
-  control,
-  exact,
-  guided,
-  images,
-  pretraining,
-  stages,
-  studies,
-)
+from experiments import compare, stages
+from experiments.baselines import comparison, guided
 from experiments.configs import digits, fashion, mixture
-from experiments.logs import Log
+from experiments.problems import exact, images
+from experiments.reporting import studies
+from experiments.runtime.logs import Log
+from experiments.training import algorithms, control, pretraining
 
 SEEDS = (0, 1)
 

@@ -10,7 +10,6 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 
-from experiments import flags
 from experiments.configs import (
   digits,
   fashion,
@@ -19,6 +18,7 @@ from experiments.configs import (
   rules,
   sd15_compressibility,
 )
+from experiments.runtime import flags
 
 pytestmark = pytest.mark.filterwarnings(
   "ignore:the load_module:DeprecationWarning"

@@ -5,8 +5,8 @@ import os
 
 import pytest
 
-from experiments import devices
 from experiments.configs import base
+from experiments.runtime import devices
 
 
 @pytest.mark.parametrize(

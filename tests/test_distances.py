@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import distances, exact
 from experiments.configs import gaussian, mixture
-from experiments.methods import Method
-from experiments.weighting import Cells
+from experiments.measures import distances
+from experiments.measures.methods import Method
+from experiments.measures.weighting import Cells
+from experiments.problems import exact
 
 NUM = 6000
 

@@ -11,9 +11,11 @@ import pytest
 from ctrl_jax import parallel
 from ctrl_jax.policy import Policy
 from ctrl_jax.sampling import Predictions
-from experiments import evaluation, exact, speed, stages
+from experiments import stages
 from experiments.configs import mixture
-from experiments.logs import Log
+from experiments.measures import evaluation, speed
+from experiments.problems import exact
+from experiments.runtime.logs import Log
 
 CELLS, CHUNK = 5 * 3, 4  # values of (c, y), far more than fit at a time
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import evaluation, evidence, exact
 from experiments.configs import gaussian, mixture
-from experiments.evaluation import Chains, Reference
+from experiments.measures import evaluation, evidence
+from experiments.measures.evaluation import Chains, Reference
+from experiments.problems import exact
 
 GAMMA = 2.0
 # x ~ N(0, 1); p(y | x) = 1 above the threshold of each y, and e^-15 below.

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from ctrl_jax import sampling
-from experiments import exact
 from experiments.configs import gaussian, mixture
+from experiments.problems import exact
 
 NOWHERE = pathlib.Path("unused")
 

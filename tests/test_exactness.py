@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from experiments import exactness, studies
+from experiments import exactness
+from experiments.reporting import studies
 
 CONFIGS = pathlib.Path("experiments/configs")
 

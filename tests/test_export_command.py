@@ -15,16 +15,12 @@ from ctrl_jax import checkpoint
 from ctrl_jax.learner import TrainState
 from ctrl_jax.models import lora
 from ctrl_jax.stable_diffusion import folders, lora_file, weights
-from experiments import (
-  algorithms,
-  export,
-  outcome,
-  stable_diffusion,
-  stable_training,
-  tiny_model,
-)
+from experiments import export
 from experiments.configs import digits, sd15_compressibility
-from experiments.workdir import prepare, write_json
+from experiments.problems import stable_diffusion, tiny_model
+from experiments.runtime import outcome
+from experiments.runtime.workdir import prepare, write_json
+from experiments.training import algorithms, stable_training
 
 
 def finish(run: pathlib.Path, config) -> pathlib.Path:

@@ -14,8 +14,10 @@ import pytest
 
 from ctrl_jax import parallel, rewards
 from ctrl_jax.datasets import jpeg, oracles
-from experiments import families, images, judges, logs, pretraining
 from experiments.configs import fashion, rules
+from experiments.problems import families, images, judges
+from experiments.runtime import logs
+from experiments.training import pretraining
 from tests import toy_garments
 
 ROOT = pathlib.Path(__file__).parents[1]

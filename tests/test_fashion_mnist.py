@@ -13,7 +13,7 @@ import pytest
 
 from ctrl_jax.datasets import fashion_mnist, idx
 from ctrl_jax.datasets import fashion_mnist_dataset_builder as builder
-from experiments import downloads
+from experiments.runtime import downloads
 from tests import toy_garments
 
 # Debian's files, where they are installed: the same arrays as the authors'.

@@ -3,7 +3,7 @@
 
 import numpy as np
 
-from experiments import finished
+from experiments.reporting import finished
 from tests.toy_results import make_results, make_run
 
 

@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from experiments import flags
 from experiments.configs import base
+from experiments.runtime import flags
 
 # How ml_collections loads a config file.
 pytestmark = pytest.mark.filterwarnings(

@@ -18,7 +18,8 @@ from tests.toy_processes import finish, start, two_hosts, wait_for
 WATCHED = """
 import hashlib, os, sys, time
 import jax
-from experiments import loop, outcome, run
+from experiments import run
+from experiments.runtime import loop, outcome
 
 fit, pause = loop.fit, float(os.environ.get("PAUSE", 0))
 

@@ -51,7 +51,7 @@ def test_full_disk_is_one_line(tmp_path: pathlib.Path, disk: str) -> None:
 
 REFUSED_TO_ONE = """
 import pathlib, resource, sys
-from experiments import devices
+from experiments.runtime import devices
 from experiments.configs import base
 devices.start(base.get_config(), distributed=True)
 import jax, numpy as np

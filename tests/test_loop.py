@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from ctrl_jax import learner, parallel
-from experiments import keys
-from experiments.errors import NonFiniteError
+from experiments.runtime import keys
+from experiments.runtime.errors import NonFiniteError
 from tests.toy_training import (
   BATCH,
   SEED,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import offline_sets
-from experiments.images import QUANTITIES, Factor
+from experiments.problems.images import QUANTITIES, Factor
 
 
 def test_few_pairs_are_part_of_the_many():

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from ctrl_jax import parallel
-from experiments import painting
+from experiments.problems import painting
 from tests.toy_processes import finish, two_hosts
 
 C = np.arange(10, dtype=np.int32)
@@ -80,7 +80,7 @@ def test_a_write_that_is_cut_short_leaves_no_file(
 
 HOST = """
 import pathlib, sys
-from experiments import devices
+from experiments.runtime import devices
 from experiments.configs import base
 devices.start(base.get_config(), distributed=True)
 from tests import test_painting

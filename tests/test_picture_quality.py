@@ -11,16 +11,12 @@ import pytest
 
 from ctrl_jax import metrics
 from ctrl_jax.datasets import brisque
-from experiments import (
-  judges,
-  scores,
-  stable_diffusion,
-  stable_labels,
-  stable_training,
-  tables,
-)
 from experiments.configs import sd15_multitask
-from experiments.weighting import Cells
+from experiments.measures import scores
+from experiments.measures.weighting import Cells
+from experiments.problems import judges, stable_diffusion, stable_labels
+from experiments.reporting import tables
+from experiments.training import stable_training
 from tests import toy_results
 
 N, C, Y = 6, 3, 2

@@ -10,12 +10,14 @@ import pytest
 
 from ctrl_jax import parallel
 from ctrl_jax.metrics import Estimate
-from experiments import control, evaluation, exact, pretraining
 from experiments.benchmarks import recipe, recipe_variants
 from experiments.benchmarks.recipe_variants import VARIANTS
 from experiments.configs import mixture
-from experiments.evidence import Evidence
-from experiments.logs import Log
+from experiments.measures import evaluation
+from experiments.measures.evidence import Evidence
+from experiments.problems import exact
+from experiments.runtime.logs import Log
+from experiments.training import control, pretraining
 
 
 def _smoke():

@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import report, tables
+from experiments.reporting import report, tables
 from tests.toy_results import make_arrays, make_results, make_run
 
 FIGURES = [

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from experiments import flags, workdir
 from experiments.configs import base, rules
-from experiments.errors import NonFiniteError
-from experiments.outcome import exit_code
+from experiments.runtime import flags, workdir
+from experiments.runtime.errors import NonFiniteError
+from experiments.runtime.outcome import exit_code
 
 # How ml_collections loads a config file.
 pytestmark = pytest.mark.filterwarnings(

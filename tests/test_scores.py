@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 
 from ctrl_jax.metrics import Estimate
-from experiments import scores, tables
-from experiments.instruments import Instruments
-from experiments.methods import Method
-from experiments.weighting import Cells
+from experiments.measures import scores
+from experiments.measures.methods import Method
+from experiments.measures.weighting import Cells
+from experiments.problems.instruments import Instruments
+from experiments.reporting import tables
 from tests import toy_results
 
 N, C, SIZES = 4, 2, (2, 3)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ctrl_jax import metrics
 from ctrl_jax.stable_diffusion import embedder
-from experiments import tiny_model
+from experiments.problems import tiny_model
 from tests import toy_photographs
 
 PROMPTS = ("a cat", "dog", "")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from ctrl_jax.stable_diffusion import pipeline
-from experiments import evaluation, evidence, stable_diffusion
 from experiments.configs import rules, sd15_compressibility
-from experiments.evaluation import Reference
-from experiments.stable_diffusion import Latents
+from experiments.measures import evaluation, evidence
+from experiments.measures.evaluation import Reference
+from experiments.problems import stable_diffusion
+from experiments.problems.stable_diffusion import Latents
 
 LONG = "a cat " * 40  # a letter is a token
 

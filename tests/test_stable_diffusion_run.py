@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import flags, stable_diffusion, tiny_model
 from experiments.benchmarks import weightless
 from experiments.configs import rules, sd15_compressibility, sd15_multitask
+from experiments.problems import stable_diffusion, tiny_model
+from experiments.runtime import flags
 
 ROOT = pathlib.Path(__file__).parents[1]
 # One device, and convolutions as quick as XLA can make them.

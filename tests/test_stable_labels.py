@@ -12,8 +12,8 @@ import pytest
 
 from ctrl_jax.datasets import image_folder, jpeg, labelled
 from ctrl_jax.models import aesthetic
-from experiments import factors, stable_labels, tiny_model
 from experiments.configs import rules, sd15_compressibility, sd15_multitask
+from experiments.problems import factors, stable_labels, tiny_model
 from tests import toy_photographs
 
 NUM = 40

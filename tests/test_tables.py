@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments import tables
+from experiments.reporting import tables
 from tests.toy_results import make_results
 
 

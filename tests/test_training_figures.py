@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from experiments.training_figures import running_mean
+from experiments.reporting.training_figures import running_mean
 
 
 def test_running_mean_keeps_lines_and_removes_noise():

@@ -8,8 +8,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from experiments import workdir
 from experiments.configs import base, rules
+from experiments.runtime import workdir
 
 
 @pytest.mark.parametrize("begun", ["checkpoints", "labelled", "reference.npz"])

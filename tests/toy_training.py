@@ -12,8 +12,8 @@ import numpy as np
 import optax
 
 from ctrl_jax import learner, parallel
-from experiments import loop
-from experiments.logs import Log
+from experiments.runtime import loop
+from experiments.runtime.logs import Log
 
 BATCH = 8
 SEED = 3

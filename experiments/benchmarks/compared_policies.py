@@ -23,10 +23,13 @@ from ctrl_jax.datasets import labelled
 from ctrl_jax.policy import Policy
 from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import Params, RewardFn
-from experiments import algorithms, evaluation, exact, keys, loop, pretraining
 from experiments.benchmarks import optimal_control
 from experiments.benchmarks.optimal_control import Grid, Optimum
-from experiments.pretraining import Run
+from experiments.measures import evaluation
+from experiments.problems import exact
+from experiments.runtime import keys, loop
+from experiments.training import algorithms, pretraining
+from experiments.training.pretraining import Run
 
 Controlled = Callable[[jax.Array], PairFn]  # y -> policy and reference
 

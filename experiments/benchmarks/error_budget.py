@@ -52,7 +52,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import parallel
-from experiments import control, flags, logs, outcome, pretraining, stages
+from experiments import stages
 from experiments.benchmarks import (
   compared_policies,
   learned_classifier,
@@ -61,7 +61,9 @@ from experiments.benchmarks import (
 from experiments.benchmarks.compared_policies import Controlled
 from experiments.benchmarks.optimal_control import Grid, Optimum
 from experiments.configs import mixture, rules
-from experiments.pretraining import Run
+from experiments.runtime import flags, logs, outcome
+from experiments.training import control, pretraining
+from experiments.training.pretraining import Run
 
 PAIRS = 2000
 CHAINS = 48000  # of every policy: the error of (2) is that of a gap

@@ -30,9 +30,11 @@ from typing import Any
 
 import absl.logging
 
-from experiments import outputs, tables, workdir
+from experiments import outputs
 from experiments.benchmarks import disturbed
 from experiments.benchmarks.disturbed import Command
+from experiments.reporting import tables
+from experiments.runtime import workdir
 
 COLUMNS = ("fault", "injected", "survived", "most updates lost")
 IN_A_ROW = 5  # kills of one run

@@ -32,12 +32,14 @@ import numpy as np
 
 from ctrl_jax import parallel
 from ctrl_jax.datasets import labelled
-from experiments import devices, loop, outputs, tables, workdir
+from experiments import outputs
 from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.benchmarks.update import Compiled
-from experiments.logs import Log
-from experiments.recorder import QUEUED
+from experiments.reporting import tables
+from experiments.runtime import devices, loop, workdir
+from experiments.runtime.logs import Log
+from experiments.runtime.recorder import QUEUED
 
 FILLING = QUEUED + 1  # updates of a block that are not waited for
 

@@ -16,7 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments import loop, outcome, run
+from experiments import run
+from experiments.runtime import loop, outcome
 
 STAGE, STEP = "control", 5  # update 6 of it
 DAY = 86_400.0

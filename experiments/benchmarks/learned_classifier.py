@@ -23,7 +23,7 @@ from ctrl_jax.datasets import labelled
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.types import Params
-from experiments import keys
+from experiments.runtime import keys
 
 UPDATES = 400
 

@@ -33,8 +33,10 @@ from typing import Any
 
 import jax
 
-from experiments import outputs, tables, workdir
+from experiments import outputs
 from experiments.benchmarks import weightless
+from experiments.reporting import tables
+from experiments.runtime import workdir
 
 BAR = 24e9  # bytes
 # Memory before speed; and the machine code, which no one will run, unoptimised.

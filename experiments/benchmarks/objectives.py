@@ -20,11 +20,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import exact, outputs, tables, workdir
-from experiments.algorithms import EVALUATIONS
+from experiments import outputs
 from experiments.benchmarks import recipe
 from experiments.benchmarks.recipe_variants import Variant, make_trainer
 from experiments.configs import mixture
+from experiments.problems import exact
+from experiments.reporting import tables
+from experiments.runtime import workdir
+from experiments.training.algorithms import EVALUATIONS
 
 RATES = (3e-3, 1e-2, 3e-2)
 COLUMNS = "policy update,rate,updates,{},ESS,seconds"

@@ -19,7 +19,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from experiments import studies, tables
+from experiments.reporting import studies, tables
 
 METHODS = (  # name in results.json's comparison, what it is called
   ("exact_target gamma=1", "the learned classifier's target"),

@@ -25,11 +25,12 @@ from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.models.dit import DiT
 from ctrl_jax.stable_diffusion import unet, vae
 from ctrl_jax.stable_diffusion.attention import Implementation
-from experiments import algorithms, images, policies
 from experiments.benchmarks import weightless
 from experiments.benchmarks.weightless import Control
 from experiments.configs import digits, fashion
-from experiments.problems import make_kernel
+from experiments.problems import images
+from experiments.problems.problem import make_kernel
+from experiments.training import algorithms, policies
 
 SMALL_UNET = unet.Config(
   block_out_channels=(64, 128),

@@ -32,14 +32,18 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import parallel, paths, sampling
 from ctrl_jax.learner import TrainState
-from experiments import evaluation, exact, keys, outputs, tables, workdir
+from experiments import outputs
 from experiments.benchmarks.recipe_variants import (
   VARIANTS,
   Trainer,
   make_trainer,
 )
 from experiments.configs import mixture
-from experiments.exact import Exact
+from experiments.measures import evaluation
+from experiments.problems import exact
+from experiments.problems.exact import Exact
+from experiments.reporting import tables
+from experiments.runtime import keys, workdir
 
 MARKS = (0, 50, 100, 200, 500)  # updates after which a gap is measured
 CHAINS = 6000  # that it is measured on

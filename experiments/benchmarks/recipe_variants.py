@@ -50,8 +50,9 @@ from ctrl_jax.learner import TrainState
 from ctrl_jax.models.heads import FlatHead, HeadInputs
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import LossFn, RewardFn
-from experiments import algorithms, keys
-from experiments.exact import Exact
+from experiments.problems.exact import Exact
+from experiments.runtime import keys
+from experiments.training import algorithms
 
 WINDOW = 0.2  # least m_k of a step that the window controls
 

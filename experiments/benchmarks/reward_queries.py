@@ -33,9 +33,11 @@ from typing import Any
 
 import numpy as np
 
-from experiments import outputs, tables, workdir
+from experiments import outputs
 from experiments.benchmarks import objectives
 from experiments.configs import mixture
+from experiments.reporting import tables
+from experiments.runtime import workdir
 
 SHARES = {"ppo": 2, "ctrl": 10}  # of --queries, in a run of the search
 BATCHES = (32, 64, 128, 256)

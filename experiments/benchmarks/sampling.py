@@ -27,11 +27,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.types import EpsFn
-from experiments import outputs, speed, tables, workdir
+from experiments import outputs
 from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.configs import digits, fashion
-from experiments.problems import Problem
+from experiments.measures import speed
+from experiments.problems.problem import Problem
+from experiments.reporting import tables
+from experiments.runtime import workdir
 
 COLUMNS = (
   "control,K,samples at a time,plain (s a sample),controlled,"

@@ -27,10 +27,12 @@ from typing import Any, NamedTuple
 import jax
 
 from ctrl_jax import parallel
-from experiments import outputs, tables, workdir
+from experiments import outputs
 from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Sizes
 from experiments.benchmarks.update import Compiled
+from experiments.reporting import tables
+from experiments.runtime import workdir
 
 COLUMNS = (
   "varied,to,compiling (s),update (s),÷ first (least to largest),"

@@ -35,9 +35,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ctrl_jax import parallel
-from experiments import devices, outputs, tables, workdir
+from experiments import outputs
 from experiments.benchmarks import memory_plan, programs
 from experiments.benchmarks.programs import Program, Sizes
+from experiments.reporting import tables
+from experiments.runtime import devices, workdir
 
 COLUMNS = (
   "model,dtype,K,differentiated,batch,compiling (s),update (s),samples/s,"

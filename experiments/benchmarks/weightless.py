@@ -20,10 +20,11 @@ from ctrl_jax.stable_diffusion import unet, vae
 from ctrl_jax.stable_diffusion.attention import Implementation
 from ctrl_jax.stable_diffusion.pipeline import Pipeline, Prompts
 from ctrl_jax.stable_diffusion.schedule import Schedule
-from experiments import algorithms, stable_diffusion, stable_training
 from experiments.configs import sd15_compressibility
 from experiments.configs import stable_diffusion as schema
-from experiments.problems import Problem
+from experiments.problems import stable_diffusion
+from experiments.problems.problem import Problem
+from experiments.training import algorithms, stable_training
 
 TOKENS = 77  # of a prompt
 UNET = unet.Config(cross_attention_dim=768)

@@ -26,10 +26,12 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from experiments import devices, outputs, tables, workdir
+from experiments import outputs
 from experiments.benchmarks.peers import problem
 from experiments.benchmarks.peers.worker import Answer, Worker
-from experiments.logs import Progress
+from experiments.reporting import tables
+from experiments.runtime import devices, workdir
+from experiments.runtime.logs import Progress
 
 MODULE = "experiments.benchmarks.peers"
 TORCH, TRL = ".venv-parity/bin/python", ".venv-trl/bin/python"

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import parallel
 from ctrl_jax.stable_diffusion import pipeline
-from experiments import devices
 from experiments.benchmarks import weightless
 from experiments.benchmarks.peers import problem, worker
 from experiments.benchmarks.programs import SMALL_VAE
+from experiments.runtime import devices
 
 
 def main() -> None:

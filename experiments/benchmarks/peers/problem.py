@@ -21,9 +21,10 @@ from ctrl_jax import sampling
 from ctrl_jax.models import lora
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.stable_diffusion import guided, pipeline
-from experiments import tiny_model, workdir
 from experiments.benchmarks.programs import SMALL_UNET, SMALL_VAE
 from experiments.configs.sd15_compressibility import ANIMALS
+from experiments.problems import tiny_model
+from experiments.runtime import workdir
 
 SIDE, LABELS, RANK = 128, 4, 4
 WIDTHS, STRIDES = (64, 128, 256), (1, 2, 2)

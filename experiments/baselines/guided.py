@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Guidance as policies of a run: their parameters hold the strength.
+
+Two need no training. The classifier of noisy samples is trained on the labelled
+pairs (x, y) that the reward's own has, classifier-free guidance on triples
+(c, x, y) of the same examples, or, as a product of experts, on the pairs.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ctrl_jax import learner, policy
+from ctrl_jax.datasets import labelled
+from ctrl_jax.guidance import classifier, classifier_free, reconstruction
+from ctrl_jax.models.noisy_classifier import NoisyClassifier
+from ctrl_jax.policy import Policy
+from ctrl_jax.types import LossFn, Params
+from experiments.measures.evaluation import Reference
+from experiments.problems.images import Images
+from experiments.runtime import keys, loop
+from experiments.training.algorithms import adam
+from experiments.training.pretraining import Learned, Run, loop_settings
+
+PAIRS = 20000  # labelled samples of an exact problem
+
+
+class Guide(NamedTuple):
+  """A policy without a strength; its parameters are {**params, "strength"}."""
+
+  policy: Policy
+  params: dict[str, Params]
+  evaluations: int  # of the network, for a step of a chain; a gradient counts 2
+  trained: int  # evaluations of the network that its training took
+
+
+def make(name: str, this: Run, learned: Learned, reference: Reference) -> Guide:
+  """The method of guidance of this name, trained if it needs to be.
+
+  Raises:
+    ValueError: the problem has no network to fine-tune.
+  """
+  return GUIDES[name](this, learned, reference)
+
+
+def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
+  """Labelled examples x, c and y: those of the reward's classifier.
+
+  Raises:
+    ValueError: y has several factors, of which no example has all.
+  """
+  problem = this.problem
+  if isinstance(problem, Images):
+    if len(problem.factors) > 1:
+      raise ValueError(
+        "compare.guidance has a method that learns from y, and no image is "
+        "labelled with both factors of it; leave classifier and "
+        "classifier_free out"
+      )
+    rows = np.concatenate(
+      problem.factors[0].offline(this.config.data.num_pairs)
+    )
+    images = problem.images[rows]
+    return {
+      "x": images,
+      "c": problem.conditions[rows],
+      "y": problem.label(images),
+    }
+  num = min(PAIRS // problem.num_conditions, len(reference.samples))
+  log_p = reference.log_likelihood[:num]
+  noise = np.random.default_rng(this.config.seed).gumbel(size=log_p.shape)
+  c = np.broadcast_to(np.arange(problem.num_conditions), log_p.shape[:2])
+  return {
+    "x": reference.samples[:num].reshape(-1, *problem.sample_shape),
+    "c": c.ravel().astype(np.int32),
+    "y": (log_p + noise).argmax(-1).ravel().astype(np.int32),
+  }
+
+
+def _reconstruction(
+  this: Run, learned: Learned, reference: Reference, *, through: bool
+) -> Guide:
+  def pair_fn(control, c, y):
+    return reconstruction.pair_fn(
+      learned.reference_fn(c),
+      learned.reward_fn,
+      this.problem.sde,
+      c,
+      y,
+      strength=control["strength"],
+      through_network=through,
+      bound=this.problem.bound,
+    )
+
+  return Guide(_policy(pair_fn), {}, 3 if through else 1, 0)
+
+
+def _classifier(this: Run, learned: Learned, reference: Reference) -> Guide:
+  settings, sde = this.config.compare.classifier, this.problem.sde
+  network = NoisyClassifier(
+    this.problem.num_controls, sde, tuple(settings.hidden)
+  )
+
+  def logits_fn(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
+    logits: Any = network.apply(params, x, t)
+    return logits
+
+  start = jax.jit(network.init)(
+    keys.stage_key(this.config.seed, "guide_classifier/init"),
+    jnp.zeros((1, *this.problem.sample_shape)),
+    jnp.zeros(1),
+  )
+  loss_fn = classifier.make_loss(logits_fn, sde)
+  params = _fit(
+    this,
+    pairs(this, reference),
+    "guide_classifier",
+    loss_fn,
+    start,
+    settings,
+  )
+
+  def pair_fn(control, c, y):
+    return classifier.pair_fn(
+      learned.reference_fn(c),
+      classifier.noisy_reward(logits_fn, control["classifier"]),
+      sde,
+      c,
+      y,
+      strength=control["strength"],
+    )
+
+  return Guide(_policy(pair_fn), {"classifier": params}, 1, 0)
+
+
+def _classifier_free(
+  this: Run, learned: Learned, reference: Reference, *, triples: bool
+) -> Guide:
+  problem, settings = this.problem, this.config.compare.classifier_free
+  if not isinstance(problem, Images):
+    raise ValueError(
+      "compare.guidance has classifier_free: an exact prior has no network to "
+      "fine-tune; leave it out"
+    )
+  tuned = policy.full(
+    problem.predict,
+    learned.prior,
+    lambda t: jnp.ones(()),
+    num_controls=problem.num_controls,
+    dims=problem.network.dims,
+  )
+  start = jax.jit(tuned.init)(keys.stage_key(this.config.seed, "guide/init"))
+  loss_fn = classifier_free.make_loss(
+    tuned, problem.sde, drop_c=settings.drop_c, drop_y=settings.drop_y
+  )
+  stage, examples = "guide_triples", pairs(this, reference)
+  if not triples:
+    stage = "guide_pairs"
+    examples["c"] = np.full_like(examples["c"], classifier_free.NULL)
+  params = _fit(this, examples, stage, loss_fn, start, settings)
+
+  def pair_fn(control, c, y):
+    model = tuned, control["tuned"], learned.reference_fn(c)
+    strength = control["strength"]
+    if triples:
+      return classifier_free.pair_fn(*model, c, y, strength=strength)
+    return classifier_free.product_pair_fn(*model, y, strength=strength)
+
+  trained = 3 * settings.num_steps * settings.batch_size
+  # Of the product the reference is a part.
+  evaluations = 2 if triples else 3
+  return Guide(_policy(pair_fn), {"tuned": params}, evaluations, trained)
+
+
+def _policy(pair_fn: Callable[..., Any]) -> Policy:
+  return Policy(lambda key: {"strength": jnp.zeros(())}, pair_fn)
+
+
+def _fit(
+  this: Run,
+  examples: dict[str, np.ndarray],
+  stage: str,
+  loss_fn: LossFn,
+  start: Params,
+  settings: ConfigDict,
+) -> Params:
+  """Trains on labelled examples; returns averaged parameters."""
+  trained = loop.fit(
+    stage,
+    learner.make_learner(
+      loss_fn,
+      adam(settings.learning_rate, settings),
+      ema_decay=settings.ema_decay,
+    ),
+    start,
+    labelled.batches(
+      examples,
+      seed=this.config.seed,
+      batch_size=settings.batch_size,
+    ).__getitem__,
+    live=("loss",),
+    **loop_settings(this, settings),
+  )
+  return jax.device_get(trained.ema_params)
+
+
+GUIDES: dict[str, Callable[[Run, Learned, Reference], Guide]] = {
+  "reconstruction": lambda *run: _reconstruction(*run, through=True),
+  "reconstruction_plain": lambda *run: _reconstruction(*run, through=False),
+  "classifier": _classifier,
+  "classifier_free": lambda *run: _classifier_free(*run, triples=True),
+  "classifier_free_product": lambda *run: _classifier_free(*run, triples=False),
+}

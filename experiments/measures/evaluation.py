@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of every method, for every condition c and requested control y.
+
+The samples of the pre-trained chain do double duty: they give log Z(c, y), and
+weighted by p(y | x)^gamma they are the exact target law, as far as their number
+reaches.
+"""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from ctrl_jax import parallel, sampling
+from ctrl_jax.policy import Policy
+from ctrl_jax.types import Params, RewardFn
+from experiments.measures import evidence
+from experiments.measures.evidence import Evidence
+from experiments.problems.problem import Problem
+from experiments.runtime import interrupts, keys, workdir
+from experiments.runtime.logs import Progress
+
+Tree = Any
+
+
+class Reference(NamedTuple):
+  """Independent samples of the pre-trained chain, n for each c."""
+
+  samples: np.ndarray  # [n, C, ...]
+  log_likelihood: np.ndarray  # log p(y | x) [n, C, Y], nats
+  evidence: Evidence  # log Z(c, y) of one gamma
+
+
+class Chains(NamedTuple):
+  """What is kept of the chains of a policy; batch first, nats."""
+
+  x: np.ndarray  # [B, ...]
+  twins: np.ndarray | None  # images of the reference from the same noise
+  log_likelihood: np.ndarray  # [B], of the requested y
+  log_ratio: np.ndarray  # [B]
+  step_kl: np.ndarray  # [B, K]
+
+
+def run_chains(
+  function: Callable[[Params, jax.Array, Tree], Tree],
+  params: Params,
+  labels: Tree,
+  *,
+  seed: int,
+  name: str,
+  chunk: int,
+  mesh: Mesh,
+) -> Tree:
+  """function(params, keys, labels) of many chains, in chunks, on all devices.
+
+  Args:
+    function: pure, batch first in and out.
+    params: the same for all chains, and no part of the compiled program.
+    labels: tree of arrays [N]; the last chunk is padded.
+    seed: with name, what the chains' keys derive from.
+    name: of the evaluation; shown with its progress.
+    chunk: chains at a time, rounded up to a multiple of the devices.
+    mesh: all devices.
+
+  Returns:
+    The tree of results as NumPy arrays [N, ...].
+  """
+  num = len(jax.tree.leaves(labels)[0])
+  chunk = -(-chunk // mesh.size) * mesh.size
+  padded = -(-num // chunk) * chunk
+  mapped = parallel.map_examples(function, mesh)
+  inputs = (
+    keys.example_keys(seed, name, padded),
+    jax.tree.map(lambda a: np.resize(a, (padded,)), labels),
+  )
+  params = parallel.replicate(params, mesh)
+  parts = []
+  progress = Progress(name, start=0, total=padded // chunk)
+  for start in range(0, padded, chunk):
+    part = jax.tree.map(lambda a, i=start: a[i : i + chunk], inputs)
+    parts.append(parallel.gather(mapped(params, *parallel.shard(part, mesh))))
+    progress.advance({})
+    interrupts.leave_if_asked()
+  progress.close()
+  return jax.tree.map(lambda *a: np.concatenate(a)[:num], *parts)
+
+
+def reference(
+  problem: Problem,
+  eps_fn: Callable[[jax.Array], Any],
+  reward_fn: RewardFn,
+  *,
+  gamma: float,
+  num: int,
+  seed: int,
+  chunk: int,
+  mesh: Mesh,
+  path: pathlib.Path,
+) -> Reference:
+  """Samples the pre-trained chain, or reads what an earlier call sampled.
+
+  Args:
+    problem: gives the kernel and the conditions, evaluated and trained.
+    eps_fn: c -> EpsFn of the pre-trained model.
+    reward_fn: log p(y | x, c).
+    gamma: guidance strength of log Z.
+    num: samples in all, rounded down to the same number for every c.
+    seed: of their noise.
+    chunk: chains at a time.
+    mesh: all devices.
+    path: .npz file that keeps them.
+  """
+  if path.exists():
+    with np.load(path, allow_pickle=False) as saved:
+      samples, log_p = saved["samples"], saved["log_likelihood"]
+  else:
+    conditions, repeats = problem.num_sampled, num // problem.num_sampled
+
+    def function(_, chain_keys, c):
+      start = sampling.initial_noise(chain_keys, problem.sample_shape)
+      x = sampling.rollout(chain_keys, start, problem.kernel, eps_fn(c)).x
+      labels = [jnp.full(len(c), y) for y in problem.controls]
+      return x, jnp.stack([reward_fn(x, c, y) for y in labels], axis=1)
+
+    c = np.arange(repeats * conditions, dtype=np.int32) % conditions
+    samples, log_p = run_chains(
+      function, {}, c, seed=seed, name="reference", chunk=chunk, mesh=mesh
+    )
+    samples, log_p = (
+      a.reshape(repeats, conditions, *a.shape[1:]) for a in (samples, log_p)
+    )
+    workdir.write_arrays(path, samples=samples, log_likelihood=log_p)
+  return Reference(samples, log_p, evidence.of_samples(problem, log_p, gamma))
+
+
+def at_gamma(problem: Problem, reference: Reference, gamma: float) -> Reference:
+  """The same samples with log Z of another target."""
+  if gamma == reference.evidence.gamma:
+    return reference
+  found = evidence.of_samples(problem, reference.log_likelihood, gamma)
+  return reference._replace(evidence=found)
+
+
+def evaluated(problem: Problem, reference: Reference) -> Reference:
+  """Those of the samples whose conditions are evaluated."""
+  if problem.num_sampled == problem.num_conditions:
+    return reference
+  first = slice(problem.num_conditions)
+  log_p = reference.log_likelihood[:, first]
+  gamma = reference.evidence.gamma
+  return Reference(
+    reference.samples[:, first],
+    log_p,
+    evidence.of_samples(problem, log_p, gamma),
+  )
+
+
+def held_against(
+  problem: Problem, reference: Reference, chains: Chains
+) -> Reference:
+  """The reference, its log Z corrected where a policy's chains refute it."""
+  found, log_p = reference.evidence, reference.log_likelihood
+  log_w = found.gamma * chains.log_likelihood + chains.log_ratio
+  log_w = log_w.reshape(-1, *log_p.shape[1:])
+  return reference._replace(
+    evidence=evidence.held_against(problem, found, log_p, log_w)
+  )
+
+
+def controlled(
+  problem: Problem,
+  policy: Policy,
+  control: Params,
+  reward_fn: RewardFn,
+  *,
+  num: int,
+  seed: int,
+  chunk: int,
+  mesh: Mesh,
+  name: str = "evaluate",
+  twins: int = 0,
+) -> Chains:
+  """Chains of the policy, compared with the reference; y fastest, then c.
+
+  Args:
+    problem: gives the kernel and every (c, y).
+    policy: what is sampled.
+    control: its parameters.
+    reward_fn: log p(y | x, c).
+    num: chains in all.
+    seed: with name, of their noise.
+    chunk: chains at a time.
+    mesh: all devices.
+    name: of the evaluation.
+    twins: of each (c, y), samples of the reference from the same noise.
+  """
+
+  def function(control, chain_keys, labels):
+    c, y = labels
+    start = sampling.initial_noise(chain_keys, problem.sample_shape)
+    pair_fn = policy.pair_fn(control, c, y)
+    chain = sampling.rollout(chain_keys, start, problem.kernel, pair_fn)
+    log_p = reward_fn(chain.x, c, y)
+    step_kl = sampling.compared(chain.step_kl)
+    return chain.x, log_p, chain.log_ratio, step_kl.T
+
+  def twin(control, chain_keys, labels):
+    c, y = labels
+    start = sampling.initial_noise(chain_keys, problem.sample_shape)
+    pair_fn = policy.pair_fn(control, c, y)
+    return sampling.rollout(
+      chain_keys, start, problem.kernel, lambda x, t: pair_fn(x, t).reference
+    ).x
+
+  c, y = cell_labels(num, problem)
+  run = functools.partial(run_chains, seed=seed, name=name, mesh=mesh)
+  x, *rest = run(function, control, (c, y), chunk=chunk)
+  unguided = None
+  if twins:
+    few = twins * problem.num_conditions * problem.num_controls
+    unguided = run(twin, control, (c[:few], y[:few]), chunk=min(chunk, few))
+  return Chains(x, unguided, *rest)
+
+
+def cell_labels(num: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+  """c and y of num chains, the same number for every (c, y); y fastest."""
+  cells = problem.num_conditions * problem.num_controls
+  index = np.arange(max(num // cells, 2) * cells, dtype=np.int32) % cells
+  y = problem.controls[index % problem.num_controls]
+  return index // problem.num_controls, y

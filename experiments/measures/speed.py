@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long a sample takes, with and without the control."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from ctrl_jax import parallel, sampling
+from ctrl_jax.types import EpsFn
+from experiments.measures.evaluation import cell_labels
+from experiments.problems.problem import Problem
+from experiments.runtime import keys
+
+Sampler = Callable[[jax.Array, jax.Array], EpsFn]  # (c, y) -> EpsFn
+
+
+def seconds_per_sample(
+  problem: Problem,
+  samplers: dict[str, Sampler],
+  *,
+  chunk: int,
+  rounds: int = 3,
+) -> dict[str, np.ndarray]:
+  """Seconds a sample of each sampler in every round [rounds], on one device.
+
+  They take turns, so that a machine that slows down slows them all.
+
+  Args:
+    problem: gives the kernel and every (c, y).
+    samplers: by name.
+    chunk: samples at a time.
+    rounds: of all samplers.
+  """
+  c, y = (np.resize(a, (chunk,)) for a in cell_labels(chunk, problem))
+  chain_keys = keys.example_keys(0, "speed", len(c))
+  mesh = parallel.make_mesh(jax.local_devices()[:1])
+
+  def compiled(sampler: Sampler) -> Callable[..., jax.Array]:
+    def sample(_, chain_keys, labels):
+      c, y = labels
+      start = sampling.initial_noise(chain_keys, problem.sample_shape)
+      chain = sampling.rollout(chain_keys, start, problem.kernel, sampler(c, y))
+      return chain.x
+
+    function = parallel.map_examples(sample, mesh)
+    jax.block_until_ready(function((), chain_keys, (c, y)))
+    return function
+
+  functions = {name: compiled(each) for name, each in samplers.items()}
+  seconds: dict[str, list[float]] = {name: [] for name in samplers}
+  for _ in range(rounds):
+    for name, function in functions.items():
+      began = time.perf_counter()
+      jax.block_until_ready(function((), chain_keys, (c, y)))
+      seconds[name].append(time.perf_counter() - began)
+  return {name: np.array(found) / len(c) for name, found in seconds.items()}

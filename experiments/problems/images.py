@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Problems of images: a data set, oracles that label it, and a network."""
+
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ctrl_jax import policy
+from ctrl_jax.datasets import digits as digits_data
+from ctrl_jax.datasets import fashion_mnist, jpeg, labelled, oracles
+from ctrl_jax.models.dit import DiT
+from ctrl_jax.types import Params
+from experiments.problems.factors import (
+  Factor,
+  Quantity,
+  control_names,
+  joint_label,
+)
+from experiments.problems.problem import Problem, make_kernel, make_sde
+from experiments.runtime import downloads
+
+FRACTIONS = (0.6, 0.2, 0.2)  # of labelled pairs: train, calibration, test
+
+
+QUANTITIES = {
+  "ink": Quantity("ink (mean intensity)", oracles.ink, oracles.ink),
+  "slant": Quantity(
+    "slant (pixels sideways per pixel up)", oracles.slant, oracles.slant
+  ),
+  "jpeg": Quantity(
+    f"size as JPEG of quality {jpeg.QUALITY} (bytes)",
+    jpeg.size,
+    jpeg.code_lengths,
+  ),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(Problem):
+  """Images whose pre-trained model and classifiers are yet to be trained."""
+
+  images: np.ndarray  # [N, height, width, channels], in [-1, 1]
+  conditions: np.ndarray  # c of each image [N], int32
+  factors: tuple[Factor, ...]  # of y, the first varies slowest
+  network: DiT
+
+  @property
+  def hidden_shape(self) -> tuple[int, int]:
+    """(tokens, d) of the network's hidden tokens."""
+    height, width, _ = self.sample_shape
+    patches = (height // self.network.patch) * (width // self.network.patch)
+    return patches, self.network.dims
+
+  def facts(self) -> dict[str, Any]:
+    """What each factor of y measures."""
+    return {"factors": [factor.quantity.name for factor in self.factors]}
+
+  def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
+    """The oracles' y of each image, int32 [N]; -1 for one of NaN."""
+    return joint_label(self.factors, images)
+
+  def init_network(self, key: jax.Array) -> Params:
+    """Fresh parameters of the network."""
+    x = jnp.zeros((1, *self.sample_shape))
+    t, c = jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    # One compilation instead of a hundred small ones.
+    return jax.jit(self.network.init)(key, x, t, c)
+
+  def predict(
+    self,
+    params: Params,
+    x: jax.Array,
+    t: jax.Array,
+    c: jax.Array | None,
+    control: jax.Array | None = None,
+  ) -> policy.Output:
+    """The network as a `policy.Network`."""
+    eps, sown = self.network.apply(
+      params, x, t, c, control, mutable="intermediates"
+    )
+    return policy.Output(eps, sown["intermediates"]["tokens"][0])
+
+  def eps(
+    self, params: Params, x: jax.Array, t: jax.Array, c: jax.Array
+  ) -> jax.Array:
+    """The noise prediction alone."""
+    return self.predict(params, x, t, c).eps
+
+
+def digits(config: ConfigDict, workdir: pathlib.Path) -> Images:
+  """Scikit-learn's digits, 8x8; c is the digit."""
+  data = digits_data.load(config.data.dir or os.path.join(workdir, "data"))
+  num = config.data.num_images or len(data.images)
+  return _problem(config, data.images[:num], data.labels[:num])
+
+
+def fashion(config: ConfigDict, workdir: pathlib.Path) -> Images:
+  """Fashion-MNIST, 28x28; c is the garment.
+
+  Its files are read from config.data.dir; without that, from where Debian
+  installs them, and downloaded where it has not.
+  """
+  records = workdir / "data"
+  source = pathlib.Path(config.data.dir or fashion_mnist.DEBIAN)
+  if not config.data.dir and not fashion_mnist.is_in(source):
+    source = records / "downloads"
+    for name, md5 in fashion_mnist.MD5.items():
+      downloads.fetch(f"{fashion_mnist.URL}/{name}", source / name, md5=md5)
+  data = fashion_mnist.load(source, records, num_images=config.data.num_images)
+  return _problem(config, data.images, data.labels)
+
+
+def _problem(
+  config: ConfigDict, images: np.ndarray, conditions: np.ndarray
+) -> Images:
+  """The problem of ten classes of images that config.data describes."""
+  names = filter(None, (config.data.control, config.data.second_control))
+  factors = _factors(config, images, [QUANTITIES[name] for name in names])
+  sizes = [factor.num_labels for factor in factors]
+  only = factors[0] if len(factors) == 1 else None
+  sde = make_sde(config.sde)
+  return Images(
+    images=images,
+    conditions=conditions,
+    factors=factors,
+    sample_shape=images.shape[1:],
+    controls=np.arange(math.prod(sizes), dtype=np.int32),
+    num_conditions=10,
+    bound=1.0,
+    measure=only.quantity.measure if only else None,
+    edges=only.edges if only else np.zeros(0),
+    property_name=only.quantity.name if only else "",
+    control_names=control_names(sizes),
+    sde=sde,
+    kernel=make_kernel(config.kernel, sde),
+    network=DiT(num_classes=10, **config.model),
+  )
+
+
+def _factors(
+  config: ConfigDict, images: np.ndarray, quantities: Sequence[Quantity]
+) -> tuple[Factor, ...]:
+  """Bins of equal shares; the images are divided among the factors."""
+  shares = [f / len(quantities) for f in FRACTIONS] * len(quantities)
+  pieces = labelled.split(len(images), seed=config.seed, fractions=shares)
+  factors = []
+  for i, quantity in enumerate(quantities):
+    values = np.asarray(quantity.measure(jnp.asarray(images)))
+    edges = oracles.quantile_edges(values, config.data.num_controls)
+    splits = tuple(pieces[3 * i : 3 * i + 3])
+    factors.append(Factor(quantity=quantity, edges=edges, splits=splits))
+  return tuple(factors)

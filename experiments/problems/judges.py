@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Classifiers of y: trained on pairs (x, y), calibrated, and judged."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ctrl_jax import learner, rewards
+from ctrl_jax.datasets import labelled
+from ctrl_jax.datasets.image_folder import ImageFolder
+from ctrl_jax.models import classifier
+from ctrl_jax.models.classifier import Classifier
+from ctrl_jax.types import LossFn, RewardFn
+from experiments.problems.factors import Factor
+from experiments.runtime import keys, loop
+
+
+class Judge(NamedTuple):
+  """A trained classifier."""
+
+  reward_fn: RewardFn  # log p(y | x) in nats, calibrated
+  logits_fn: Callable[[jax.Array], jax.Array]  # images -> [B, Y]
+  features_fn: Callable[[jax.Array], jax.Array]  # images -> last hidden layer
+  metrics: dict[str, float]  # on images it has not seen
+  reliability: dict[str, np.ndarray]  # curves for the report
+
+
+def train(
+  images: np.ndarray | ImageFolder,
+  labels: np.ndarray,
+  network: nn.Module,
+  *,
+  noise: float = 0.0,
+  train: np.ndarray,
+  calibration: np.ndarray,
+  test: np.ndarray,
+  stage: str,
+  optimizer: optax.GradientTransformation,
+  seed: int,
+  batch_size: int,
+  **loop_settings: Any,
+) -> Judge:
+  """Trains on one split, fits the temperature on another, tests on a third.
+
+  Args:
+    images: [N, height, width, channels], or features of them [N, d], or a
+      folder that is read in parts.
+    labels: of the images, [N].
+    network: images -> logits; sows its last hidden layer as an intermediate.
+    noise: deviation of fresh Gaussian noise on the images of every batch.
+    train: indices of images.
+    calibration: indices of images.
+    test: indices of images.
+    stage: names its checkpoints and random numbers.
+    optimizer: gradient transformation.
+    seed: of the batches and of everything random.
+    batch_size: examples an update.
+    **loop_settings: what `loop.fit` takes besides.
+  """
+  some = (
+    images.subset(train) if isinstance(images, ImageFolder) else images[train]
+  )
+  pairs: dict[str, Any] = {"x": some, "y": labels[train]}
+  trained = loop.fit(
+    stage,
+    learner.make_learner(_loss(network, noise), optimizer, ema_decay=0),
+    jax.jit(network.init)(
+      keys.stage_key(seed, f"{stage}/init"), images[np.arange(1)]
+    ),
+    labelled.batches(pairs, seed=seed, batch_size=batch_size).__getitem__,
+    batch_size=batch_size,
+    seed=seed,
+    live=("loss",),
+    **loop_settings,
+  )
+  params = jax.device_get(trained.params)
+
+  def logits_fn(x: jax.Array) -> jax.Array:
+    logits: Any = network.apply(params, x)
+    return logits
+
+  def features_fn(x):
+    _, sown = network.apply(params, x, mutable="intermediates")
+    return jax.tree.leaves(sown)[0]
+
+  compiled = jax.jit(logits_fn)
+
+  def on(rows):
+    parts = np.array_split(rows, -(-len(rows) // batch_size))
+    return np.concatenate([np.asarray(compiled(images[p])) for p in parts])
+
+  temperature = classifier.fit_temperature(on(calibration), labels[calibration])
+  metrics, curves = _judge(on(test), labels[test], temperature)
+  reward_fn = rewards.classifier(logits_fn, temperature=temperature)
+  return Judge(reward_fn, logits_fn, features_fn, metrics, curves)
+
+
+def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
+  """The classifier of y = (y1, ..., yn), given one of each factor.
+
+  Args:
+    judges: of the factors, which are independent given x; the first varies
+      slowest in y, as in `rewards.factors`.
+    sizes: number of labels of each.
+  """
+  if len(judges) == 1:
+    return judges[0]
+
+  def logits_fn(x: jax.Array) -> jax.Array:
+    total = jnp.zeros((len(x), 1))
+    for judge in judges:
+      more = jax.nn.log_softmax(judge.logits_fn(x))
+      total = (total[:, :, None] + more[:, None, :]).reshape(len(x), -1)
+    return total
+
+  return Judge(
+    rewards.factors([judge.reward_fn for judge in judges], sizes),
+    logits_fn,
+    lambda x: jnp.concatenate([j.features_fn(x) for j in judges], axis=-1),
+    {
+      f"{name}_{i}": value
+      for i, judge in enumerate(judges, start=1)
+      for name, value in judge.metrics.items()
+    },
+    {},  # no one curve is theirs
+  )
+
+
+def after(judge: Judge, function: Callable[[jax.Array], jax.Array]) -> Judge:
+  """The same classifier of what `function` makes its input of."""
+  return judge._replace(
+    reward_fn=lambda x, c, y: judge.reward_fn(function(x), c, y),
+    logits_fn=lambda x: judge.logits_fn(function(x)),
+    features_fn=lambda x: judge.features_fn(function(x)),
+  )
+
+
+def on_features(
+  factor: Factor, config: ConfigDict, images: jax.Array
+) -> Classifier:
+  """The network of config.classifier or config.independent.
+
+  Args:
+    factor: its quantity is measured besides.
+    config: of the stage.
+    images: for training, by which that quantity is standardised.
+  """
+  feature = factor.quantity.feature
+  features = (feature,) if feature and config.feature_gain else ()
+  shift, scale = classifier.standardisation(features, images)
+  scale = jax.tree.map(lambda s: s / config.feature_gain, scale)
+  return Classifier(
+    factor.num_labels,
+    tuple(config.hidden),
+    features,
+    shift,
+    scale,
+    config.pixels,
+  )
+
+
+def _loss(network: nn.Module, noise: float) -> LossFn:
+  """Cross-entropy on images with fresh Gaussian noise of this deviation."""
+
+  def loss_fn(params, example_keys, batch):
+    x = batch["x"]
+    draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))
+    logits: Any = network.apply(params, x + noise * draw(example_keys))
+    log_p = classifier.log_probs(logits)
+    loss = classifier.negative_log_likelihood(log_p, batch["y"])
+    return loss, {"loss": loss}
+
+  return loss_fn
+
+
+def _judge(
+  logits: np.ndarray, labels: np.ndarray, temperature: float
+) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+  """Accuracy, NLL and ECE before and after calibration, with their curves."""
+  metrics = {
+    "accuracy": float(np.mean(logits.argmax(-1) == labels)),
+    "temperature": temperature,
+  }
+  curves = {}
+  for suffix, t in (("_before", 1.0), ("", temperature)):
+    log_p = classifier.log_probs(logits, t)
+    p = np.exp(np.asarray(log_p, np.float64))
+    bins = classifier.reliability(p, labels)
+    metrics[f"nll{suffix}"] = float(
+      classifier.negative_log_likelihood(log_p, labels)
+    )
+    metrics[f"ece{suffix}"] = classifier.calibration_error(p, labels)
+    curves[f"reliability_confidence{suffix}"] = bins.confidence
+    curves[f"reliability_accuracy{suffix}"] = bins.accuracy
+    curves[f"reliability_count{suffix}"] = bins.counts
+  return metrics, curves

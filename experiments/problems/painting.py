@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of images that a model makes, for want of photographs."""
+
+import functools
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from PIL import Image
+
+from ctrl_jax import parallel
+from ctrl_jax.datasets import image_folder
+from experiments.runtime import interrupts, keys, workdir
+from experiments.runtime.logs import Progress
+
+
+def paint(
+  sample: Callable[[Any, jax.Array, jax.Array], jax.Array],
+  c: np.ndarray,
+  folder: pathlib.Path,
+  *,
+  seed: int,
+  chunk: int,
+  mesh: Mesh,
+) -> None:
+  """Fills a folder with an image of each c, unless it is there.
+
+  No file is ever half, so an interrupted call continues where it was. Of
+  several hosts all sample, and the first one writes and says what is missing.
+
+  Args:
+    sample: (nothing, keys, c) -> images [B, H, W, 3] in [-1, 1].
+    c: conditions of the images, int32 [N].
+    folder: is there when it is complete, and grows beside its place.
+    seed: of the images.
+    chunk: images at a time, rounded up to a multiple of the devices.
+    mesh: all devices.
+  """
+  leads, num = jax.process_index() == 0, len(c)
+  draft = folder.with_name(folder.name + ".part")
+  files = [draft / f"{row:06d}.png" for row in range(num)]
+  missing = (row for row, file in enumerate(files) if not file.exists())
+  done = num if folder.exists() else next(missing, num)
+  done = int(multihost_utils.broadcast_one_to_all(np.int32(done)))
+  chunk = -(-chunk // mesh.size) * mesh.size
+  padded = -(-num // chunk) * chunk
+  inputs = (
+    keys.example_keys(seed, "labelled", padded),
+    np.resize(c, (padded,)),
+  )
+  mapped = parallel.map_examples(sample, mesh)
+  progress = Progress("labelled", start=done // chunk, total=padded // chunk)
+  for start in range(done // chunk * chunk, num, chunk):
+    part = jax.tree.map(lambda a, i=start: a[i : i + chunk], inputs)
+    images = parallel.gather(mapped((), *parallel.shard(part, mesh)))
+    if leads:
+      _save(files[start : start + chunk], images)
+    progress.advance({})
+    interrupts.leave_if_asked()
+  progress.close()
+  if leads and not folder.exists():
+    draft.rename(folder)
+  multihost_utils.sync_global_devices("labelled")
+
+
+def _save(files: list[pathlib.Path], images: np.ndarray) -> None:
+  """Writes images that are not padding, each whole."""
+  files[0].parent.mkdir(parents=True, exist_ok=True)
+  pictures = image_folder.as_bytes(images)
+  for path, picture in zip(files, pictures, strict=False):
+    save = functools.partial(Image.fromarray(picture).save, format="png")
+    workdir.write_whole(path, save)

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What y says of Stable Diffusion's images, and the labelled sets that know it.
+
+A quantity is measured of a folder of images, once, and its bins are labels. Of
+two quantities each is measured of a share of the folder of its own.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from ml_collections import ConfigDict
+
+from ctrl_jax.datasets import jpeg, labelled, measurements, oracles
+from ctrl_jax.datasets.image_folder import ImageFolder
+from ctrl_jax.models.aesthetic import EMBEDDING, Aesthetic
+from ctrl_jax.models.aesthetic import load as load_head
+from ctrl_jax.stable_diffusion import embedder, folders
+from ctrl_jax.stable_diffusion.embedder import Embedder
+from experiments.problems import tiny_model
+from experiments.problems.factors import Factor, Quantity
+from experiments.problems.instruments import in_chunks
+
+CHUNK = 64  # images that CLIP sees at a time
+COMPRESSIBILITY = Quantity(
+  f"compressibility: -(kB as JPEG of quality {jpeg.QUALITY})",
+  jpeg.compressibility,
+  None,
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Labelled(Factor):
+  """A factor with the images of which it is known."""
+
+  images: ImageFolder
+  labels: np.ndarray  # of each, int32
+
+  @functools.cached_property
+  def seen(self) -> np.ndarray | ImageFolder:
+    """What a classifier sees of each image: a feature, or the image itself."""
+    if self.quantity.feature is None:
+      return self.images
+    look, num = in_chunks(self.quantity.feature, chunk=CHUNK), len(self.images)
+    rows = np.array_split(np.arange(num), -(-num // CHUNK))
+    shown = tqdm.tqdm(rows, desc="embeddings", leave=False)
+    return np.concatenate([look(self.images[some]) for some in shown])
+
+
+def read_clip(config: ConfigDict, workdir: pathlib.Path) -> Embedder | None:
+  """The CLIP of config.aesthetic.clip; None where none is named.
+
+  Raises:
+    FileNotFoundError: something is missing.
+    ValueError: it is another model, or damaged.
+  """
+  if not config.aesthetic.clip:
+    return None
+  return embedder.load(_clip_folder(config, workdir), remat=config.model.remat)
+
+
+def quantities(
+  config: ConfigDict, clip: Embedder | None, workdir: pathlib.Path
+) -> list[Quantity]:
+  """The quantities of config.data, whose bins are the factors of y.
+
+  Raises:
+    FileNotFoundError: the aesthetic predictor is not there.
+    ValueError: it is damaged, or no CLIP or another one than it needs was
+      named; or bounds that do not make as many bins as there are labels.
+  """
+  found = []
+  for prefix in ("", "second_"):
+    name, edges = (config.data[prefix + n] for n in ("quantity", "edges"))
+    if not name:
+      continue
+    if edges and len(edges) + 1 != config.data.num_controls:
+      raise ValueError(
+        f"data.{prefix}edges {edges} make {len(edges) + 1} labels, and "
+        f"data.num_controls is {config.data.num_controls}"
+      )
+    aesthetic = name == "aesthetic"
+    found.append(
+      _aesthetic(config, clip, workdir) if aesthetic else COMPRESSIBILITY
+    )
+  return found
+
+
+def label(
+  images: ImageFolder,
+  measured: Sequence[Quantity],
+  config: ConfigDict,
+  workdir: pathlib.Path,
+) -> tuple[Labelled, ...]:
+  """The factors of y, each with its share of the images.
+
+  Args:
+    images: all of a folder.
+    measured: the quantities, at most two.
+    config: of the experiment.
+    workdir: where measurements are kept.
+
+  Raises:
+    ValueError: no image can be used, or too many have the same value.
+  """
+  shares = labelled.split(
+    len(images),
+    seed=config.seed,
+    fractions=[1 / len(measured)] * len(measured),
+  )
+  bounds = (config.data.edges, config.data.second_edges)
+  files = ("labels.npz", "second_labels.npz")
+  return tuple(
+    _label(
+      images.subset(np.sort(rows)), quantity, edges, config, workdir / file
+    )
+    for rows, quantity, edges, file in zip(
+      shares, measured, bounds, files, strict=False
+    )
+  )
+
+
+def _label(
+  images: ImageFolder,
+  quantity: Quantity,
+  bounds: Sequence[float],
+  config: ConfigDict,
+  cache: pathlib.Path,
+) -> Labelled:
+  """A quantity as a factor of y; without bounds its bins have equal shares."""
+  found = measurements.measure(
+    images,
+    {quantity.name: quantity.measure},
+    cache=cache,
+    progress=functools.partial(tqdm.tqdm, desc="labels", leave=False),
+  )
+  if found.skipped:
+    print(f"warning: {found.skipped_line()}", file=sys.stderr)
+  values = found.values[quantity.name]
+  edges = np.array(bounds, np.float32)
+  if not edges.size:
+    edges = oracles.quantile_edges(values, config.data.num_controls)
+  return Labelled(
+    quantity=quantity,
+    edges=edges,
+    splits=tuple(labelled.split(len(values), seed=config.seed)),
+    images=found.images,
+    labels=np.asarray(oracles.bin_of(jnp.asarray(values), jnp.asarray(edges))),
+  )
+
+
+def _clip_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
+  if config.aesthetic.clip == "tiny":
+    return tiny_model.write_clip(workdir / "clip")
+  return pathlib.Path(config.aesthetic.clip).expanduser()
+
+
+def _aesthetic(
+  config: ConfigDict, clip: Embedder | None, workdir: pathlib.Path
+) -> Quantity:
+  """LAION's score of CLIP's embedding, which a classifier sees in its place."""
+  if clip is None:
+    raise ValueError(
+      "aesthetic.clip is empty: give the folder of the CLIP that the aesthetic "
+      "predictor reads, as in "
+      "--config.aesthetic.clip=/path/to/clip-vit-large-patch14"
+    )
+  if not config.aesthetic.head:
+    raise ValueError(
+      "aesthetic.head is empty: give the aesthetic predictor's weights, as in "
+      "--config.aesthetic.head=/path/to/aesthetic.safetensors"
+    )
+  folder = _clip_folder(config, workdir)
+  if clip.dims != EMBEDDING:
+    raise ValueError(
+      f"{folder} embeds images in {clip.dims} dimensions; the aesthetic "
+      f"predictor reads the {EMBEDDING} of CLIP ViT-L/14"
+    )
+  file = pathlib.Path(config.aesthetic.head).expanduser()
+  if config.aesthetic.head == "tiny":
+    file = tiny_model.write_head(workdir / "aesthetic.safetensors")
+  params = load_head(file)
+
+  def score(images: jax.Array) -> jax.Array:
+    scores: Any = Aesthetic().apply(params, clip.images(images))
+    return scores
+
+  digest = _digest([*folders.find_tensors(folder), file])
+  return Quantity(
+    f"aesthetic score (weights {digest})",
+    in_chunks(score, chunk=CHUNK),
+    clip.images,
+  )
+
+
+def _digest(files: Sequence[pathlib.Path]) -> str:
+  """Of the content of files, in 8 letters: scores of other weights differ."""
+  total = hashlib.blake2b(digest_size=4)
+  for path in files:
+    with path.open("rb") as file:
+      total.update(hashlib.file_digest(file, "blake2b").digest())
+  return total.hexdigest()

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Trains a control and samples from it, as a run's config says."""
+
+import jax
+import numpy as np
+
+from ctrl_jax.datasets import labelled
+from ctrl_jax.policy import Policy
+from ctrl_jax.types import Params
+from experiments.measures import evaluation
+from experiments.measures.evaluation import Chains, Reference
+from experiments.runtime import keys, loop
+from experiments.training import algorithms
+from experiments.training.pretraining import Learned, Run, loop_settings
+
+
+def train(
+  this: Run,
+  learned: Learned,
+  reference: Reference,
+  *,
+  stage: str = "control",
+  start: Params | None = None,
+) -> Params:
+  """Trains the control of learned.policy; returns its averaged parameters.
+
+  Args:
+    this: the run.
+    learned: what it is trained with.
+    reference: gives log Z(c, y).
+    stage: names its checkpoints and random numbers.
+    start: parameters to start from; None: no control at all.
+  """
+  problem, config = this.problem, this.config.control
+  if start is None:
+    key = keys.stage_key(this.config.seed, f"{stage}/init")
+    start = jax.jit(learned.policy.init)(key)
+  trained = loop.fit(
+    stage,
+    algorithms.control_learner(
+      problem, learned.policy, learned.reward_fn, this.config
+    ),
+    start,
+    labelled.batches(
+      problem.requests(np.asarray(reference.evidence.table.mean)),
+      seed=this.config.seed,
+      batch_size=config.batch_size,
+      repeats=algorithms.group_size(config),
+    ).__getitem__,
+    live=("objective", "gap"),
+    **loop_settings(this, config),
+  )
+  return jax.device_get(trained.ema_params)
+
+
+def sample(
+  this: Run,
+  policy: Policy,
+  params: Params,
+  learned: Learned,
+  *,
+  name: str = "evaluate",
+  twins: int = 0,
+) -> Chains:
+  """Chains of a policy, compared with the reference.
+
+  Args:
+    this: the run.
+    policy: what is sampled.
+    params: its parameters.
+    learned: gives the reward.
+    name: of the evaluation, for its noise and its progress.
+    twins: see `evaluation.controlled`.
+  """
+  config = this.config
+  return evaluation.controlled(
+    this.problem,
+    policy,
+    params,
+    learned.reward_fn,
+    num=config.evaluate.num_samples,
+    seed=config.seed,
+    chunk=config.evaluate.chunk,
+    mesh=this.mesh,
+    name=name,
+    twins=twins,
+  )
