@@ -46,6 +46,26 @@ def handlers() -> Iterator[None]:
   signal.signal(signal.SIGTERM, before)
 
 
+LATE = """
+import os, signal, sys
+from experiments.runtime import outcome
+
+class Late:
+  def __del__(self, kill=os.kill, pid=os.getpid(), signum=signal.SIGTERM):
+    kill(pid, signum)
+
+late = Late()  # deleted when Python has taken its handlers away
+sys.exit(outcome.exit_code(lambda: print("done")))
+"""
+
+
+def test_a_run_that_is_done_has_not_failed_by_a_late_sigterm() -> None:
+  done = subprocess.run(
+    [sys.executable, "-c", LATE], capture_output=True, text=True, cwd=ROOT
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+
+
 @pytest.mark.usefixtures("handlers")
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
   def code(error: BaseException) -> int:

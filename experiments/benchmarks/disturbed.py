@@ -166,7 +166,8 @@ def interrupt(
     time.sleep(0.01)
   process.send_signal(signum)
   error = process.communicate()[1]
-  if signum == signal.SIGTERM and process.returncode != 0:
+  begun = folder.exists()  # before that, nobody is there to answer
+  if signum == signal.SIGTERM and begun and process.returncode != 0:
     raise ValueError(f"SIGTERM: exit code {process.returncode}: {error}")
   return not (folder / "results.json").exists()
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How a command ends: with a line and an exit code, not with a traceback."""
 
+import atexit
 import logging
 import pathlib
 import signal
@@ -40,6 +41,9 @@ def exit_code(command: Callable[[], None]) -> int:
   except KeyboardInterrupt:
     print("SIGINT: the same command continues", file=sys.stderr)
     return after(signal.SIGINT)
+  finally:
+    # Python takes its handlers away before it is gone; all is done by then.
+    atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
   return 0
 
 
