@@ -5,11 +5,11 @@
 
 A class-conditional DiT is trained on the 8x8 images, a classifier on pairs
 (image, ink bin), and CTRL adds the ink bin, one of 4, as a control. Expected
-of seed 0, in seven minutes on two CPU cores: gap 0.37 +- 0.02 nats,
-effective sample size 51 %, oracle accuracy 88 % where the exact target has
-91 %.
+of seed 0, in two minutes on two CPU cores (seven on a slow Xeon): gap 0.38 +-
+0.02 nats, effective sample size 54 %, oracle accuracy 89 % where the exact
+target has 91 %.
 
-Variants: gamma3, the target sharpened by gamma = 3 (gap 0.45 +- 0.02); slant,
+Variants: gamma3, the target sharpened by gamma = 3 (gap 0.47 +- 0.02); slant,
 another control, by image moments; lora and full, which tune the network's
 weights, by adapters or all of them, instead of an output head; compare, other
 targets and every method of guidance beside it (docs/comparison.md); smoke, all
