@@ -58,7 +58,9 @@ def agreed(received: list[int]) -> list[int]:
   """
   if jax.process_count() == 1:
     return list(received)
-  return [int(signal.SIGTERM)] if _met() else []
+  # All hosts ask equally often.
+  stop = multihost_utils.reached_preemption_sync_point(next(_questions))
+  return [int(signal.SIGTERM)] if stop else []
 
 
 def leave_if_asked() -> None:
@@ -66,10 +68,5 @@ def leave_if_asked() -> None:
 
   On one host the signal itself does (`outcome`).
   """
-  if jax.process_count() > 1 and _met():
-    outcome.leave(signal.SIGTERM)
-
-
-def _met() -> bool:
-  """Whether the hosts, which all ask equally often, stop at this question."""
-  return bool(multihost_utils.reached_preemption_sync_point(next(_questions)))
+  for signum in agreed([]):
+    outcome.leave(signum)
