@@ -176,20 +176,21 @@ def pareto_k(log_weights: Float[Array, "n"]) -> float:
   Returns:
     k, drawn towards 0.5 by a prior worth ten weights; 0 where the largest
     weights are equal up to rounding, so that there is no tail to fit; infinity
-    where too few outweigh the others for a fit.
+    where too few outweigh the others for a fit; NaN of fewer than 25 weights,
+    which do not tell.
 
   Raises:
-    ValueError: fewer than 25 weights, NaN, or a largest weight not finite.
+    ValueError: NaN, or a largest weight not finite.
   """
   # Imported here, for it brings scipy.stats and scipy.signal: a second or so.
   from arviz_stats.base.array import array_stats
 
   values = np.asarray(log_weights, np.float64)
   n = len(values)
-  if n < 25:
-    raise ValueError(f"the tail's fit needs at least 25 weights, got {n}")
   if not np.isfinite(values.max()):
     raise ValueError(f"the largest log-weight is {values.max()}")
+  if n < 25:
+    return np.nan
   size = int(min(n / 5, 3 * n**0.5))
   tail = np.sort(values)[-size - 1 :]  # the first is the threshold
   if tail[-1] - tail[1] < 1e-4:  # float32 sums of steps are no better

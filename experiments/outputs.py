@@ -51,10 +51,16 @@ def collect(
     reward_queries=trained_on * asked,
   )
   exact = found["pretrained_resampled"].cells
-  log_z = reference.evidence.mean
+  log_z, names = reference.evidence, problem.control_names
   table = {
     name: scores.score(
-      method, learned.looking, exact, log_z, gamma=gamma, seed=seed
+      method,
+      learned.looking,
+      exact,
+      log_z,
+      names=names,
+      gamma=gamma,
+      seed=seed,
     )
     for name, method in found.items()
   }
@@ -95,9 +101,14 @@ def collect(
     "independent_classifier": learned.independent,
     "exact": known.problem,
     "log_evidence": {
-      **scores.jsonable(reference.evidence.mean),
-      "table": np.asarray(reference.evidence.table.mean).tolist(),
-      "refuted": int(reference.evidence.refuted.sum()),
+      **scores.jsonable(log_z.mean),
+      "bound": bool(log_z.bounds.any()),
+      **scores.trusted(log_z.trust, names),
+      "table": np.asarray(log_z.table.mean).tolist(),
+      "stderr_table": np.asarray(log_z.table.stderr).tolist(),
+      "effective_table": log_z.trust.effective.tolist(),
+      "pareto_k_table": log_z.trust.pareto_k.tolist(),
+      "bound_table": log_z.bounds.tolist(),
     },
     "methods": table,
   }

@@ -8,6 +8,7 @@ came before, trains through `loop.fit`, and continues from its newest
 checkpoint; a stage that is complete costs nothing when a run is run again.
 """
 
+import functools
 import pathlib
 from typing import Any
 
@@ -17,7 +18,7 @@ from ctrl_jax import parallel
 from ctrl_jax.types import Params
 from experiments import outputs
 from experiments.baselines import comparison
-from experiments.measures import drawings, evaluation, speed
+from experiments.measures import bridging, drawings, evaluation, speed
 from experiments.measures.evaluation import Chains, Reference
 from experiments.problems import families
 from experiments.problems.exact import Exact
@@ -49,7 +50,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   params = timed("control", control.train, learned, reference)
   reference = evaluation.evaluated(problem, reference)
   chains = timed("evaluate", sample_control, learned, params)
-  reference = evaluation.held_against(problem, reference, chains)
+  reference = timed("bridge", find_evidence, learned, params, reference, chains)
   compared = {}
   asked = config.compare
   if asked.guidance or asked.gammas or asked.objectives:
@@ -94,6 +95,34 @@ def sample_reference(this: Run, learned: Learned) -> Reference:
     chunk=config.evaluate.chunk,
     mesh=this.mesh,
     path=this.workdir / "reference.npz",
+  )
+
+
+def find_evidence(
+  this: Run,
+  learned: Learned,
+  params: Params,
+  reference: Reference,
+  chains: Chains,
+) -> Reference:
+  """The reference with log Z found anew where its samples do not know it."""
+  config = this.config
+  return bridging.held_against(
+    this.problem,
+    reference,
+    chains,
+    functools.partial(
+      bridging.crossings,
+      this.problem,
+      learned.policy,
+      params,
+      learned.reward_fn,
+      gamma=config.reward.gamma,
+      num=config.evaluate.num_bridge,
+      seed=config.seed,
+      chunk=config.evaluate.chunk,
+      mesh=this.mesh,
+    ),
   )
 
 

@@ -97,6 +97,61 @@ def test_mmd2_is_unbiased_between_equal_laws_and_sees_a_shift():
   assert shifted.mean() > 0.1
 
 
+def _tilted(key):
+  """Rows of N(0, 1), weights that make them N(1.2, 1), and rows of that."""
+  x, target = jax.random.normal(key, (2, 60, 2))
+  return x, jnp.exp(1.2 * x[:, 0]), target.at[:, 0].add(1.2)
+
+
+def test_mmd2_of_weighed_samples_is_unbiased_where_resampled_ones_are_not():
+  keys = jax.random.split(jax.random.key(4), 400)
+
+  @jax.vmap
+  def distances(key):
+    x, weights, target = _tilted(key)
+    drawn = jax.random.choice(key, x, (60,), p=weights / weights.sum())
+    return (
+      metrics.mmd2(target, x, None, weights),
+      metrics.mmd2(target, drawn),
+      metrics.mmd2(x, target, weights),
+    )
+
+  weighed, drawn, turned = np.asarray(jax.jit(distances)(keys), np.float64)
+  stderr = weighed.std(ddof=1) / 400**0.5
+  assert abs(weighed.mean()) < 3 * stderr
+  assert drawn.mean() > 10 * stderr  # a row drawn twice is no two rows
+  np.testing.assert_allclose(weighed, turned, atol=1e-4)
+
+
+def test_weights_count_rows_as_often_as_they_say():
+  """A row of weight 0 is not there; weights have no scale."""
+  x, weights, target = _tilted(jax.random.key(5))
+  gone = weights.at[:20].set(0)
+  for one, other in (
+    (metrics.mmd2(x, target, gone), metrics.mmd2(x, target, 7 * gone)),
+    (
+      metrics.mean_pairwise_distance(x, gone),
+      metrics.mean_pairwise_distance(x[20:], weights[20:]),
+    ),
+    (
+      metrics.mean_pairwise_distance(x, jnp.full(60, 3.0)),
+      metrics.mean_pairwise_distance(x),
+    ),
+  ):
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(
+    metrics.mmd2(x, target, gone),
+    metrics.mmd2(x[20:], target, weights[20:]),
+    rtol=1e-3,
+  )
+  # Without the jackknife, equal weights are none.
+  np.testing.assert_allclose(
+    metrics.mmd2(x, target, jnp.ones(60), jnp.ones(60)),
+    metrics.mmd2(x, target),
+    atol=1e-4,
+  )
+
+
 def _squared_w2(a, b):
   """Squared Wasserstein-2 distance on a line, by optimal assignment."""
   cost = (np.asarray(a)[:, None] - np.asarray(b)[None]) ** 2

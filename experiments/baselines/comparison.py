@@ -55,7 +55,8 @@ def _judge(
     method,
     learned.looking,
     target.cells,
-    tilted.evidence.mean,
+    tilted.evidence,
+    names=this.problem.control_names,
     gamma=gamma,
     seed=seed,
   )

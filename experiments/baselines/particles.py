@@ -89,14 +89,14 @@ def twisted(
     mesh=this.mesh,
   )
   cells = (problem.num_conditions, problem.num_controls)
-  flat = [_by_cell(a, cells) for a in (x, log_w, log_p)]
+  samples, weights, likelihood = (_by_cell(a, cells) for a in (x, log_w, log_p))
   # Z of a system over that of the reference, for each (c, y).
   table = np.asarray(reference.evidence.table.mean)
   ratio = np.exp(log_z.reshape(-1, *cells) - table)
-  ess = (1 / np.exp(2 * log_w).mean(1)).mean()  # the mean weight is 1
+  ess = float((1 / np.exp(2 * log_w).mean(1)).mean())  # the mean weight is 1
+  found = Cells(samples, weights, likelihood, num)
   steps = problem.kernel.num_steps
-  method = Method(Cells(*flat), None, None, float(ess), None, steps, 0)
-  return method, {
+  return Method(found, None, None, ess, None, steps, 0), {
     "particles": num,
     "ancestors": float(ancestors.mean()),
     "evidence_ratio": _evidence_ratio(ratio, reference),
@@ -107,11 +107,11 @@ def _evidence_ratio(
   ratio: np.ndarray, reference: Reference
 ) -> dict[str, float]:
   """Mean of Z estimated over Z of the reference, with both their errors."""
-  of_systems = ratio.std(0, ddof=1) / len(ratio) ** 0.5
-  both = np.hypot(of_systems, np.asarray(reference.evidence.table.stderr))
+  of_systems = ratio.mean((1, 2)).std(ddof=1) / len(ratio) ** 0.5
+  of_reference = reference.evidence.stderr(ratio.mean(0) / ratio[0].size)
   return {
     "mean": float(ratio.mean()),
-    "stderr": float(np.sqrt((both**2).sum()) / both.size),
+    "stderr": float(np.hypot(of_systems, of_reference)),
   }
 
 

@@ -109,6 +109,7 @@ def common() -> dict[str, Any]:
     "evaluate": {
       "num_samples": 4000,  # of every method, over all (c, y)
       "num_reference": 8000,  # of the pre-trained model, over all c
+      "num_bridge": 400,  # of each (c, y) whose log Z these do not know
       "chunk": 200,  # samples at a time; more than a cache holds is slower
       "best_of": 4,  # candidates of best-of-n
     },

@@ -121,6 +121,7 @@ RULES: dict[str, Rule] = {
   "clip": _POSITIVE,
   "num_samples": _AT_LEAST_1,
   "num_reference": _AT_LEAST_1,
+  "num_bridge": (lambda v: v >= 8, "use 8 or more"),
   "chunk": _AT_LEAST_1,
   "size": _AT_LEAST_1,
   "guidance_scale": (lambda v: v >= 1, "use 1 or more"),

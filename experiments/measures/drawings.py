@@ -4,7 +4,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.measures import weighting
+from experiments.measures import bridging, weighting
 from experiments.measures.evaluation import Chains, Reference
 from experiments.measures.methods import Method
 from experiments.problems.problem import Problem
@@ -33,7 +33,8 @@ def arrays_of(
     points_{method}: samples of vectors [Y, N, d];
     property_{method}: their measured quantity [Y, N], property_edges [Y - 1];
     kl_weight, kl_weight_preconditioned, kl_spent, times: [K];
-    gap_table, log_evidence_table: [Y, C].
+    gap_table, log_evidence_table, effective_table: [Y, C];
+    bound_table: of which (y, c) log Z and the gap are lower bounds [Y, C].
   """
   arrays: dict[str, np.ndarray] = {"property_edges": problem.edges}
   vectors = len(problem.sample_shape) == 1
@@ -51,7 +52,7 @@ def arrays_of(
   kl = chains.step_kl.sum(1).reshape(
     -1, problem.num_conditions, problem.num_controls
   )
-  log_w = gamma * chains.log_likelihood + chains.log_ratio
+  log_w = bridging.log_weights(problem, chains, gamma)
   if chains.twins is not None:
     for name, images in (("pretrained", chains.twins), ("ctrl", chains.x)):
       first = images.reshape(-1, *kl.shape[1:], *problem.sample_shape)
@@ -67,6 +68,8 @@ def arrays_of(
     "kl_weight_preconditioned": kernel.kl_weight * scale**2,
     "kl_spent": chains.step_kl.mean(0),
     "times": kernel.times,
-    "gap_table": (table - log_w.reshape(kl.shape).mean(0)).T,
+    "gap_table": (table - log_w.mean(0)).T,
     "log_evidence_table": table.T,
+    "effective_table": reference.evidence.trust.effective.T,
+    "bound_table": reference.evidence.bounds.T,
   }

@@ -160,18 +160,6 @@ def evaluated(problem: Problem, reference: Reference) -> Reference:
   )
 
 
-def held_against(
-  problem: Problem, reference: Reference, chains: Chains
-) -> Reference:
-  """The reference, its log Z corrected where a policy's chains refute it."""
-  found, log_p = reference.evidence, reference.log_likelihood
-  log_w = found.gamma * chains.log_likelihood + chains.log_ratio
-  log_w = log_w.reshape(-1, *log_p.shape[1:])
-  return reference._replace(
-    evidence=evidence.held_against(problem, found, log_p, log_w)
-  )
-
-
 def controlled(
   problem: Problem,
   policy: Policy,

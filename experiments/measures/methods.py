@@ -15,8 +15,9 @@ import numpy as np
 from ctrl_jax import metrics, paths
 from ctrl_jax.guidance import best_of_n
 from ctrl_jax.metrics import Estimate
-from experiments.measures import weighting
+from experiments.measures import bridging, evidence, weighting
 from experiments.measures.evaluation import Chains, Reference
+from experiments.measures.evidence import Evidence, Trust
 from experiments.measures.weighting import Cells
 from experiments.problems.problem import Problem
 
@@ -28,9 +29,10 @@ class Method(NamedTuple):
   path_kl: float | None  # KL of its path measure from the pre-trained chain's
   gap: Estimate | None  # None: sampled from the target itself, by weights
   ess: float | None  # as a fraction
-  pareto_k: float | None  # of the weights, where there are any
+  trust: Trust | None  # in the weights of every (c, y), where there are any
   evaluations: float  # of the network, for a sample
   reward_queries: int  # evaluations of the classifier, in training or selection
+  of_reference: bool = False  # made of the reference's own samples, in order
 
 
 def untuned(problem: Problem, reference: Reference) -> Cells:
@@ -52,9 +54,8 @@ def policy(
   reward_queries: int,
 ) -> Method:
   """A policy's chains as a method, with its certificate."""
-  shape = (-1, problem.num_conditions, problem.num_controls)
-  log_p = chains.log_likelihood.reshape(shape)
-  log_w = gamma * log_p + chains.log_ratio.reshape(shape)
+  log_w = bridging.log_weights(problem, chains, gamma)
+  log_p = chains.log_likelihood.reshape(log_w.shape)
   return Method(
     Cells(
       chains.x.reshape(*log_p.shape, *problem.sample_shape),
@@ -63,7 +64,7 @@ def policy(
     ),
     float(chains.step_kl.sum(1).mean()),
     # Of mean J, and sharper than its definition: see `paths`.
-    _gap(reference.evidence.mean, log_w),
+    _gap(reference.evidence, log_w),
     _ess(log_w - np.asarray(reference.evidence.table.mean)),
     None,
     evaluations,
@@ -87,9 +88,10 @@ def target(problem: Problem, reference: Reference, gamma: float) -> Method:
     float((gamma * mean - table).mean()),
     None,
     None,
-    _tail(weights - table),
+    evidence.trust(weights, log_p),
     problem.kernel.num_steps / _ess(weights - table),
     len(log_p) * problem.num_conditions,
+    of_reference=True,
   )
 
 
@@ -114,18 +116,17 @@ def every(
     evaluations=steps,
     reward_queries=reward_queries,
   )
-  tuned_p = tuned.cells.log_likelihood
-  log_w = gamma * tuned_p + chains.log_ratio.reshape(tuned_p.shape)
-
+  log_w = bridging.log_weights(problem, chains, gamma)
   return {
     "pretrained": Method(
       untuned(problem, reference),
       0.0,
-      _gap(reference.evidence.mean, gamma * log_p),
+      _gap(reference.evidence, gamma * log_p, of_reference=True),
       _ess(gamma * log_p - table),
       None,
       steps,
       0,
+      of_reference=True,
     ),
     "pretrained_resampled": target(problem, reference, gamma),
     "ctrl": tuned,
@@ -134,7 +135,7 @@ def every(
       None,
       None,
       None,
-      _tail(log_w - table),
+      evidence.trust(log_w, tuned.cells.log_likelihood),
       steps / _ess(log_w - table),
       reward_queries + log_w.size,
     ),
@@ -145,24 +146,31 @@ def every(
 def likeliest(
   problem: Problem, reference: Reference, *, gamma: float, n: int
 ) -> Method:
-  """For each (c, y) the likeliest of every n samples of the reference."""
+  """For each (c, y) the likeliest of every n samples of the reference.
+
+  A remainder is dropped at the front: the last half of what is chosen is of the
+  reference's last half.
+  """
+  rest = len(reference.samples) % n
   choose = functools.partial(best_of_n.best, n=n)
   each_y = jax.vmap(choose, in_axes=(None, 1), out_axes=1)
   each_c = jax.vmap(each_y, in_axes=(1, 1), out_axes=1)
   x, log_p = jax.device_get(
     each_c(
-      jnp.asarray(reference.samples), jnp.asarray(reference.log_likelihood)
+      jnp.asarray(reference.samples[rest:]),
+      jnp.asarray(reference.log_likelihood[rest:]),
     )
   )
   kl = best_of_n.kl(n)
   return Method(
     Cells(x, np.zeros_like(log_p), log_p),
     kl,
-    _gap(reference.evidence.mean, gamma * log_p - kl),
+    _gap(reference.evidence, gamma * log_p - kl, of_reference=True),
     None,
     None,
     problem.kernel.num_steps * n,
     log_p[:, :, 0].size * n,
+    of_reference=True,
   )
 
 
@@ -170,14 +178,25 @@ def _ess(normalised: np.ndarray) -> float:
   return float(paths.effective_sample_size(jnp.asarray(normalised.ravel())))
 
 
-def _tail(normalised: np.ndarray) -> float:
-  """Pareto k of pooled weights; a large number where it has no bound."""
-  return min(paths.pareto_k(jnp.asarray(normalised.ravel())), 99.0)
+def _gap(
+  found: Evidence, objective: np.ndarray, *, of_reference: bool = False
+) -> Estimate:
+  """log Z - J of rows [n, C, Y], each independent of the others.
 
-
-def _gap(log_evidence: Estimate, objective: np.ndarray) -> Estimate:
-  """log Z - J; rows of objective [n, C, Y] are independent."""
-  mean = metrics.mean_estimate(jnp.asarray(objective.mean((1, 2))))
-  return Estimate(
-    log_evidence.mean - mean.mean, jnp.hypot(log_evidence.stderr, mean.stderr)
-  )
+  Args:
+    found: log Z.
+    objective: whose mean is J.
+    of_reference: the rows are those that log Z was estimated from, or one is
+      chosen of each few of them, so that both share their luck.
+  """
+  rows = objective.mean((1, 2), dtype=np.float64)
+  if not of_reference:
+    mean = metrics.mean_estimate(jnp.asarray(rows))
+    stderr = jnp.hypot(found.mean.stderr, mean.stderr)
+    return Estimate(found.mean.mean - mean.mean, stderr)
+  each = len(found.influence) // len(rows)
+  shared = found.influence[-each * len(rows) :].mean((1, 2))
+  own = rows - shared.reshape(-1, each).mean(1)
+  beside = np.sqrt((found.beside**2).sum()) / found.beside.size
+  stderr = np.hypot(own.std(ddof=1) / len(rows) ** 0.5, beside)
+  return Estimate(found.mean.mean - rows.mean(), jnp.asarray(stderr))

@@ -16,33 +16,48 @@ import numpy as np
 
 from ctrl_jax import metrics
 from ctrl_jax.metrics import Estimate
-from experiments.measures import weighting
+from experiments.measures import evidence, weighting
+from experiments.measures.evidence import Evidence, Trust
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
-from experiments.problems.instruments import Instruments, Quality
+from experiments.problems.instruments import Instruments, Look, Quality
 from experiments.runtime import keys
 
 # At most so many of each (c, y) in pairwise distances: a quadratic cost.
-PAIRS = 100
+ROWS = 500
 # Samples of each (c, y) in figures of quality, of which some take 0.1 s each.
 PICTURES = 4
+
+Weights = jax.Array | None
 
 
 def score(
   method: Method,
   instruments: Instruments,
   exact: Cells,
-  log_evidence: Estimate,
+  log_z: Evidence,
   *,
+  names: Sequence[str],
   gamma: float,
   seed: int,
 ) -> dict[str, Any]:
-  """The entry of one method in results.json, but for its times."""
+  """The entry of one method in results.json, but for its times.
+
+  Args:
+    method: whose samples are judged.
+    instruments: what judges them.
+    exact: the exact target, weighed samples of the reference.
+    log_z: log Z; where it is a bound, so is the gap.
+    names: of every y.
+    gamma: guidance strength.
+    seed: of what is drawn.
+  """
   cells = method.cells
   log_p = weighting.mean(cells.log_likelihood, cells.log_weights).mean()
-  objective = None
+  objective, gap = None, None
   if method.gap is not None:
-    objective = float(log_evidence.mean - method.gap.mean)
+    objective = float(log_z.mean.mean - method.gap.mean)
+    gap = {**jsonable(method.gap), "bound": bool(log_z.bounds.any())}
   elif method.path_kl is not None:
     objective = float(gamma * log_p - method.path_kl)
   return {
@@ -50,10 +65,10 @@ def score(
     "log_likelihood": float(log_p),
     "path_kl": method.path_kl,
     "objective": objective,
-    "gap": None if method.gap is None else jsonable(method.gap),
+    "gap": gap,
     "ess_fraction": method.ess,
-    "pareto_k": method.pareto_k,
-    **_spread(cells, exact, instruments, seed),
+    **trusted(method.trust, names),
+    **_spread(method, exact, instruments.features, seed),
     **quality(cells, instruments.quality, seed),
     "reward_queries": method.reward_queries,
     "network_evaluations_per_sample": method.evaluations,
@@ -70,21 +85,25 @@ def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
   found: dict[str, Any] = dict.fromkeys(
     ("oracle_accuracy", "macro_f1", "confusion", "independent_accuracy")
   )
+  # What diverged is nothing that was asked for, whatever is said of it.
+  finite = np.isfinite(cells.samples).all(tuple(range(3, cells.samples.ndim)))
+  found["not_finite"] = int((~finite).sum())
   if instruments.verdict is not None:
     verdict = instruments.verdict(samples).reshape(*shape, controls)
+    verdict = np.where(finite[..., None], verdict, 0)
     table = np.zeros((controls, controls))
     for measured in range(controls):
       share = weighting.mean(verdict[..., measured], cells.log_weights)
       table[:, measured] = share.mean(0) * n * conditions
     right = np.einsum("ncyy->ncy", verdict)
-    found["oracle_accuracy"] = _share(right, cells.log_weights)
+    found["oracle_accuracy"] = jsonable(weighting.estimate(right, cells))
     found["macro_f1"] = float(metrics.macro_f1(jnp.asarray(table)))
     found["confusion"] = np.rint(table).astype(int).tolist()
     if len(instruments.sizes) > 1:
-      found |= by_factor(verdict, table, cells.log_weights, instruments.sizes)
+      found |= by_factor(verdict, table, cells, instruments.sizes)
   if instruments.opinion is not None:
     right = instruments.opinion(samples).reshape(shape) == np.arange(controls)
-    share = weighting.mean(right, cells.log_weights)
+    share = weighting.mean(right & finite, cells.log_weights)
     found["independent_accuracy"] = float(share.mean())
   return found
 
@@ -92,7 +111,7 @@ def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
 def by_factor(
   verdict: np.ndarray,
   table: np.ndarray,
-  log_weights: np.ndarray,
+  cells: Cells,
   sizes: Sequence[int],
 ) -> dict[str, Any]:
   """Accuracy and macro-F1 of each factor of y, numbered from 1.
@@ -100,7 +119,7 @@ def by_factor(
   Args:
     verdict: the oracle's probability of every y [n, C, Y, Y].
     table: confusion of y [Y, Y], requested by measured.
-    log_weights: of the samples [n, C, Y].
+    cells: the samples.
     sizes: number of labels of each factor, the first varies slowest.
   """
   found: dict[str, Any] = {}
@@ -108,7 +127,7 @@ def by_factor(
   for i, (labels, size) in enumerate(zip(parts, sizes, strict=True), start=1):
     has = np.eye(size)[labels]  # [Y, size]: the label of this factor in y
     right = np.einsum("ncyl,yl->ncy", verdict @ has, has)
-    found[f"oracle_accuracy_{i}"] = _share(right, log_weights)
+    found[f"oracle_accuracy_{i}"] = jsonable(weighting.estimate(right, cells))
     of_factor = jnp.asarray(has.T @ table @ has)
     found[f"macro_f1_{i}"] = float(metrics.macro_f1(of_factor))
   return found
@@ -119,40 +138,71 @@ def jsonable(estimate: Estimate) -> dict[str, float]:
   return {"mean": float(estimate.mean), "stderr": float(estimate.stderr)}
 
 
-def _share(right: np.ndarray, log_weights: np.ndarray) -> dict[str, float]:
-  """Weighted mean over n, then over (c, y), with the delta method's error."""
-  weights = np.exp(log_weights - log_weights.max(0))
-  weights = weights / weights.sum(0)
-  mean = (weights * right).sum(0)
-  variance = (weights**2 * (right - mean) ** 2).sum(0)
+def trusted(found: Trust | None, names: Sequence[str]) -> dict[str, Any]:
+  """The cell whose weights are to be trusted least, and how many are not.
+
+  Args:
+    found: of every (c, y); None: there are no weights.
+    names: of every y.
+  """
+  if found is None:
+    return dict.fromkeys(("pareto_k", "effective", "cell", "doubtful"))
+  c, y = evidence.worst(found)
+  several = len(found.known) > 1
   return {
-    "mean": float(mean.mean()),
-    "stderr": float(np.sqrt(variance.sum()) / mean.size),
+    "pareto_k": float(min(found.pareto_k[c, y], 99.0)),
+    "effective": float(found.effective[c, y]),
+    "cell": f"c = {c}, {names[y]}" if several else names[y],
+    "doubtful": int((~found.known).sum()),
   }
-
-
-_diversity = jax.jit(jax.vmap(metrics.mean_pairwise_distance, in_axes=1))
-_discrepancy = jax.jit(jax.vmap(metrics.mmd2, in_axes=(1, 1)))
 
 
 def _spread(
-  cells: Cells, exact: Cells, instruments: Instruments, seed: int
+  method: Method, exact: Cells, features: Look, seed: int
 ) -> dict[str, float]:
-  """Diversity within each (c, y), and distance to the exact target's law."""
-  # No more than there are: the distance of a sample to itself says nothing.
-  num = min(PAIRS, len(cells.samples), len(exact.samples))
+  """Diversity within each (c, y), and distance to the exact target's law.
 
-  def features(name: str, some: Cells) -> jax.Array:
-    drawn = weighting.draw(some, num, keys.stage_key(seed, name))
-    flat = drawn.reshape(-1, *drawn.shape[3:])
-    result = instruments.features(flat)
-    return jnp.asarray(result.reshape(num, -1, result.shape[-1]))
+  Of the reference's samples one half is the target, and methods that are made
+  of them are held against it by the other: the distance of a sample to itself
+  says nothing.
+  """
+  mine = method.cells
+  if method.of_reference:
+    mine, exact = weighting.half(mine, 1), weighting.half(exact, 0)
+  found = _spread_of(
+    *_seen(mine, features, seed), *_seen(exact, features, seed)
+  )
+  diversity, distance = (float(each.mean()) for each in found)
+  return {"diversity": diversity, "fidelity": distance}
 
-  mine, target = features("drawn", cells), features("exact", exact)
-  return {
-    "diversity": float(_diversity(mine).mean()),
-    "fidelity": float(_discrepancy(mine, target).mean()),
-  }
+
+def _seen(cells: Cells, features: Look, seed: int) -> tuple[jax.Array, Weights]:
+  """Features [C Y, n, d] and weights [C Y, n], None for equal ones."""
+  some = weighting.thin(cells, ROWS, seed)
+  n = len(some.samples)
+  seen = features(some.samples.reshape(-1, *some.samples.shape[3:]))
+  rows = jnp.asarray(seen.reshape(n, -1, seen.shape[-1])).swapaxes(0, 1)
+  if (some.log_weights == some.log_weights[:1]).all():
+    return rows, None
+  weights = weighting.normalised(some.log_weights).reshape(n, -1)
+  return rows, jnp.asarray(weights.T, jnp.float32)
+
+
+@jax.jit
+def _spread_of(
+  a: jax.Array, weights_a: Weights, b: jax.Array, weights_b: Weights
+) -> tuple[jax.Array, jax.Array]:
+  """Diversity of a, and MMD² of a and b, of every (c, y) on the average."""
+
+  def one(rows):
+    a, weights_a, b, weights_b = rows
+    return (
+      metrics.mean_pairwise_distance(a, weights_a),
+      metrics.mmd2(a, b, weights_a, weights_b),
+    )
+
+  diversity, distance = jax.lax.map(one, (a, weights_a, b, weights_b))
+  return diversity.mean(), distance.mean()
 
 
 def quality(

@@ -30,7 +30,11 @@ from experiments.reporting import (
 HISTOGRAMS = ("pretrained", "pretrained_resampled", "ctrl")
 LOSS_STAGES = ("prior", "classifier")
 RELIABILITY_FIELDS = ("confidence", "accuracy", "count")
-HEAT_MAPS = {"gap": "gap_table", "log Z": "log_evidence_table"}
+HEAT_MAPS = {
+  "gap": "gap_table",
+  "log Z": "log_evidence_table",
+  "effective samples behind log Z": "effective_table",
+}
 
 
 def _control_names(results: tables.Results) -> list[str]:
@@ -106,7 +110,9 @@ def _draw_training(run: finished.Run) -> dict[str, Figure]:
     if np.isfinite(a.get(field, np.nan)).any()
   }
   if maps:
-    drawn["gap"] = training_figures.gap_heat_maps(maps, control_names=names)
+    drawn["gap"] = training_figures.gap_heat_maps(
+      maps, control_names=names, bounds=a.get("bound_table")
+    )
   return drawn
 
 

@@ -59,9 +59,24 @@ def label(method: str, names: Mapping[str, str] = LABELS) -> str:
 
 
 def draw_matrix(
-  ax: Axes, values: np.ndarray, text: str, *, cmap: str, top: float = 0.0
+  ax: Axes,
+  values: np.ndarray,
+  text: str,
+  *,
+  cmap: str,
+  top: float = 0.0,
+  bounds: np.ndarray | None = None,
 ) -> None:
-  """Draws a matrix, a number in each cell; its scale holds 0 and `top`."""
+  """Draws a matrix, a number in each cell; its scale holds 0 and `top`.
+
+  Args:
+    ax: where.
+    values: the matrix; what is not finite leaves a cell empty.
+    text: format of a number.
+    cmap: colours.
+    top: that the scale reaches at least.
+    bounds: which numbers are lower bounds, of the shape of values.
+  """
   finite = values[np.isfinite(values)]
   image = ax.imshow(values, cmap=cmap, aspect="auto")
   image.set_clim(np.min(finite, initial=0), np.max(finite, initial=top))
@@ -71,10 +86,11 @@ def draw_matrix(
     red, green, blue = image.to_rgba(value)[:3]
     dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
     ink = "white" if dark else INK
+    mark = "≥" if bounds is not None and bounds[row, column] else ""
     ax.text(
       column,
       row,
-      text.format(value).replace("-", "−"),
+      mark + text.format(value).replace("-", "−"),
       color=ink,
       fontsize=8.5,
       ha="center",

@@ -38,7 +38,9 @@ MORE_COLUMNS = (
   Column("objective J", "objective"),
   Column("macro F1 %", "macro_f1", 1, 100),
   Column("MMD²", "fidelity", 4),
-  Column("Pareto k", "pareto_k", 2),
+  Column("worst Pareto k", "pareto_k", 2),
+  Column("effective", "effective", 0),
+  Column("of", "cell"),
   Column("diversity", "diversity"),
   Column("reward queries", "reward_queries", 0),
   Column("training (s)", "train_seconds", 1),
@@ -60,7 +62,6 @@ QUALITY_COLUMNS = (
 EXACT_COLUMNS = (
   Column("SW", "sliced_wasserstein"),
   Column("SW ÷ floor", "sliced_wasserstein_ratio", 2),
-  Column("MMD²", "mmd2", 4),
   Column("mode weights", "mode_weights_error"),
   Column("rarest mode", "rarest_mode_kept", 2),
   Column("error of mean", "mean_error"),
@@ -81,15 +82,14 @@ COMPARED_COLUMNS = (
   Column("evals", "network_evaluations_per_sample", 0),
   Column("training (10⁶ evals)", "training_evaluations", 1, 1e-6),
 )
-# From which on importance weights cannot be trusted; see `paths.pareto_k`.
-HEAVY_TAIL = 0.7
 
 
 def number(value: Any, *, decimals: int = 3, scale: float = 1.0) -> str:
   """Prints a float, or an estimate {"mean", "stderr"} as mean ± stderr.
 
   Args:
-    value: the number or the estimate; null and its members print as a dash.
+    value: the number or the estimate; null and its members print as a dash. One
+      with "bound" is a lower bound, and says so by ≥. A text prints as it is.
     decimals: digits after the point.
     scale: factor applied before printing.
 
@@ -99,9 +99,13 @@ def number(value: Any, *, decimals: int = 3, scale: float = 1.0) -> str:
   if isinstance(value, Mapping):
     mean, stderr = value.get("mean"), value.get("stderr")
     text = number(mean, decimals=decimals, scale=scale)
+    if mean is not None and value.get("bound"):
+      text = f"≥ {text}"
     if mean is None or stderr is None:
       return text
     return f"{text} ± {number(stderr, decimals=decimals, scale=scale)}"
+  if isinstance(value, str):
+    return value
   return DASH if value is None else f"{scale * value:,.{decimals}f}"
 
 
@@ -152,23 +156,51 @@ def more_columns(results: Results) -> list[Column]:
 
 
 def warnings(results: Results) -> list[str]:
-  """A line where log Z is a bound, and for weights of too heavy a tail."""
+  """A line for everything that makes a figure less than it seems."""
   evidence = results.get("log_evidence") or {}
-  refuted, total = evidence.get("refuted"), np.size(evidence.get("table") or 0)
-  bound = (
-    f"log Z of {refuted} of {total} (c, y) is a lower bound, and so is the "
-    "gap: samples of the pre-trained model do not show them; see "
-    "docs/exactness.md"
+  total = np.size(evidence.get("table") or 0)
+  lines = []
+  if evidence.get("bound"):
+    lines.append(
+      f"log Z of {evidence['doubtful']} of {total} (c, y) is a lower bound, "
+      f"and so are its mean and the gap; {_worst(evidence)}; use more "
+      "evaluate.num_bridge, evaluate.num_reference or control.num_steps, and "
+      "see docs/exactness.md"
+    )
+  for name, method in results["methods"].items():
+    gap = method.get("gap") or {}
+    if (gap.get("mean") or 0) < 0:
+      lines.append(f"{name}: a gap below zero is {_why_negative(gap)}")
+    if lost := method.get("not_finite"):
+      lines.append(
+        f"{name}: {lost} samples are not finite; they count as wrong and weigh "
+        "nothing"
+      )
+    if doubtful := method.get("doubtful"):
+      lines.append(
+        f"{name}: the weights of {doubtful} of {total} (c, y) cannot be "
+        f"trusted; {_worst(method)}; docs/exactness.md says what to do"
+      )
+  return lines
+
+
+def _worst(found: Mapping[str, Any]) -> str:
+  """The (c, y) to be trusted least, and why."""
+  size = number(found["effective"], decimals=0)
+  k = number(found["pareto_k"], decimals=2)
+  return (
+    f"least known of {found['cell']}: {size} effective samples, Pareto k {k}"
   )
-  return [
-    *([bound] if refuted else []),
-    *(
-      f"{name}: Pareto k = {method['pareto_k']:.2f}, above {HEAVY_TAIL}: its "
-      "weights cannot be trusted; docs/exactness.md says what to do"
-      for name, method in results["methods"].items()
-      if (method.get("pareto_k") or 0) > HEAVY_TAIL
-    ),
-  ]
+
+
+def _why_negative(gap: Mapping[str, Any]) -> str:
+  """What takes a gap, which is none, below zero."""
+  if gap.get("bound"):
+    return "that of a log Z that is a lower bound"
+  errors = -gap["mean"] / max(gap.get("stderr") or 0, 1e-9)
+  return (
+    f"noise, {errors:.1f} standard errors of it: nothing is to be seen of it"
+  )
 
 
 def table(results: Results, columns: Sequence[Column] = COLUMNS) -> str:
@@ -199,10 +231,12 @@ def summary(results: Results) -> str:
   exact = measured(results, EXACT_COLUMNS)
   compared = {"methods": results.get("comparison") or {}}
   columns = measured(compared, COMPARED_COLUMNS)
+  evidence = results.get("log_evidence") or {}
+  least = f"; {_worst(evidence)}" if evidence.get("cell") else ""
   return "\n".join(
     [
       f"{name}, seed {results['seed']}, gamma {gamma}",
-      f"log Z       {number(results.get('log_evidence'))} nats",
+      f"log Z       {number(results.get('log_evidence'))} nats{least}",
       f"classifier  {judged or DASH}",
       "",
       table(results, main_columns(results)),

@@ -146,19 +146,30 @@ def reliability(
 
 
 def gap_heat_maps(
-  tables: Mapping[str, np.ndarray], *, control_names: Sequence[str]
+  tables: Mapping[str, np.ndarray],
+  *,
+  control_names: Sequence[str],
+  bounds: np.ndarray | None = None,
 ) -> Figure:
-  """Tables [Y, C] in nats, one above the other; NaN leaves a cell empty."""
+  """Tables [Y, C], one above the other; what is not finite leaves a gap.
+
+  Args:
+    tables: by title; in nats, but for numbers of samples.
+    control_names: of the Y rows.
+    bounds: of which cells what is in nats is a lower bound, [Y, C].
+  """
   rows = len(control_names)
   height = len(tables) * (0.36 * rows + 0.55) + 0.4
   fig = Figure((WIDTH, height), layout="constrained")
   panels = fig.subplots(len(tables), 1, squeeze=False)[:, 0]
   for ax, (name, table), cmap in zip(
-    panels, tables.items(), ("Oranges", "Blues_r"), strict=False
+    panels, tables.items(), ("Oranges", "Blues_r", "Greens"), strict=False
   ):
-    draw_matrix(ax, table, "{:.2f}", cmap=cmap)
-    low, high = np.nanmin(table), np.nanmax(table)
-    title = f"{name}, from {low:.2f} to {high:.2f} nats"
+    counts = "samples" in name
+    text, unit = ("{:,.0f}", "") if counts else ("{:.2f}", " nats")
+    draw_matrix(ax, table, text, cmap=cmap, bounds=None if counts else bounds)
+    ends = (text.format(end(table)) for end in (np.nanmin, np.nanmax))
+    title = f"{name}, from {' to '.join(ends)}{unit}"
     ax.set_title(title.replace("-", "−"))
     ax.set_yticks(range(rows), control_names)
     ax.xaxis.set_major_locator(MaxNLocator(24, integer=True))

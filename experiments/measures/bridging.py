@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds log Z where samples of the pre-trained model do not know it.
+
+Chains between that model and the policy are sampled of those (c, y) alone, so
+that a run whose samples show every y pays nothing.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from jax.sharding import Mesh
+
+from ctrl_jax import bridge
+from ctrl_jax.policy import Policy
+from ctrl_jax.types import Params, RewardFn
+from experiments.measures import evidence
+from experiments.measures.evaluation import Chains, Reference, run_chains
+from experiments.measures.evidence import Crossings
+from experiments.problems.problem import Problem
+
+
+def log_weights(problem: Problem, chains: Chains, gamma: float) -> np.ndarray:
+  """log w of a policy's chains [m, C, Y], nats; -inf: of one that diverged."""
+  log_w = gamma * chains.log_likelihood + chains.log_ratio
+  log_w = np.where(log_w < np.inf, log_w, -np.inf)  # NaN is not less either
+  return log_w.reshape(-1, problem.num_conditions, problem.num_controls)
+
+
+def held_against(
+  problem: Problem,
+  reference: Reference,
+  chains: Chains,
+  cross: Callable[..., Crossings],
+) -> Reference:
+  """The reference with log Z found anew where its samples do not know it.
+
+  Args:
+    problem: gives every (c, y).
+    reference: samples of the pre-trained chain.
+    chains: of a policy, which may refute log Z.
+    cross: (cells=doubtful ones [C, Y]) -> chains of them; see `crossings`.
+  """
+  found, log_p = reference.evidence, reference.log_likelihood
+  log_w = log_weights(problem, chains, found.gamma)
+  cells = evidence.doubtful(problem, found, log_w)
+  if cells.any():
+    found = evidence.bridged(found, log_p, cross(cells=cells))
+  return reference._replace(evidence=found)
+
+
+def crossings(
+  problem: Problem,
+  policy: Policy,
+  control: Params,
+  reward_fn: RewardFn,
+  *,
+  cells: np.ndarray,
+  gamma: float,
+  num: int,
+  seed: int,
+  chunk: int,
+  mesh: Mesh,
+) -> Crossings:
+  """Chains of every share of the control; see `ctrl_jax.bridge`.
+
+  Args:
+    problem: gives the kernel.
+    policy: whose control is shared out.
+    control: its parameters.
+    reward_fn: log p(y | x, c).
+    cells: of which (c, y) [C, Y].
+    gamma: guidance strength.
+    num: chains of each of these, divided among the shares.
+    seed: of their noise.
+    chunk: chains at a time.
+    mesh: all devices.
+  """
+
+  def function(control, chain_keys, labels):
+    c, y, share = labels
+    found = bridge.cross(
+      policy,
+      control,
+      chain_keys,
+      problem.kernel,
+      c,
+      y,
+      share=share,
+      sample_shape=problem.sample_shape,
+    )
+    return reward_fn(found.x, c, y), found.slope, found.cost
+
+  c, y = np.nonzero(cells)
+  shape = (len(bridge.SHARES), max(num // len(bridge.SHARES), 2), len(c))
+  shares = np.asarray(bridge.SHARES, np.float32)[:, None, None]
+  rows = (
+    np.broadcast_to(column, shape).ravel()
+    for column in (c.astype(np.int32), problem.controls[y], shares)
+  )
+  log_p, slope, cost = (
+    a.reshape(shape)
+    for a in run_chains(
+      function,
+      control,
+      tuple(rows),
+      seed=seed,
+      name="bridge",
+      chunk=chunk,
+      mesh=mesh,
+    )
+  )
+  log_u = bridge.log_weights(log_p, slope, cost, gamma=gamma)
+  return Crossings(cells, np.asarray(log_u), log_p)
