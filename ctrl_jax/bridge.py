@@ -117,5 +117,5 @@ def log_evidence(log_u: Float[Array, "shares n *cells"]) -> Estimate:
   """log Z by (3), and its standard error: chains of a share are one stratum."""
   flat = log_u.reshape(-1, *log_u.shape[2:])
   mean = jax.nn.logsumexp(flat, axis=0) - jnp.log(len(flat))
-  strata = jax.vmap(mean_estimate)(jnp.exp(log_u - mean))
+  strata = jax.vmap(mean_estimate)(jnp.exp(log_u - mean[None, None]))
   return Estimate(mean, jnp.sqrt((strata.stderr**2).sum(0)) / len(log_u))

@@ -4,7 +4,6 @@
 import numpy as np
 import pytest
 
-from ctrl_jax.metrics import Estimate
 from experiments.measures import scores
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
@@ -35,8 +34,9 @@ def test_factors_are_judged_by_themselves():
   cells = Cells(measured, log_weights, np.zeros((N, C, Y)))
   exact = Cells(measured, np.zeros((N, C, Y)), np.zeros((N, C, Y)))
   method = Method(cells, None, None, None, None, 1, 0)
-  log_z = Estimate(np.zeros(()), np.zeros(()))
-  found = scores.score(method, looking, exact, log_z, gamma=1.0, seed=0)
+  found = scores.score(
+    method, looking, exact, None, names=(), gamma=1.0, seed=0
+  )
   lost = 1 / 8 / (C * Y)  # of the one of NaN
   assert found["oracle_accuracy"]["mean"] == pytest.approx(1 / 4 - lost)
   assert found["oracle_accuracy_1"]["mean"] == pytest.approx(1 - lost)
@@ -46,6 +46,54 @@ def test_factors_are_judged_by_themselves():
   # 2 TP / (asked + seen), a quarter of 16 right; half a sample of 0 is lost.
   f1 = (2 * 3.5 / 31 + 2 * 4 / 32 + 2 * 4 / 32) / 3
   assert found["macro_f1_2"] == pytest.approx(f1)
+
+
+def judged(samples, reference, log_weights, *, of_reference):
+  """scores.score of weighed samples, the exact target being those given."""
+  looking = Instruments(
+    lambda x: np.eye(Y)[np.zeros(len(x), int)],
+    lambda x: np.zeros(len(x), int),
+    lambda x: x,
+    {},
+    SIZES,
+  )
+  exact = Cells(reference, log_weights, log_weights)
+  zeros = np.zeros(samples.shape[:3])
+  weights = log_weights if of_reference else zeros
+  method = Method(
+    Cells(samples, weights, zeros), None, None, None, None, 1, 0, of_reference
+  )
+  return scores.score(method, looking, exact, None, names=(), gamma=1, seed=0)
+
+
+def test_the_target_is_at_no_distance_from_itself_and_from_samples_of_it():
+  """Resampling by weights would set both apart, by 0.01 and more."""
+  rng, found = np.random.default_rng(0), []
+  for _ in range(12):
+    x = np.repeat(rng.standard_normal((300, C, 1, 2)), Y, axis=2)
+    log_weights = 1.2 * x[..., 0]
+    shifted = rng.standard_normal((100, C, Y, 2)) + [1.2, 0]
+    found.append(
+      [
+        judged(samples, x, log_weights, of_reference=own)["fidelity"]
+        for samples, own in ((x, True), (shifted, False))
+      ]
+    )
+  means, errors = np.mean(found, 0), np.std(found, 0, ddof=1) / 12**0.5
+  assert (np.abs(means) < 3.5 * errors).all()
+  assert (errors < 0.004).all()
+
+
+def test_a_sample_that_diverged_is_counted_and_never_right():
+  x = np.zeros((8, C, Y, 2))
+  x[0, 0, 0], x[1, 1, 0], x[2, 0, 1] = np.nan, np.inf, np.nan
+  found = judged(x, np.zeros_like(x), np.zeros((8, C, Y)), of_reference=False)
+  assert found["not_finite"] == 3
+  # Both judges call everything y = 0; two of those 16 are no samples.
+  for name in ("oracle_accuracy", "independent_accuracy"):
+    value = found[name]
+    value = value["mean"] if isinstance(value, dict) else value
+    assert value == pytest.approx(14 / (8 * C * Y))
 
 
 def test_they_are_printed_where_there_are_several():

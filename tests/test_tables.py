@@ -47,12 +47,17 @@ def test_further_measurements_of_the_page(results):
     "objective J": "-1.558",
     "macro F1 %": "88.1",
     "MMD²": "0.0023",
-    "Pareto k": "–",
+    "worst Pareto k": "–",
+    "effective": "–",
+    "of": "–",
     "diversity": "4.210",
     "reward queries": "128,000",
     "training (s)": "141.7",
     "sampling (s)": "2.3",
   }
+
+
+TABLE = [[-1.0, -2.0], [-30.0, -1.5], [-1.0, -1.0]]
 
 
 @pytest.mark.parametrize(
@@ -87,21 +92,47 @@ def test_summary_of_little_is_dashes(results):
 
 def test_weights_that_cannot_be_trusted_are_named(results):
   assert tables.warnings(results) == []
-  results["methods"]["ctrl_resampled"]["pareto_k"] = 0.83
-  results["methods"]["pretrained_resampled"]["pareto_k"] = 0.69
+  results["log_evidence"]["table"] = TABLE
+  worst = {"pareto_k": 0.83, "effective": 4.2, "cell": "c = 2, y = 1"}
+  results["methods"]["ctrl_resampled"] |= {**worst, "doubtful": 2}
+  results["methods"]["pretrained_resampled"] |= {**worst, "doubtful": 0}
   (line,) = tables.warnings(results)
-  assert line.startswith("ctrl_resampled: Pareto k = 0.83")
+  assert line.startswith("ctrl_resampled: the weights of 2 of 6 (c, y) cannot")
+  assert "c = 2, y = 1: 4 effective samples, Pareto k 0.83" in line
   assert line in tables.summary(results)
+  assert "c = 2, y = 1" in tables.table(results, tables.MORE_COLUMNS)
 
 
-def test_a_log_z_that_a_policy_refuted_is_named(results):
-  table = [[-1.0, -2.0], [-30.0, -1.5], [-1.0, -1.0]]
-  results["log_evidence"] |= {"table": table, "refuted": 0}
+def test_a_log_z_that_is_not_known_is_a_bound_wherever_it_is_printed(results):
+  worst = {"pareto_k": None, "effective": 1.0, "cell": "c = 1, y = 0"}
+  results["log_evidence"] |= {"table": TABLE, "bound": False, **worst}
   assert tables.warnings(results) == []
-  results["log_evidence"]["refuted"] = 1
+  assert "least known of c = 1, y = 0" in tables.summary(results)
+  results["log_evidence"] |= {"bound": True, "doubtful": 1}
+  results["methods"]["ctrl"]["gap"]["bound"] = True
   (line,) = tables.warnings(results)
   assert line.startswith("log Z of 1 of 6 (c, y) is a lower bound")
-  assert line in tables.summary(results)
+  assert "c = 1, y = 0: 1 effective samples, Pareto k –" in line
+  summary = tables.summary(results)
+  assert line in summary
+  assert "≥ -1.427 ± 0.006 nats" in summary
+  assert "≥ 0.131 ± 0.011" in summary
+
+
+def test_a_gap_below_zero_says_why(results):
+  gap = {"mean": -0.02, "stderr": 0.01}
+  results["methods"]["ctrl"]["gap"] = gap
+  (line,) = tables.warnings(results)
+  assert line.startswith("ctrl: a gap below zero is noise, 2.0 standard errors")
+  results["methods"]["ctrl"]["gap"] = gap | {"bound": True}
+  (line,) = tables.warnings(results)
+  assert "log Z that is a lower bound" in line
+
+
+def test_samples_that_are_not_finite_are_counted(results):
+  results["methods"]["ctrl"]["not_finite"] = 3
+  (line,) = tables.warnings(results)
+  assert line.startswith("ctrl: 3 samples are not finite")
 
 
 def test_distances_are_printed_where_they_were_measured(results):

@@ -7,6 +7,7 @@ that a run whose samples show every y pays nothing.
 
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -109,5 +110,7 @@ def crossings(
       mesh=mesh,
     )
   )
-  log_u = bridge.log_weights(log_p, slope, cost, gamma=gamma)
+  log_u = bridge.log_weights(
+    *map(jnp.asarray, (log_p, slope, cost)), gamma=gamma
+  )
   return Crossings(cells, np.asarray(log_u), log_p)

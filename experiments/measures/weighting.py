@@ -38,7 +38,7 @@ def mean(values: np.ndarray, log_weights: np.ndarray) -> np.ndarray:
   What weighs nothing adds nothing, whatever its value.
   """
   weights = normalised(log_weights)
-  return np.where(weights == 0, 0, weights * values).sum(0)
+  return (weights * np.where(weights == 0, 0, values)).sum(0)
 
 
 def estimate(values: np.ndarray, cells: Cells) -> Estimate:
@@ -51,7 +51,8 @@ def estimate(values: np.ndarray, cells: Cells) -> Estimate:
   """
   weights = normalised(cells.log_weights)
   means = mean(values, cells.log_weights)
-  influence = np.where(weights == 0, 0, weights * (values - means)).sum(2)
+  offset = np.where(weights == 0, 0, values - means)
+  influence = (weights * offset).sum(2)
   groups = influence.reshape(-1, cells.together, influence.shape[1]).sum(1)
   n = len(groups)
   variance = (groups**2).sum() * n / max(n - 1, 1)
