@@ -21,7 +21,7 @@ MAX_LINES = 260
 LIBRARY = """
 types, sde metrics parallel nearest, kernels learner models datasets checkpoint,
 sampling linear_quadratic, paths, rewards policy,
-steering transitions composition, objectives guidance, stable_diffusion
+steering transitions composition, objectives guidance bridge, stable_diffusion
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """

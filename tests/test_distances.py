@@ -66,7 +66,6 @@ def test_exact_samples_are_as_near_as_can_be(mixture_case):
   known = measure(*mixture_case)
   found = known.methods["ctrl"]
   assert 0.6 < found["sliced_wasserstein_ratio"] < 1.5
-  assert abs(found["mmd2"]) < 5e-3
   assert found["mode_weights_error"] < 0.02
   assert found["rarest_mode_kept"] > 0.7
 
@@ -78,7 +77,6 @@ def test_a_shift_is_seen(mixture_case):
   found = known.methods["ctrl"]
   # |shift| sqrt(1/d) = 0.5 per direction, root mean square.
   np.testing.assert_allclose(found["sliced_wasserstein"], 0.5, atol=3 * floor)
-  assert found["mmd2"] > 0.02
 
 
 def test_a_lost_mode_is_seen(mixture_case):

@@ -17,7 +17,13 @@ from ctrl_jax import nearest
 from ctrl_jax.types import Params
 from experiments.baselines import candidates
 from experiments.baselines.candidates import Candidate
-from experiments.measures import distances, evaluation, methods, scores
+from experiments.measures import (
+  distances,
+  evaluation,
+  evidence,
+  methods,
+  scores,
+)
 from experiments.measures.evaluation import Reference
 from experiments.runtime import workdir
 from experiments.training.pretraining import Learned, Run
@@ -63,14 +69,14 @@ def _judge(
   pair = {"pretrained_resampled": target, "ctrl": method}
   known = distances.measure(this.problem, pair, seed=seed).methods
   kl = method.path_kl
-  if method.gap is not None and kl is not None and np.isfinite(kl):
-    found = nearest.nearest_gamma(
-      kl,
-      np.asarray(method.cells.log_likelihood),
-      reference.log_likelihood,
-    )
+  given, log_p = method.cells.log_likelihood, reference.log_likelihood
+  finite = all(np.isfinite(v).all() for v in (given, log_p, kl or 0.0))
+  if method.gap is not None and kl is not None and finite:
+    found = nearest.nearest_gamma(kl, given, log_p)
     if found.gamma < nearest.GAMMA_MAX:
-      entry["nearest_gamma"], entry["nearest_gap"] = found
+      sure = evidence.trust(found.gamma * log_p, log_p).known
+      entry["nearest_gamma"] = found.gamma
+      entry["nearest_gap"] = {"mean": found.gap, "bound": not sure.all()}
   return {
     "method": candidate.method,
     "setting": candidate.setting,

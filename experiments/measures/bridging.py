@@ -111,6 +111,6 @@ def crossings(
     )
   )
   log_u = bridge.log_weights(
-    *map(jnp.asarray, (log_p, slope, cost)), gamma=gamma
+    jnp.asarray(log_p), jnp.asarray(slope), jnp.asarray(cost), gamma=gamma
   )
   return Crossings(cells, np.asarray(log_u), log_p)

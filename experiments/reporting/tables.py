@@ -167,7 +167,8 @@ def warnings(results: Results) -> list[str]:
       "evaluate.num_bridge, evaluate.num_reference or control.num_steps, and "
       "see docs/exactness.md"
     )
-  for name, method in results["methods"].items():
+  compared = results.get("comparison") or {}
+  for name, method in (*results["methods"].items(), *compared.items()):
     gap = method.get("gap") or {}
     if (gap.get("mean") or 0) < 0:
       lines.append(f"{name}: a gap below zero is {_why_negative(gap)}")
