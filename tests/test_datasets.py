@@ -141,7 +141,14 @@ def test_bins_hold_equal_shares_and_edges_go_up():
   ("values", "num_bins", "message"),
   [
     (np.arange(9.0), 1, "at least 2"),
-    (np.ones(9), 4, "too many equal"),
+    (np.ones(9), 4, "values from 1 to 1, many of them equal: edges .* leave"),
+    (
+      np.r_[np.zeros(30), 1:71],
+      4,
+      r"4 bins .* 100 values from 0 to 70, .* leave \[0, 50, 25, 25\]; use few",
+    ),
+    (np.r_[0.0, 1, np.full(28, 2), 3:33], 3, r"leave \[2, 38, 20\]"),
+    (np.arange(3.0), 4, r"leave \[1, 0, 1, 1\]"),
     (np.array([0.0, np.nan]), 2, "finite"),
   ],
 )

@@ -66,6 +66,13 @@ def test_labels_are_bins_of_the_true_size(files, tmp_path):
   assert problem.label(bad).tolist() == [labels[0], -1, labels[2]]
 
 
+def test_garments_of_which_there_are_none_are_refused(files, tmp_path):
+  config = config_of(files, **{"data.num_images": 18})
+  told = r"18 images have \[2, 2, 2, 2, 2, 2, 2, 2, 1, 1\] of each class c"
+  with pytest.raises(ValueError, match=told):
+    families.make(config, tmp_path)
+
+
 def test_two_factors_share_no_labelled_image(files, tmp_path):
   config = config_of(files, "two_factors")
   problem = families.make(config, tmp_path)

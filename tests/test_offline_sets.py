@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs with few labelled examples, and methods that learn from them."""
 
+import contextlib
 import json
 import math
 
@@ -21,6 +22,36 @@ def test_few_pairs_are_part_of_the_many():
     assert set(calibration) <= set(pieces[1])
   assert sum(map(len, factor.offline(0))) == 800
   assert [len(part) for part in factor.offline(50)] == [37, 13]
+
+
+# Images 0 ... 29 train one classifier, 30 ... 39 calibrate it, 40 ... 49 test
+# it; the second learns from 30 ... 49, and halves of the rest are the others.
+@pytest.mark.parametrize(
+  ("ones", "num_pairs", "counts"),
+  [
+    ([0, 16, 30, 40], 0, None),  # the least that will do
+    ([0, 30, 40, 41], 0, "[29, 1] .* [9, 1] .* [8, 2]"),  # one to learn from
+    ([0, 16, 40, 41], 0, "[28, 2] .* [10, 0] .* [8, 2]"),
+    ([0, 16, 30, 31], 0, "[28, 2] .* [8, 2] .* [10, 0]"),
+    ([0, 1, 30, 40], 0, "[18, 2] .* [13, 2] .* [15, 0]"),  # of the second
+    ([0, 16, 30, 40], 8, "[5, 1] .* [1, 1] .* [9, 1]"),  # of the few in use
+  ],
+)
+def test_labels_that_a_set_lacks_are_refused(ones, num_pairs, counts):
+  values = np.zeros(50, np.float32)
+  values[ones] = 1
+  factor = Factor(
+    quantity=QUANTITIES["ink"],
+    edges=np.array([0.5]),
+    splits=tuple(np.split(np.arange(50), [30, 40])),
+  )
+  refused = contextlib.nullcontext()
+  if counts:
+    escaped = counts.replace("[", r"\[")
+    told = f"ink .* 0 to 1 .*0.5.* have {escaped} to test it, .*: change this"
+    refused = pytest.raises(ValueError, match=told)
+  with refused:
+    factor.check(values, fields="this", num_pairs=num_pairs)
 
 
 @pytest.mark.long

@@ -119,6 +119,30 @@ def test_one_factor_has_all_images_in_their_order(
   assert (tmp_path / "labels.npz").exists()
 
 
+@pytest.mark.parametrize(
+  ("edges", "train"),
+  [((-110.0, -85.0, -60.0), [0, 0, 0, 24]), ((-1.0, 0.0, 1.0), [0, 24, 0, 0])],
+)
+def test_bounds_that_leave_bins_empty_are_refused(
+  folder: pathlib.Path,
+  tmp_path: pathlib.Path,
+  edges: tuple[float, ...],
+  train: list[int],
+) -> None:
+  config = sd15_compressibility.get_config("tiny")
+  config.data.edges = edges
+  images = photographs(folder)
+  quantities = stable_labels.quantities(config, None, tmp_path)
+  with pytest.raises(ValueError) as error:
+    stable_labels.label(images, quantities, config, tmp_path)
+  values = jpeg.compressibility(images[np.arange(NUM)])
+  assert (
+    f"{NUM} values from {values.min():.6g} to {values.max():.6g} the bins with "
+    f"edges {list(edges)} have {train} to train a classifier"
+  ) in str(error.value)
+  assert "change data.edges, or give more images" in str(error.value)
+
+
 def test_scores_of_other_weights_have_another_name(
   folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

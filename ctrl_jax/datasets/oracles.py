@@ -66,6 +66,8 @@ def slant(images: Images) -> Float[Array, "n"]:
 def quantile_edges(values: Values, num_bins: int) -> Float[np.ndarray, "edges"]:
   """Inner edges of bins that hold equal shares of the values.
 
+  Equal values have one bin, so that shares differ where there are ties.
+
   Args:
     values: measurements [N].
     num_bins: number of bins, at least 2.
@@ -75,7 +77,7 @@ def quantile_edges(values: Values, num_bins: int) -> Float[np.ndarray, "edges"]:
 
   Raises:
     ValueError: num_bins < 2, values that are not finite, or so many equal
-      ones that two edges coincide.
+      ones, or so few at all, that a bin has less than half its share.
   """
   values = np.asarray(values)
   if num_bins < 2:
@@ -84,9 +86,12 @@ def quantile_edges(values: Values, num_bins: int) -> Float[np.ndarray, "edges"]:
     raise ValueError("values must be finite")
   shares = np.arange(1, num_bins) / num_bins
   edges = np.quantile(values, shares).astype(np.float32)
-  if not np.all(np.diff(edges) > 0):
+  counts = np.bincount(np.asarray(bin_of(values, edges)), minlength=num_bins)
+  if 2 * num_bins * counts.min() < len(values):
     raise ValueError(
-      f"too many equal values for {num_bins} bins: edges {edges.tolist()}"
+      f"{num_bins} bins cannot hold equal shares of {len(values)} values from "
+      f"{values.min():.6g} to {values.max():.6g}, many of them equal: edges "
+      f"{edges.tolist()} leave {counts.tolist()}; use fewer bins"
     )
   return edges
 

@@ -19,15 +19,19 @@ from ctrl_jax.datasets import fashion_mnist, jpeg, labelled, oracles
 from ctrl_jax.models.dit import DiT
 from ctrl_jax.types import Params
 from experiments.problems.factors import (
+  FEWEST,
   Factor,
   Quantity,
   control_names,
+  count,
+  equal_shares,
   joint_label,
 )
 from experiments.problems.problem import Problem, make_kernel, make_sde
 from experiments.runtime import downloads
 
 FRACTIONS = (0.6, 0.2, 0.2)  # of labelled pairs: train, calibration, test
+NUM_CONDITIONS = 10
 
 
 QUANTITIES = {
@@ -121,7 +125,17 @@ def fashion(config: ConfigDict, workdir: pathlib.Path) -> Images:
 def _problem(
   config: ConfigDict, images: np.ndarray, conditions: np.ndarray
 ) -> Images:
-  """The problem of ten classes of images that config.data describes."""
+  """The problem of ten classes of images that config.data describes.
+
+  Raises:
+    ValueError: too few images of a class, or of a bin.
+  """
+  classes = count(conditions, NUM_CONDITIONS)
+  if min(classes) < FEWEST:
+    raise ValueError(
+      f"the {len(images)} images have {classes} of each class c, and {FEWEST} "
+      "are the fewest: give more images (data.num_images, data.dir)"
+    )
   names = filter(None, (config.data.control, config.data.second_control))
   factors = _factors(config, images, [QUANTITIES[name] for name in names])
   sizes = [factor.num_labels for factor in factors]
@@ -133,7 +147,7 @@ def _problem(
     factors=factors,
     sample_shape=images.shape[1:],
     controls=np.arange(math.prod(sizes), dtype=np.int32),
-    num_conditions=10,
+    num_conditions=NUM_CONDITIONS,
     bound=1.0,
     measure=only.quantity.measure if only else None,
     edges=only.edges if only else np.zeros(0),
@@ -141,7 +155,7 @@ def _problem(
     control_names=control_names(sizes),
     sde=sde,
     kernel=make_kernel(config.kernel, sde),
-    network=DiT(num_classes=10, **config.model),
+    network=DiT(num_classes=NUM_CONDITIONS, **config.model),
   )
 
 
@@ -154,7 +168,13 @@ def _factors(
   factors = []
   for i, quantity in enumerate(quantities):
     values = np.asarray(quantity.measure(jnp.asarray(images)))
-    edges = oracles.quantile_edges(values, config.data.num_controls)
+    edges = equal_shares(values, config.data.num_controls)
     splits = tuple(pieces[3 * i : 3 * i + 3])
-    factors.append(Factor(quantity=quantity, edges=edges, splits=splits))
+    factor = Factor(quantity=quantity, edges=edges, splits=splits)
+    factor.check(
+      values,
+      fields="data.num_controls or data.num_pairs",
+      num_pairs=config.data.num_pairs,
+    )
+    factors.append(factor)
   return tuple(factors)

@@ -26,10 +26,11 @@ from ctrl_jax.models.aesthetic import load as load_head
 from ctrl_jax.stable_diffusion import embedder, folders
 from ctrl_jax.stable_diffusion.embedder import Embedder
 from experiments.problems import tiny_model
-from experiments.problems.factors import Factor, Quantity
+from experiments.problems.factors import Factor, Quantity, equal_shares
 from experiments.problems.instruments import in_chunks
 
 CHUNK = 64  # images that CLIP sees at a time
+PREFIXES = ("", "second_")  # of the fields of config.data about a quantity
 COMPRESSIBILITY = Quantity(
   f"compressibility: -(kB as JPEG of quality {jpeg.QUALITY})",
   jpeg.compressibility,
@@ -78,7 +79,7 @@ def quantities(
       named; or bounds that do not make as many bins as there are labels.
   """
   found = []
-  for prefix in ("", "second_"):
+  for prefix in PREFIXES:
     name, edges = (config.data[prefix + n] for n in ("quantity", "edges"))
     if not name:
       continue
@@ -109,52 +110,50 @@ def label(
     workdir: where measurements are kept.
 
   Raises:
-    ValueError: no image can be used, or too many have the same value.
+    ValueError: no image can be used, or too few have a label.
   """
   shares = labelled.split(
     len(images),
     seed=config.seed,
     fractions=[1 / len(measured)] * len(measured),
   )
-  bounds = (config.data.edges, config.data.second_edges)
-  files = ("labels.npz", "second_labels.npz")
   return tuple(
-    _label(
-      images.subset(np.sort(rows)), quantity, edges, config, workdir / file
-    )
-    for rows, quantity, edges, file in zip(
-      shares, measured, bounds, files, strict=False
-    )
+    _label(images.subset(np.sort(rows)), quantity, prefix, config, workdir)
+    for rows, quantity, prefix in zip(shares, measured, PREFIXES, strict=False)
   )
 
 
 def _label(
   images: ImageFolder,
   quantity: Quantity,
-  bounds: Sequence[float],
+  prefix: str,
   config: ConfigDict,
-  cache: pathlib.Path,
+  workdir: pathlib.Path,
 ) -> Labelled:
   """A quantity as a factor of y; without bounds its bins have equal shares."""
   found = measurements.measure(
     images,
     {quantity.name: quantity.measure},
-    cache=cache,
+    cache=workdir / f"{prefix}labels.npz",
     progress=functools.partial(tqdm.tqdm, desc="labels", leave=False),
   )
   if found.skipped:
     print(f"warning: {found.skipped_line()}", file=sys.stderr)
   values = found.values[quantity.name]
+  bounds = config.data[prefix + "edges"]
   edges = np.array(bounds, np.float32)
   if not edges.size:
-    edges = oracles.quantile_edges(values, config.data.num_controls)
-  return Labelled(
+    edges = equal_shares(values, config.data.num_controls)
+  factor = Labelled(
     quantity=quantity,
     edges=edges,
     splits=tuple(labelled.split(len(values), seed=config.seed)),
     images=found.images,
     labels=np.asarray(oracles.bin_of(jnp.asarray(values), jnp.asarray(edges))),
   )
+  fields = f"data.{prefix}edges" if len(bounds) else "data.num_controls"
+  factor.check(values, fields=fields, num_pairs=0)
+  return factor
 
 
 def _clip_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:

@@ -177,8 +177,7 @@ def classifier(this: Run, problem: Images, stage: str) -> Judge:
     test = factor.splits[2]
     train, calibration = factor.offline(this.config.data.num_pairs)
     if stage == "independent":
-      calibration, test = np.array_split(factor.splits[0], 2)
-      train = np.concatenate(factor.splits[1:])
+      train, calibration, test = factor.watched()
     several = len(problem.factors) > 1
     labels = factor.label(problem.images)
     rewards.check_labels(labels, factor.num_labels, name="y")

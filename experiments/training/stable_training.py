@@ -78,12 +78,8 @@ def classifier(this: Run, problem: StableDiffusion, stage: str) -> Judge:
 
 def _of_factor(this: Run, factor: Labelled, stage: str, name: str) -> Judge:
   """The classifier of one factor, of images."""
-  config, (train, calibration, test) = this.config[stage], factor.splits
-  if stage == "independent":
-    train, (calibration, test) = (
-      np.concatenate([calibration, test]),
-      np.array_split(train, 2),
-    )
+  sets = factor.watched() if stage == "independent" else factor.splits
+  config, (train, calibration, test) = this.config[stage], sets
   judge = judges.train(
     factor.seen,
     factor.labels,
