@@ -1,20 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of images: what is found, how it is cropped, what is refused."""
+"""Folders of images: what is found, and what is read of it."""
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ctrl_jax.datasets import image_folder, labelled
 from ctrl_jax.datasets.image_folder import Unusable
 from tests import toy_photographs
-
-
-def only(folder, name, image, *, size=16, **options):
-  """What is read of the one image of a folder, as bytes."""
-  image.save(folder / name, **options)
-  (found,) = image_folder.find(folder, size=size)[[0]]
-  return np.rint((found + 1) * 127.5).astype(int)
 
 
 def test_images_are_found_below_and_sorted(tmp_path):
@@ -35,6 +27,23 @@ def test_images_are_found_below_and_sorted(tmp_path):
   np.testing.assert_array_equal(few.stamps[1], images.stamps[0])
 
 
+def test_files_of_other_kinds_are_counted(tmp_path):
+  toy_photographs.write(tmp_path, {"a.png": (20, 20)})
+  assert image_folder.find(tmp_path, size=16).others_line() == ""
+  for name in ("1.HEIC", "2.heic", "a.txt", "b.txt", "3.heic", "LICENSE"):
+    (tmp_path / name).write_text("no image")
+  for name in (".DS_Store", "._a.png"):
+    (tmp_path / name).write_text("no image")
+  images = image_folder.find(tmp_path, size=16)
+  told = "3 .heic, 2 .txt, 1 without a suffix"
+  assert images.names == ("a.png",)
+  assert images.others_line() == f"passed over in {tmp_path}: {told}"
+  for i in range(4):
+    (tmp_path / f"a.{i}").touch()
+  line = image_folder.find(tmp_path, size=16).others_line()
+  assert line.endswith(", 2 others")
+
+
 def test_links_are_followed_once(tmp_path):
   toy_photographs.write(tmp_path, {"real/a.png": (20, 20)})
   folder = tmp_path / "set"
@@ -53,108 +62,6 @@ def test_finding_reads_no_file(tmp_path):
   assert len(images) == 2
   with pytest.raises(Unusable, match="a.jpg: cannot identify image file$"):
     images[[0]]
-
-
-def test_image_of_the_size_asked_for_comes_back_bit_for_bit(tmp_path):
-  pixels = toy_photographs.pixels(16, 16, seed=0)
-  found = only(tmp_path, "a.png", Image.fromarray(pixels))
-  np.testing.assert_array_equal(found, pixels)
-
-
-@pytest.mark.parametrize("shape", [(16, 46), (46, 16), (32, 64), (40, 30)])
-def test_shorter_side_is_resized_and_the_longer_one_cut(tmp_path, shape):
-  image = Image.fromarray(toy_photographs.pixels(*shape, seed=1))
-  found = only(tmp_path, "a.png", image)
-  height, width = (round(16 * n / min(shape)) for n in shape)
-  resized = image.resize((width, height), Image.Resampling.BICUBIC)
-  top, left = (height - 16) // 2, (width - 16) // 2
-  expected = np.asarray(resized)[top : top + 16, left : left + 16].astype(int)
-  if shape == (40, 30):  # 16 of 21.3 rows: the cut falls between two
-    assert np.abs(found - expected).mean() < 8
-  else:
-    np.testing.assert_array_equal(found, expected)
-
-
-def test_orientation_is_that_of_the_tag(tmp_path):
-  pixels = toy_photographs.pixels(24, 16, seed=2)
-  exif = Image.Exif()
-  exif[0x0112] = 6  # to be shown after a quarter turn to the right
-  turned = Image.fromarray(np.ascontiguousarray(np.rot90(pixels)))
-  found = only(tmp_path, "a.png", turned, exif=exif)
-  np.testing.assert_array_equal(found, pixels[4:20])
-
-
-def test_transparency_is_white_and_grey_has_three_channels(tmp_path):
-  pixels = toy_photographs.pixels(16, 16, seed=3)
-  alpha = np.zeros((16, 16, 1), np.uint8)
-  alpha[:8] = 255
-  rgba = Image.fromarray(np.concatenate([pixels, alpha], -1))
-  found = only(tmp_path, "a.png", rgba)
-  np.testing.assert_array_equal(found[:8], pixels[:8])
-  assert (found[8:] == 255).all()
-  grey = only(tmp_path, "a.png", Image.fromarray(pixels[..., 0]))
-  np.testing.assert_array_equal(grey, np.repeat(pixels[..., :1], 3, -1))
-
-
-@pytest.mark.parametrize("mode", ["P", "LA", "CMYK", "1"])
-def test_other_modes_are_converted(tmp_path, mode):
-  image = Image.fromarray(toy_photographs.pixels(16, 16, seed=4)).convert(mode)
-  found = only(tmp_path, "a.tif", image)
-  np.testing.assert_array_equal(found, np.asarray(image.convert("RGB")))
-
-
-@pytest.mark.parametrize("quarters", [0, 1])
-def test_large_jpeg_decoded_at_a_fraction_looks_the_same(tmp_path, quarters):
-  pixels = toy_photographs.pixels(600, 800, seed=5)
-  exif = Image.Exif()
-  exif[0x0112] = (1, 8)[quarters]  # to be shown after a quarter turn, or none
-  options = {"size": 64, "quality": 95, "exif": exif}
-  jpeg = only(tmp_path, "a.jpg", Image.fromarray(pixels), **options)
-  (tmp_path / "a.jpg").unlink()
-  shown = Image.fromarray(np.rot90(pixels, quarters).copy())
-  png = only(tmp_path, "a.png", shown, size=64)
-  assert np.abs(jpeg - png).mean() < 2
-
-
-def _damage(path, kind):
-  Image.fromarray(toy_photographs.pixels(32, 32, seed=6)).save(path)
-  content = path.read_bytes()
-  if kind == "truncated":
-    path.write_bytes(content[: len(content) // 2])
-  if kind == "empty":
-    path.write_bytes(b"")
-  if kind == "deep":
-    Image.fromarray(np.zeros((32, 32), np.uint16)).save(path, "PNG")
-  if kind == "small":
-    Image.fromarray(toy_photographs.pixels(40, 7, seed=7)).save(path)
-  if kind == "link":
-    path.unlink()
-    path.symlink_to(path.with_name("gone"))
-
-
-@pytest.mark.parametrize(
-  ("kind", "message"),
-  [
-    ("truncated", "(?i:truncated)"),
-    ("empty", "cannot identify"),
-    ("deep", "mode I;16, not of 8 bits"),
-    ("small", "7x40 pixels, fewer than 8"),
-    ("link", "a link to nothing"),
-  ],
-)
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_what_cannot_be_used_is_named(tmp_path, kind, message, suffix):
-  path = tmp_path / f"photo.{suffix}"
-  _damage(path, kind)
-  images = image_folder.find(tmp_path, size=16)
-  with pytest.raises(Unusable, match=rf"photo.{suffix}: .*{message}"):
-    images[[0]]
-
-
-def test_smallest_side_is_a_choice(tmp_path):
-  toy_photographs.write(tmp_path, {"a.png": (7, 40)})
-  images = image_folder.find(tmp_path, size=16, min_side=7)
-  assert images[[0]].shape == (1, 16, 16, 3)
 
 
 def test_a_vanished_file_is_no_image_to_skip(tmp_path):

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measuring a folder: once, whatever happens on the way."""
 
+import io
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -32,8 +34,8 @@ def folder(tmp_path):
   return path
 
 
-def measure(folder, oracles, *, size=16, **settings):
-  images = image_folder.find(folder, size=size)
+def measure(folder, oracles, *, size=16, max_pixels=10_000, **settings):
+  images = image_folder.find(folder, size=size, max_pixels=max_pixels)
   cache = folder.parent / "run" / "labels.npz"
   return measurements.measure(
     images, oracles, cache=cache, batch_size=3, **settings
@@ -75,7 +77,9 @@ def test_second_time_decodes_nothing(folder):
   assert second.images.names == first.images.names
 
 
-@pytest.mark.parametrize("change", ["touch", "add", "remove", "size", "name"])
+@pytest.mark.parametrize(
+  "change", ["touch", "add", "remove", "size", "pixels", "name"]
+)
 def test_whatever_changes_values_has_them_measured_anew(folder, change):
   measure(folder, {"mean": Oracle()})
   if change == "touch":
@@ -87,7 +91,8 @@ def test_whatever_changes_values_has_them_measured_anew(folder, change):
   oracle = Oracle()
   size = 17 if change == "size" else 16
   name = "other" if change == "name" else "mean"
-  measure(folder, {name: oracle}, size=size)
+  most = 10_001 if change == "pixels" else 10_000
+  measure(folder, {name: oracle}, size=size, max_pixels=most)
   assert oracle.shapes
 
 
@@ -130,6 +135,21 @@ def test_damaged_file_is_replaced(folder, keep):
   assert len(oracle.shapes) == 3
   np.testing.assert_array_equal(second.values["mean"], first.values["mean"])
   assert [path.name for path in cache.parent.iterdir()] == ["labels.npz"]
+
+
+def test_file_that_promises_more_than_there_is_is_replaced(folder):
+  first = measure(folder, {"mean": Oracle()})
+  cache = folder.parent / "run" / "labels.npz"
+  with np.load(cache, allow_pickle=False) as saved:
+    arrays = {name: saved[name] for name in saved if name != "value/mean"}
+  np.savez(cache, **arrays)
+  header = io.BytesIO()
+  shape = {"descr": "<f4", "fortran_order": False, "shape": (10**15,)}
+  np.lib.format.write_array_header_1_0(header, shape)
+  with zipfile.ZipFile(cache, "a") as file:
+    file.writestr("value/mean.npy", header.getvalue())
+  second = measure(folder, {"mean": Oracle()})
+  np.testing.assert_array_equal(second.values["mean"], first.values["mean"])
 
 
 def test_image_of_which_nothing_can_be_said_is_skipped(folder):

@@ -25,6 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   folder = tmp_path_factory.mktemp("all")
   sizes = {f"{i:02d}.png": (16, 16) for i in range(NUM)}
   toy_photographs.write(folder / "photographs", sizes)
+  (folder / "photographs" / "telephone.heic").touch()
   tiny_model.write_clip(folder / "clip")
   tiny_model.write_head(folder / "head.safetensors")
   return folder
@@ -106,7 +107,9 @@ def test_factors_share_no_image_and_are_bins_of_what_is_measured(
 
 
 def test_one_factor_has_all_images_in_their_order(
-  folder: pathlib.Path, tmp_path: pathlib.Path
+  folder: pathlib.Path,
+  tmp_path: pathlib.Path,
+  capsys: pytest.CaptureFixture[str],
 ) -> None:
   config = sd15_compressibility.get_config("tiny")
   assert stable_labels.read_clip(config, tmp_path) is None
@@ -114,6 +117,8 @@ def test_one_factor_has_all_images_in_their_order(
   images = photographs(folder)
   (only,) = stable_labels.label(images, quantities, config, tmp_path)
   assert only.images.names == images.names and only.num_labels == 4
+  told = f"warning: passed over in {folder / 'photographs'}: 1 .heic\n"
+  assert told in capsys.readouterr().err
   for found, part in zip(only.splits, labelled.split(NUM, seed=0), strict=True):
     np.testing.assert_array_equal(found, part)
   assert (tmp_path / "labels.npz").exists()

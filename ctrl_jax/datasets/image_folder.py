@@ -10,40 +10,24 @@ pixels are never kept. `find` looks at names and dates only; a file is decoded
 when its row is asked for, on every core (Pillow's decoders run in parallel).
 Rows behave like those of an array, so `labelled.batches` takes a folder as it
 takes an array. Files that cannot be used come to light by decoding them, which
-`measurements` does once for all of them.
-
-A file becomes a square by its shorter side: it is resized so that this side is
-`size`, and cut in the middle, as torchvision's Resize and CenterCrop do.
-Orientation is that of the EXIF tag; what is transparent becomes white; grey is
-repeated in three channels; colour profiles are ignored.
+`measurements` does once for all of them; `image_file` says what is decoded, and
+how it becomes a square.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
-import io
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from jaxtyping import Float32, Int, UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Float32, Int
+from PIL import Image
 
-SUFFIXES = (
-  ".avif",
-  ".bmp",
-  ".gif",
-  ".jpeg",
-  ".jpg",
-  ".png",
-  ".ppm",
-  ".tif",
-  ".tiff",
-  ".webp",
-)
-
-Pixels = UInt8[np.ndarray, "size size 3"]
+from ctrl_jax.datasets import image_file
+from ctrl_jax.datasets.image_file import MAX_PIXELS, SUFFIXES, Pixels
 
 
 class Unusable(ValueError):
@@ -59,6 +43,8 @@ class ImageFolder:
   stamps: Int[np.ndarray, "n 2"]  # bytes and time of change (ns) of each file
   size: int  # pixels a side of what is read
   min_side: int  # pixels of the shorter side that a file must have
+  max_pixels: int  # width times height that a file may have
+  others: collections.Counter[str]  # suffixes of files passed over
 
   def __len__(self) -> int:
     """Number of files."""
@@ -71,7 +57,8 @@ class ImageFolder:
 
     Raises:
       OSError: a file cannot be read, which is named.
-      Unusable: a file is no image, damaged or too small, which is named.
+      Unusable: a file is no image, damaged, too small or too large, which is
+        named.
     """
     pixels = list(threads().map(self.read, np.asarray(rows, int).tolist()))
     shape = (len(pixels), self.size, self.size, 3)
@@ -87,12 +74,25 @@ class ImageFolder:
     path = self.root / self.names[row]
     if path.is_symlink() and not path.exists():
       raise Unusable(f"{path}: a link to nothing")
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+      raise Unusable(f"{path}: no regular file")
     try:
+      num_bytes = path.stat().st_size
+      if num_bytes > 4 * self.max_pixels:
+        raise Unusable(
+          f"{path}: {num_bytes} bytes, more than 4 for each of max_pixels = "
+          f"{self.max_pixels}"
+        )
       content = path.read_bytes()
     except PermissionError as error:
       raise Unusable(f"{path}: may not be read") from error
     try:
-      return _decode(content, self.size, self.min_side)
+      return image_file.decode(
+        content,
+        size=self.size,
+        min_side=self.min_side,
+        max_pixels=self.max_pixels,
+      )
     except MemoryError:
       raise
     except Exception as error:  # decoders raise whatever a damaged file brings
@@ -101,20 +101,37 @@ class ImageFolder:
       reason = reason.partition(" <_io.")[0]
       raise Unusable(f"{path}: {reason}") from error
 
+  def others_line(self) -> str:
+    """How many files were passed over, and of which kinds; empty if none."""
+    if not self.others:
+      return ""
+    kinds = self.others.most_common(5)
+    listed = [f"{num} {suffix}" for suffix, num in kinds]
+    rest = self.others.total() - sum(num for _, num in kinds)
+    listed += [f"{rest} others"] if rest else []
+    return f"passed over in {self.root}: {', '.join(listed)}"
+
 
 def find(
-  folder: str | os.PathLike[str], *, size: int, min_side: int | None = None
+  folder: str | os.PathLike[str],
+  *,
+  size: int,
+  min_side: int | None = None,
+  max_pixels: int = MAX_PIXELS,
 ) -> ImageFolder:
   """Lists the images of a folder and of all below it, sorted by name.
 
-  Files are known by their suffix (SUFFIXES); names that begin with a dot are
-  passed over. Links to folders are followed, each folder once.
+  Files are known by their suffix (SUFFIXES), and all others are counted but
+  those whose names begin with a dot. Links to folders are followed, each folder
+  once.
 
   Args:
     folder: where they are.
     size: pixels a side of what is read.
     min_side: pixels of the shorter side below which a file is `Unusable`; by
       default half of size, so that nothing is enlarged more than twice.
+    max_pixels: width times height above which a file is `Unusable`; takes the
+      place of Pillow's own limit.
 
   Raises:
     FileNotFoundError: there is no such folder.
@@ -125,7 +142,8 @@ def find(
     raise ValueError(f"size must be positive, got {size}")
   if not root.is_dir():
     raise FileNotFoundError(f"{root} is no folder: name one that holds images")
-  rows = sorted(_walk(root))
+  others: collections.Counter[str] = collections.Counter()
+  rows = sorted(_walk(root, others))
   if not rows:
     raise ValueError(
       f"{root} holds no images: no file in it, or below, ends in "
@@ -139,6 +157,8 @@ def find(
     stamps=np.array([stamp for _, *stamp in rows], np.int64),
     size=size,
     min_side=-(-size // 2) if min_side is None else min_side,
+    max_pixels=max_pixels,
+    others=others,
   )
 
 
@@ -159,8 +179,10 @@ def threads() -> concurrent.futures.ThreadPoolExecutor:
   return concurrent.futures.ThreadPoolExecutor(os.cpu_count())
 
 
-def _walk(root: pathlib.Path) -> Iterator[tuple[str, int, int]]:
-  """(name, bytes, time of change) of every file that looks like an image."""
+def _walk(
+  root: pathlib.Path, others: collections.Counter[str]
+) -> Iterator[tuple[str, int, int]]:
+  """(name, bytes, time of change) of every image; counts the other files."""
   seen = {os.path.realpath(root)}
   for folder, below, files in os.walk(root, followlinks=True):
     real = {
@@ -170,37 +192,12 @@ def _walk(root: pathlib.Path) -> Iterator[tuple[str, int, int]]:
     below[:] = sorted(n for n in below if n[0] != "." and real[n] not in seen)
     seen.update(real[name] for name in below)
     for name in files:
-      if name[0] != "." and name.lower().endswith(SUFFIXES):
-        path = pathlib.Path(folder, name)
-        stat = path.stat() if path.exists() else path.lstat()
-        relative = path.relative_to(root).as_posix()
-        yield relative, stat.st_size, stat.st_mtime_ns
-
-
-def _decode(content: bytes, size: int, min_side: int) -> Pixels:
-  """The square in the middle of an image, uint8 [size, size, 3]."""
-  with Image.open(io.BytesIO(content)) as file:
-    width, height = file.size
-    if min(width, height) < min_side:
-      raise ValueError(f"{width}x{height} pixels, fewer than {min_side}")
-    if file.mode[0] in "IF":  # beyond 8 bits: Pillow would cut them off
-      raise ValueError(f"pixels of mode {file.mode}, not of 8 bits")
-    # A JPEG of many times that size is decoded at a fraction of it, which is
-    # three times as fast and looks the same.
-    file.draft(None, (2 * size, 2 * size))
-    image = _opaque(ImageOps.exif_transpose(file))
-  width, height = image.size
-  side = min(width, height)
-  left, top = (width - side) / 2, (height - side) / 2
-  box = (left, top, left + side, top + side)
-  square = image.resize((size, size), Image.Resampling.BICUBIC, box)
-  return np.asarray(square)
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-  """In red, green and blue, before a white ground."""
-  if not image.has_transparency_data:
-    return image.convert("RGB")
-  ground = Image.new("RGBA", image.size, "white")
-  ground.alpha_composite(image.convert("RGBA"))
-  return ground.convert("RGB")
+      path = pathlib.Path(folder, name)
+      if name[0] == ".":
+        continue
+      if path.suffix.lower() not in SUFFIXES:
+        others[path.suffix.lower() or "without a suffix"] += 1
+        continue
+      stat = path.stat() if path.exists() else path.lstat()
+      relative = path.relative_to(root).as_posix()
+      yield relative, stat.st_size, stat.st_mtime_ns

@@ -35,6 +35,7 @@ _NOT_WHOLE = (
   OSError,
   ValueError,
   KeyError,
+  MemoryError,  # a header that promises more than there is
   EOFError,
   zipfile.BadZipFile,
   zlib.error,
@@ -175,7 +176,9 @@ def _usable(images: ImageFolder, state: _Pass) -> Measured:
 
 def _fingerprint(images: ImageFolder, oracles: Mapping[str, Oracle]) -> str:
   """Of all that measurements depend on, but for where the folder is."""
-  how = json.dumps([1, images.size, images.min_side, sorted(oracles)])
+  how = json.dumps(
+    [2, images.size, images.min_side, images.max_pixels, sorted(oracles)]
+  )
   digest = hashlib.blake2b(how.encode(), digest_size=16)
   for name in images.names:
     digest.update(os.fsencode(name) + b"\0")

@@ -75,6 +75,7 @@ RULES: dict[str, Rule] = {
   "power": _POSITIVE,
   "t_min": _FRACTION,
   "num_images": _NOT_NEGATIVE,
+  "max_pixels": _AT_LEAST_1,
   "num_pairs": (lambda v: v == 0 or v >= 8, "use 0 for all, or 8 and more"),
   "num_controls": (lambda v: v >= 2, "use 2 or more"),
   "dims": _AT_LEAST_1,

@@ -54,6 +54,7 @@ def get_config() -> ConfigDict:
       "data": {
         "dir": "",  # folder of images; "": the model makes them
         "num_images": 10000,  # to make, or the first of the folder; 0: all
+        "max_pixels": 2**26,  # of an image, above which it is skipped
         "quantity": "compressibility",  # that y bins, or aesthetic
         "second_quantity": "",  # of a second, independent factor; "": none
         "num_controls": 4,  # values of y, or of each of its factors

@@ -126,7 +126,9 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
   folder = pathlib.Path(data.dir) if data.dir else workdir / "labelled"
   if not data.dir:
     _paint(model, config, folder)
-  images = image_folder.find(folder, size=config.model.size)
+  images = image_folder.find(
+    folder, size=config.model.size, max_pixels=data.max_pixels
+  )
   if data.num_images:
     images = images.subset(np.arange(min(data.num_images, len(images))))
   factors = stable_labels.label(images, quantities, config, workdir)

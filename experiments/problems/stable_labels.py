@@ -112,6 +112,8 @@ def label(
   Raises:
     ValueError: no image can be used, or too few have a label.
   """
+  if images.others:
+    print(f"warning: {images.others_line()}", file=sys.stderr)
   shares = labelled.split(
     len(images),
     seed=config.seed,
