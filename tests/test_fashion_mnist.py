@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fashion-MNIST: its files, where they come from, and what is wrong in them."""
 
+import calendar
 import functools
 import gzip
 import hashlib
 import http.server
 import pathlib
 import threading
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -50,13 +52,17 @@ WHOLE = compress(CONTENT)
   ("content", "message"),
   [
     (WHOLE[:-9], "truncated or damaged"),
-    (WHOLE[:12] + bytes((WHOLE[12] ^ 1,)) + WHOLE[13:], "damaged"),
+    (WHOLE[:-8] + bytes((WHOLE[-8] ^ 1,)) + WHOLE[-7:], "damaged"),
     (CONTENT, "is no gzip file"),
     (b"", "is no IDX file"),
     (compress(b""), "begins with nothing instead of 00000801"),
     (compress(CONTENT[:5]), "ends within its header"),
     (compress(CONTENT[:-1]), "holds 5 bytes where .* promises .6,."),
-    (compress(CONTENT + b"."), "holds 7 bytes where .* promises .6,."),
+    (compress(CONTENT + b"."), "holds more bytes where .* promises .6,."),
+    (
+      compress(CONTENT[:4] + b"\xff" * 4 + CONTENT[8:]),
+      "4294967295 bytes: they are more than max_bytes = 268435456",
+    ),
     (
       compress(toy_garments.idx(BYTES.reshape(2, 3))),
       "begins with 00000802 instead of 00000801",
@@ -112,17 +118,58 @@ def test_downloads_are_whole_or_not_there(tmp_path, site, capfd):
   content = bytes(range(256)) * 1000
   (tmp_path / "web" / "file").write_bytes(content)
   path = tmp_path / "new" / "file"
-  right = hashlib.md5(content).hexdigest()
-  with pytest.raises(ValueError, match=f"MD5 {right} instead of 00"):
-    downloads.fetch(f"{site}/file", path, md5="00")
+  right = hashlib.sha256(content).hexdigest()
+  with pytest.raises(ValueError, match=f"gave .*SHA-256 {right} instead of 00"):
+    downloads.fetch(f"{site}/file", path, sha256="00")
   with pytest.raises(OSError, match="cannot be downloaded .*404.*data.dir"):
-    downloads.fetch(f"{site}/none", path, md5=right)
+    downloads.fetch(f"{site}/none", path, sha256=right)
   assert not list(path.parent.iterdir())
-  downloads.fetch(f"{site}/file", path, md5=right)
+  downloads.fetch(f"{site}/file", path, sha256=right)
   assert path.read_bytes() == content
   assert [p.name for p in path.parent.iterdir()] == ["file"]
   assert "100%" in capfd.readouterr().err
-  downloads.fetch("http://127.0.0.1:9/never-asked", path, md5=right)
+  downloads.fetch("http://127.0.0.1:9/never-asked", path, sha256=right)
+  path.write_bytes(content[1:])
+  with pytest.raises(ValueError, match=f"new/file has .* of {right}: delete"):
+    downloads.fetch(f"{site}/file", path, sha256=right)
+  assert path.read_bytes() == content[1:]  # what is there is not ours to delete
+
+
+def test_a_file_is_read_no_further_than_it_promises(tmp_path):
+  path = tmp_path / "bomb.gz"
+  zeros = bytes(2**20)
+  with gzip.open(path, "wb", compresslevel=1) as file:
+    file.write(toy_garments.idx(BYTES[:1]))
+    for _ in range(64):
+      file.write(zeros)
+  tracemalloc.start()
+  with pytest.raises(ValueError, match=r"holds more bytes where .* \(1,\)"):
+    idx.read(path, dims=1)
+  peak = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert peak < 2**20
+  path.write_bytes(WHOLE)
+  with pytest.raises(ValueError, match="6 bytes: .* more than max_bytes = 5"):
+    idx.read(path, dims=1, max_bytes=5)
+
+
+def test_downloads_are_the_authors_and_nobody_elses():
+  assert fashion_mnist.URL.startswith("https://")
+  assert fashion_mnist.SHA256.keys() == {builder.IMAGES, builder.LABELS}
+
+
+@pytest.mark.skipif(not INSTALLED, reason="Debian's package is not installed")
+@pytest.mark.parametrize("name", fashion_mnist.SHA256)
+def test_files_of_debian_are_the_authors_but_for_the_header(name):
+  content = (fashion_mnist.DEBIAN / name).read_bytes()
+  packed = (2017, 8, 31, 10, 50, 6)  # when the authors did, UTC
+  time = calendar.timegm(packed).to_bytes(4, "little")
+  flags, named = b"\x08", name.removesuffix(".gz").encode() + b"\0"
+  header = content[:3] + flags + time + content[8:10] + named
+  assert (
+    hashlib.sha256(header + content[10:]).hexdigest()
+    == (fashion_mnist.SHA256[name])
+  )
 
 
 @pytest.mark.skipif(not INSTALLED, reason="Debian's package is not installed")

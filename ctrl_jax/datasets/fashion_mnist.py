@@ -2,9 +2,8 @@
 """Fashion-MNIST in memory, prepared on disk from its authors' files.
 
 Debian's package `dataset-fashion-mnist` installs the files in DEBIAN; the
-authors publish them at URL. MD5 holds the checksums that the authors state;
-Debian's files are compressed anew and differ in gzip's header, but hold the
-same arrays.
+authors publish them at URL, and SHA256 holds their checksums. Debian's have
+another header of gzip, without the file's name, before the same bytes.
 """
 
 import os
@@ -18,10 +17,14 @@ from ctrl_jax.datasets import records
 
 NUM_CLASSES = 10
 DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
-URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
-MD5 = {
-  "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-  "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+URL = "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion"
+SHA256 = {
+  "train-images-idx3-ubyte.gz": (
+    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"
+  ),
+  "train-labels-idx1-ubyte.gz": (
+    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"
+  ),
 }
 
 
@@ -34,7 +37,7 @@ class FashionMnist(NamedTuple):
 
 def is_in(folder: pathlib.Path) -> bool:
   """Whether a folder holds the files."""
-  return all((folder / name).is_file() for name in MD5)
+  return all((folder / name).is_file() for name in SHA256)
 
 
 def load(
@@ -48,7 +51,7 @@ def load(
   Preparing all 60,000 takes about ten seconds, reading them about as long.
 
   Args:
-    source: folder with the files of MD5; only read to prepare.
+    source: folder with the files of SHA256; only read to prepare.
     data_dir: root of tfds data sets; files go to `fashion_mnist/1.0.0` in it.
     num_images: how many, from the first; 0: all.
 
@@ -64,8 +67,8 @@ def load(
   prepared /= str(Builder.VERSION)
   if not prepared.exists() and not is_in(folder):
     raise ValueError(
-      f"{folder} does not hold {' and '.join(MD5)}: name the folder that does, "
-      "or install Debian's package dataset-fashion-mnist"
+      f"{folder} does not hold {' and '.join(SHA256)}: name the folder that "
+      "does, or install Debian's package dataset-fashion-mnist"
     )
   rows = records.rows(Builder, data_dir, num_rows=num_images, source=folder)
   images = np.stack([row["image"] for row in rows])[..., None]

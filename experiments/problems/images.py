@@ -116,8 +116,9 @@ def fashion(config: ConfigDict, workdir: pathlib.Path) -> Images:
   source = pathlib.Path(config.data.dir or fashion_mnist.DEBIAN)
   if not config.data.dir and not fashion_mnist.is_in(source):
     source = records / "downloads"
-    for name, md5 in fashion_mnist.MD5.items():
-      downloads.fetch(f"{fashion_mnist.URL}/{name}", source / name, md5=md5)
+    for name, sha256 in fashion_mnist.SHA256.items():
+      url = f"{fashion_mnist.URL}/{name}"
+      downloads.fetch(url, source / name, sha256=sha256)
   data = fashion_mnist.load(source, records, num_images=config.data.num_images)
   return _problem(config, data.images, data.labels)
 

@@ -13,8 +13,8 @@ _PART = 2**16  # bytes read at a time
 _PATIENCE = 30  # seconds without an answer
 
 
-def fetch(url: str, path: pathlib.Path, *, md5: str) -> None:
-  """Downloads a file unless it is there already.
+def fetch(url: str, path: pathlib.Path, *, sha256: str) -> None:
+  """Downloads a file unless it is there already, which is checked as well.
 
   It is written beside its place and moved there when its checksum is right,
   so that a file of that name is always whole.
@@ -22,23 +22,30 @@ def fetch(url: str, path: pathlib.Path, *, md5: str) -> None:
   Args:
     url: where it comes from.
     path: where it goes; folders are made.
-    md5: its checksum in hexadecimal digits.
+    sha256: its checksum in hexadecimal digits.
 
   Raises:
     OSError: it cannot be had, or written.
-    ValueError: what came is not what was expected.
+    ValueError: what came, or was there, is not what was expected.
   """
   if path.exists():
+    with path.open("rb") as file:
+      digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != sha256:
+      raise ValueError(
+        f"{path} has SHA-256 {digest} instead of {sha256}: delete it, and it "
+        "is downloaded again"
+      )
     return
   path.parent.mkdir(parents=True, exist_ok=True)
   descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
   try:
     with os.fdopen(descriptor, "wb") as file:
       digest = _copy(url, file, path.name)
-    if digest != md5:
+    if digest != sha256:
       raise ValueError(
-        f"{url} gave a file of MD5 {digest} instead of {md5}: try again, or "
-        f"put the right one at {path}"
+        f"{url} gave a file of SHA-256 {digest} instead of {sha256}: try "
+        f"again, or put the right one at {path}"
       )
     os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone
     os.replace(temporary, path)
@@ -48,8 +55,8 @@ def fetch(url: str, path: pathlib.Path, *, md5: str) -> None:
 
 
 def _copy(url, file, name):
-  """Copies the content of a URL to an open file; returns its MD5."""
-  digest = hashlib.md5(usedforsecurity=False)
+  """Copies the content of a URL to an open file; returns its SHA-256."""
+  digest = hashlib.sha256()
   try:
     with urllib.request.urlopen(url, timeout=_PATIENCE) as answer:
       total = int(answer.headers.get("Content-Length", 0)) or None
