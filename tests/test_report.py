@@ -110,7 +110,7 @@ def test_vectors_are_points(tmp_path, results):
   }
   results["methods"]["ctrl"] |= {
     "sliced_wasserstein": 0.05, "sliced_wasserstein_ratio": 1.07,
-    "pareto_k": 0.9,
+    "pareto_k": 0.9, "effective": 12.3, "cell": "y = 2", "doubtful": 1,
   }  # fmt: skip
   run = make_run(tmp_path / "run", results, arrays)
   text = report.write(run).read_text()
@@ -118,7 +118,7 @@ def test_vectors_are_points(tmp_path, results):
   assert 'id="samples"' not in text and 'id="points"' in text
   assert "Against the exact target" in text
   assert "1.07" in Page(text).cells
-  assert "Pareto k = 0.90" in text
+  assert "least known of y = 2: 12 effective samples, Pareto k 0.90" in text
 
 
 def test_strings_are_escaped(tmp_path, results):
