@@ -31,6 +31,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ctrl_jax import files
+
 MAX_TO_KEEP = 2
 _DIGESTS = "digests.json"
 
@@ -75,8 +77,7 @@ def _by_name(state: Any) -> dict[str, jax.Array]:
 
 
 def _shapes(state: Any) -> dict[str, str]:
-  named = _by_name(state).items()
-  return {name: f"{leaf.dtype}{list(leaf.shape)}" for name, leaf in named}
+  return {n: f"{a.dtype}{list(a.shape)}" for n, a in _by_name(state).items()}
 
 
 def _digests(folder: pathlib.Path) -> dict[str, str]:
@@ -92,9 +93,8 @@ def _digests(folder: pathlib.Path) -> dict[str, str]:
 
 def _seal(folder: pathlib.Path) -> None:
   """Writes the digests of a complete step into its folder."""
-  temporary = folder / f"{_DIGESTS}.tmp"
-  temporary.write_text(json.dumps(_digests(folder)))
-  temporary.replace(folder / _DIGESTS)
+  text = json.dumps(_digests(folder))
+  files.write_whole(folder / _DIGESTS, lambda f: f.write(text.encode()))
 
 
 def _check_files(folder: pathlib.Path) -> bool:

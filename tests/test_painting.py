@@ -78,6 +78,14 @@ def test_a_write_that_is_cut_short_leaves_no_file(
   assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
 
 
+def test_a_planted_link_is_not_painted_into(tmp_path: pathlib.Path) -> None:
+  (tmp_path / "elsewhere").mkdir()
+  (tmp_path / "labelled.part").symlink_to(tmp_path / "elsewhere")
+  with pytest.raises(ValueError, match="labelled.part is a link: remove it"):
+    paint(tmp_path / "labelled")
+  assert not any((tmp_path / "elsewhere").iterdir())
+
+
 HOST = """
 import pathlib, sys
 from experiments.runtime import devices

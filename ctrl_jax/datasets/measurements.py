@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import pathlib
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ctrl_jax import files
 from ctrl_jax.datasets import image_folder
 from ctrl_jax.datasets.image_folder import ImageFolder, Unusable
 
@@ -208,23 +208,16 @@ def _load(
 
 
 def _save(cache: pathlib.Path, fingerprint: str, state: _Pass) -> None:
-  """Writes the file beside its place and moves it there when complete."""
+  """Writes the file, whole."""
   cache.parent.mkdir(parents=True, exist_ok=True)
   arrays = {f"value/{name}": array for name, array in state.values.items()}
-  descriptor, temporary = tempfile.mkstemp(dir=cache.parent, prefix=cache.name)
-  try:
-    with os.fdopen(descriptor, "wb") as file:
-      np.savez_compressed(
-        file,
-        allow_pickle=False,
-        fingerprint=fingerprint,
-        done=state.done,
-        skipped=np.array([*state.reasons], np.int64),
-        reasons=np.array([*state.reasons.values()], str),
-        **arrays,
-      )
-    os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone
-    os.replace(temporary, cache)
-  except BaseException:
-    os.unlink(temporary)
-    raise
+  with files.draft(cache) as draft, draft.open("xb") as file:
+    np.savez_compressed(
+      file,
+      allow_pickle=False,
+      fingerprint=fingerprint,
+      done=state.done,
+      skipped=np.array([*state.reasons], np.int64),
+      reasons=np.array([*state.reasons.values()], str),
+      **arrays,
+    )

@@ -14,7 +14,8 @@ from PIL import Image
 
 from ctrl_jax import parallel
 from ctrl_jax.datasets import image_folder
-from experiments.runtime import interrupts, keys, workdir
+from ctrl_jax.files import write_whole
+from experiments.runtime import interrupts, keys
 from experiments.runtime.logs import Progress
 
 
@@ -39,9 +40,14 @@ def paint(
     seed: of the images.
     chunk: images at a time, rounded up to a multiple of the devices.
     mesh: all devices.
+
+  Raises:
+    ValueError: the folder beside its place is a link.
   """
   leads, num = jax.process_index() == 0, len(c)
   draft = folder.with_name(folder.name + ".part")
+  if draft.is_symlink():  # images would go where somebody else wants them
+    raise ValueError(f"{draft} is a link: remove it, or use another --workdir")
   files = [draft / f"{row:06d}.png" for row in range(num)]
   missing = (row for row, file in enumerate(files) if not file.exists())
   done = num if folder.exists() else next(missing, num)
@@ -73,4 +79,4 @@ def _save(files: list[pathlib.Path], images: np.ndarray) -> None:
   pictures = image_folder.as_bytes(images)
   for path, picture in zip(files, pictures, strict=False):
     save = functools.partial(Image.fromarray(picture).save, format="png")
-    workdir.write_whole(path, save)
+    write_whole(path, save)

@@ -9,7 +9,6 @@ predictor of the same kind judge what it makes.
 
 import json
 import pathlib
-import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 
+from ctrl_jax import files
 from ctrl_jax.models import aesthetic
 from ctrl_jax.stable_diffusion import clip, clip_text, unet, vae, weights
 
@@ -82,9 +82,18 @@ def write(
     unet_config: of the U-Net, whose cross_attention_dim is WIDTH.
     vae_config: of the autoencoder.
   """
-  if folder.exists():
-    return folder
-  draft = _draft(folder)
+  if not folder.exists():
+    with files.draft(folder) as draft:
+      _write(draft, unet_config, vae_config)
+  return folder
+
+
+def _write(
+  draft: pathlib.Path,
+  unet_config: Mapping[str, Any],
+  vae_config: Mapping[str, Any],
+) -> None:
+  """Writes the parts of `write`."""
   index: dict[str, Any] = {
     part: ["transformers" if name.startswith("CLIP") else "diffusers", name]
     for part, name in _PARTS.items()
@@ -117,15 +126,18 @@ def write(
     _json(draft / part / "config.json", config)
     file = "diffusion_pytorch_model" if part != "text_encoder" else "model"
     _save(draft / part / f"{file}.safetensors", network, inputs, seed)
-  draft.rename(folder)
-  return folder
 
 
 def write_clip(folder: pathlib.Path) -> pathlib.Path:
   """Writes the folder of a CLIP, unless it is there; returns it."""
-  if folder.exists():
-    return folder
-  draft = _draft(folder)
+  if not folder.exists():
+    with files.draft(folder) as draft:
+      _write_clip(draft)
+  return folder
+
+
+def _write_clip(draft: pathlib.Path) -> None:
+  """Writes the parts of `write_clip`."""
   config = {
     "model_type": "clip",
     "projection_dim": aesthetic.EMBEDDING,
@@ -144,25 +156,15 @@ def write_clip(folder: pathlib.Path) -> pathlib.Path:
   inputs = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, _SIDE, _SIDE, 3))
   network = clip.Clip(clip.Config.from_json(config))
   _save(draft / "model.safetensors", network, inputs, 3)
-  draft.rename(folder)
-  return folder
 
 
 def write_head(file: pathlib.Path) -> pathlib.Path:
   """Writes an aesthetic predictor, unless it is there; returns it."""
   if not file.exists():
-    draft = file.with_name(file.name + ".part")
     inputs = (jnp.ones((1, aesthetic.EMBEDDING)),)
-    _save(draft, aesthetic.Aesthetic(), inputs, 4)
-    draft.rename(file)
+    with files.draft(file) as draft:
+      _save(draft, aesthetic.Aesthetic(), inputs, 4)
   return file
-
-
-def _draft(folder: pathlib.Path) -> pathlib.Path:
-  """Where a folder is built, so that an interrupted call leaves no half."""
-  draft = folder.with_name(folder.name + ".part")
-  shutil.rmtree(draft, ignore_errors=True)
-  return draft
 
 
 def _text(names: int) -> dict[str, Any]:

@@ -8,9 +8,8 @@ figures and is a dash in a table.
 """
 
 import base64
-import io
+import functools
 import json
-import os
 import pathlib
 
 import jinja2
@@ -18,6 +17,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from ctrl_jax import files
 from experiments.reporting import (
   comparison_figures,
   finished,
@@ -116,16 +116,6 @@ def _draw_training(run: finished.Run) -> dict[str, Figure]:
   return drawn
 
 
-def _replace(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file whole: a reader sees the old content or the new one."""
-  temporary = path.with_name(path.name + ".tmp")
-  try:
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
 def _images(run: finished.Run, folder: pathlib.Path) -> dict[str, str]:
   """Saves every figure as a PNG; returns them as data URIs by name."""
   images = {}
@@ -135,10 +125,10 @@ def _images(run: finished.Run, folder: pathlib.Path) -> dict[str, str]:
       groups = {name: [entry] for name, entry in compared.items()}
       drawn["comparison"] = comparison_figures.frontier(groups)
     for name, figure in drawn.items():
-      buffer = io.BytesIO()
-      figure.savefig(buffer, format="png")
-      _replace(folder / f"{name}.png", buffer.getvalue())
-      encoded = base64.b64encode(buffer.getvalue()).decode()
+      path = folder / f"{name}.png"
+      save = functools.partial(figure.savefig, format="png")
+      files.write_whole(path, save)
+      encoded = base64.b64encode(path.read_bytes()).decode()
       images[name] = f"data:image/png;base64,{encoded}"
   return images
 
@@ -195,5 +185,5 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     number=tables.number,
   )
   path = workdir / "report.html"
-  _replace(path, page.encode())
+  files.write_whole(path, lambda file: file.write(page.encode()))
   return path

@@ -11,6 +11,7 @@ again. TensorBoard's files hold the same numbers, one folder a stage.
 """
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -20,6 +21,8 @@ from typing import Any, Self
 
 import jax
 import tqdm
+
+from ctrl_jax import files
 
 
 class Log:
@@ -47,13 +50,13 @@ class Log:
   def rewind(self, stage: str, step: int) -> None:
     """Drops what a stage logged beyond a step, and lines cut short."""
     path = self._workdir / "metrics.jsonl"
-    if not self._enabled or not path.exists():
+    if not self._enabled or not os.path.lexists(path):
       return
-    lines = path.read_text().splitlines(keepends=True)
+    # A link that leads nowhere is replaced too: `write` would follow it.
+    text = path.read_text() if path.exists() else ""
+    lines = text.splitlines(keepends=True)
     kept = [line for line in lines if _keeps(line, stage, step)]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    files.write_whole(path, lambda file: file.write("".join(kept).encode()))
 
   def close(self) -> None:
     """Writes out what TensorBoard's files still lack."""

@@ -7,15 +7,14 @@ its own is the same, so that no checkpoint is ever read into another experiment.
 
 import json
 import math
-import os
 import pathlib
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import IO, Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from ctrl_jax import files
 from experiments.configs.rules import flatten
 
 # What may change between runs of a folder, because results do not depend on
@@ -32,31 +31,13 @@ BEGUN = (
 )
 
 
-def write_whole(
-  path: pathlib.Path, write: Callable[[IO[bytes]], object]
-) -> None:
-  """Has a file written beside its place and moves it there when complete.
-
-  Several hosts may write the same file at once.
-  """
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-  try:
-    with os.fdopen(descriptor, "wb") as file:
-      write(file)
-    os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
-
-
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON; a reader finds the old content or the new, never a part.
 
   Numbers that are not finite, which JSON does not know, are null.
   """
   text = json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
-  write_whole(path, lambda file: file.write(text.encode()))
+  files.write_whole(path, lambda file: file.write(text.encode()))
 
 
 def _finite(value: Any) -> Any:
@@ -75,7 +56,7 @@ def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
   def write(file: IO[bytes]) -> None:
     np.savez_compressed(file, allow_pickle=False, **arrays)
 
-  write_whole(path, write)
+  files.write_whole(path, write)
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
