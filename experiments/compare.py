@@ -12,13 +12,16 @@ figure has all of them. --write puts both in docs/.
 
 import argparse
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
 
+from experiments.configs import rules
 from experiments.reporting import comparison_figures, studies, style, tables
+from experiments.runtime import outcome
 
 PAGE = pathlib.Path("docs/comparison.md")
 FIGURES = PAGE.parent / "figures"
@@ -162,10 +165,11 @@ def main() -> None:
     "--write", action="store_true", help=f"tables of {PAGE}, and figures"
   )
   given = parser.parse_args()
+  rules.check_local("--workdir", given.workdir)
   root = pathlib.Path(given.workdir)
   for name in given.only:
     compare(name, given.seeds, root, write=given.write)
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(outcome.exit_code(main))

@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from experiments.configs import rules
 from experiments.reporting import studies, tables
+from experiments.runtime import outcome
 
 PAGE = pathlib.Path("docs/exactness.md")
 
@@ -99,6 +101,7 @@ def main() -> None:
     "--write", action="store_true", help=f"the table of {PAGE}"
   )
   arguments = parser.parse_args()
+  rules.check_local("--workdir", arguments.workdir)
   root = pathlib.Path(arguments.workdir)
   lines, missed = [], []
   for name in arguments.only:
@@ -120,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  sys.exit(outcome.exit_code(main))

@@ -27,9 +27,10 @@ from ctrl_jax.learner import TrainState
 from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import export, folders, guided, lora_file
 from ctrl_jax.types import Params
+from experiments.configs import rules
 from experiments.problems import stable_diffusion
 from experiments.problems.stable_diffusion import Latents
-from experiments.runtime import outcome
+from experiments.runtime import devices, outcome
 from experiments.training import algorithms, stable_training
 
 
@@ -152,6 +153,9 @@ def main() -> None:
   parser.add_argument("--to", required=True, help="new folder")
   parser.add_argument("--lora", action="store_true", help="do not merge")
   given = parser.parse_args()
+  devices.check_settings()
+  rules.check_local("--workdir", given.workdir)
+  rules.check_local("--to", given.to)
   to = pathlib.Path(given.to)
   write(pathlib.Path(given.workdir), to, lora=given.lora)
   print(f"diffusers   {to}")

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The schema of configs names every value that is out of range."""
 
+import jax
 import pytest
 
 from experiments.configs import base, rules, stable_diffusion
+from experiments.runtime import keys
+
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -23,6 +27,12 @@ from experiments.configs import base, rules, stable_diffusion
     ("experiment", "", "a name"),
     ("model.num_heads", 3, "a divisor of model.dims, which is 64"),
     ("control.ppo.group", 2, "3 or more"),
+    ("seed", 2**32, "from 0 to 4294967295"),
+    ("control.rank", 2**31, "below 2147483648"),
+    ("classifier.hidden", (8, 10**20), "below 2147483648"),
+    ("classifier.hidden", (True,), "whole numbers"),
+    ("data.dir", "gs://bucket/run", "a folder of this machine"),
+    ("prior.dir", "s3:/bucket", "a folder of this machine"),
   ],
 )
 def test_wrong_values_are_named(field: str, value: object, remedy: str) -> None:
@@ -52,6 +62,36 @@ def test_every_number_has_a_rule() -> None:
   assert rules.CHOICES.keys() <= fields.keys()
   lasts = {field.rpartition(".")[2] for field in fields}
   assert rules.RULES.keys() <= lasts | fields.keys()
+
+
+@pytest.mark.parametrize(
+  "edges", [(1, 1), (2, 1), ("a", "b"), ((1,), (2,)), (NAN,), (1, float("inf"))]
+)
+def test_edges_are_increasing_numbers(edges: tuple[object, ...]) -> None:
+  config = stable_diffusion.get_config()
+  config.update(experiment="toy", prompts=("cat",))
+  config.data.edges = (-1.5, 2)
+  rules.validate(config)
+  config.data.edges = edges
+  with pytest.raises(ValueError, match="data.edges is .*: use increasing num"):
+    rules.validate(config)
+
+
+def test_every_seed_that_is_allowed_has_noise_of_its_own() -> None:
+  config = base.get_config()
+  config.experiment = "toy"
+  found = set()
+  for seed in (0, 1, 2**31 - 1, 2**31, 2**32 - 1):
+    config.seed = seed
+    rules.validate(config)
+    key = jax.random.key_data(keys.stage_key(seed, "control"))
+    found.add(tuple(key.tolist()))
+  assert len(found) == 5
+
+
+def test_paths_of_this_machine_are_no_addresses() -> None:
+  for path in ("", "tiny", "/a/b", "~/a", "runs/a:b", "C:/a", "a b://c"):
+    rules.check_local("workdir", path)
 
 
 def test_schema_is_locked() -> None:

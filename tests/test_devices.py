@@ -2,6 +2,7 @@
 """How many devices a CPU is divided into."""
 
 import os
+import pwd
 
 import pytest
 
@@ -19,6 +20,25 @@ def test_no_more_devices_than_cores_and_equal_shares(
   found = lambda _: set(range(cores))
   monkeypatch.setattr(os, "sched_getaffinity", found, raising=False)
   assert devices.virtual(whole) == count
+
+
+def test_programs_are_kept_where_there_is_a_place(
+  monkeypatch: pytest.MonkeyPatch,
+) -> None:
+  def unknown(uid: int) -> None:
+    raise KeyError(uid)
+
+  for name in ("CTRL_JAX_CACHE", "XDG_CACHE_HOME", "HOME"):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(pwd, "getpwuid", unknown)
+  assert devices.cache_folder() == ""  # the user of a pod: nobody
+  for name, value, folder in (
+    ("HOME", "/home/a", "/home/a/.cache/ctrl_jax"),
+    ("XDG_CACHE_HOME", "/b", "/b/ctrl_jax"),
+    ("CTRL_JAX_CACHE", "/c", "/c"),
+  ):
+    monkeypatch.setenv(name, value)
+    assert devices.cache_folder() == folder
 
 
 def test_every_batch_is_shared_and_no_group_is_torn() -> None:

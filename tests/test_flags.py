@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from experiments.configs import base
+from experiments.configs import base, rules
 from experiments.runtime import flags
 
 # How ml_collections loads a config file.
@@ -58,12 +58,68 @@ def test_command_line_is_read(config_file: pathlib.Path) -> None:
     ("--config.seed", "Missing value"),
     ("--wrkdir=x", "Did you mean: workdir"),
     ("extra", "unexpected argument 'extra'"),
+    ("--config.reward.gamma=None", "reward.gamma is None: give a value"),
+    ("--config.data.dir=None", "write --config.data.dir= for none"),
+    ("--config.control.head=None", "write --config.control.head= for none"),
+    ("--config.control.head=(7, 8", "which is no list: write it as in cat,dog"),
+    ("--config.control.head={7}", "which is no list"),
+    ("--config.compare.guidance=(smc, value)", "which is no list"),
+    ("--config.compare.guidance=smc,,value", "which is no list"),
+    ("--config.compare.guidance=smc,'value'", "which is no list"),
+    ("--workdir=gs://bucket/run", "workdir is gs://bucket/run: use a folder"),
+    ("--workdir=gs:/bucket/run", "use a folder of this machine"),
   ],
 )
 def test_mistakes_in_flags(
   config_file: pathlib.Path, argument: str, expected: str
 ) -> None:
   assert expected in parse_error(f"--config={config_file}", argument)
+
+
+@pytest.mark.parametrize(
+  ("field", "text", "value"),
+  [
+    ("compare.guidance", "smc,value", ("smc", "value")),
+    ("compare.guidance", "smc, value,", ("smc", "value")),
+    ("compare.guidance", "smc", ("smc",)),
+    ("compare.guidance", "", ()),
+    ("compare.guidance", "()", ()),
+    ("compare.guidance", "a cat's bed", ("a cat's bed",)),
+    ("compare.guidance", "('a cat, asleep', \"b\")", ("a cat, asleep", "b")),
+    ("compare.guidance", "['a cat, asleep']", ("a cat, asleep",)),
+    ("compare.guidance", "'a cat, asleep'", ("a cat, asleep",)),
+    ("control.head", "7", (7,)),
+    ("control.head", "7,8", (7, 8)),
+    ("control.head", "[7, 8]", (7, 8)),
+    ("compare.gammas", "0.5,3", (0.5, 3)),
+    ("control.path_consistency.temper", "-1e-3,1", (-1e-3, 1)),
+    ("control.ctrl.backprop_steps", "None", None),
+    ("control.ctrl.backprop_steps", "7", 7),
+  ],
+)
+def test_lists_and_none_are_read_as_people_write_them(
+  config_file: pathlib.Path, field: str, text: str, value: object
+) -> None:
+  config, _, _ = flags.parse(
+    ["run", f"--config={config_file}", f"--config.{field}={text}"]
+  )
+  assert rules.flatten(config)[field] == value
+
+
+def test_none_undoes_a_number_and_the_last_override_holds(
+  config_file: pathlib.Path,
+) -> None:
+  key = "--config.control.ctrl.backprop_steps"
+  config_file.write_text(
+    config_file.read_text().replace(
+      "  return config\n",
+      "  config.control.ctrl.backprop_steps = 5\n  return config\n",
+    )
+  )
+  for texts, value in (((), 5), (("None",), None), (("None", "7"), 7)):
+    words = [f"{key}={text}" for text in texts]
+    config, _, _ = flags.parse(["run", f"--config={config_file}", *words])
+    assert config.control.ctrl.backprop_steps == value
 
 
 def test_mistakes_in_the_config_file(tmp_path: pathlib.Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 
+import jax
 import pytest
 
 from experiments.configs import base, rules
@@ -24,9 +25,11 @@ pytestmark = pytest.mark.filterwarnings(
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def command(folder: pathlib.Path, *arguments: str) -> tuple[int, str, str]:
+def command(
+  folder: pathlib.Path, *arguments: str, **variables: str
+) -> tuple[int, str, str]:
   """Exit code, stdout and stderr of the command, run in a process."""
-  environment = os.environ | {"PYTHONPATH": str(ROOT)}
+  environment = os.environ | {"PYTHONPATH": str(ROOT)} | variables
   done = subprocess.run(
     [sys.executable, "-m", "experiments.run", *arguments],
     capture_output=True,
@@ -102,6 +105,31 @@ def test_mistakes_reach_the_shell_as_one_line(
   assert not folder.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "value", "expected"),
+  [
+    ("JAX_PLATFORMS", "cuda", "JAX_PLATFORMS is cuda, which JAX cannot use"),
+    ("JAX_PLATFORMS", "cdua", "JAX_PLATFORMS is cdua, which JAX cannot use"),
+    ("JAX_NUMPY_DTYPE_PROMOTION", "strict", "cannot do with: unset it"),
+    ("JAX_ENABLE_X64", "maybe", "a variable JAX_... is wrong: "),
+  ],
+)
+def test_what_jax_cannot_do_here_is_one_line(
+  tmp_path: pathlib.Path,
+  config_file: pathlib.Path,
+  name: str,
+  value: str,
+  expected: str,
+) -> None:
+  if (value, jax.default_backend()) == ("cuda", "gpu"):
+    pytest.skip("there is a GPU here")
+  arguments = f"--config={config_file}", f"--workdir={tmp_path / 'run'}"
+  code, _, error = command(tmp_path, *arguments, **{name: value})
+  assert code == 2
+  assert expected in error and error.count("\n") == 1
+
+
 def test_help_needs_no_config(tmp_path: pathlib.Path) -> None:
   code, output, error = command(tmp_path, "--help")
   assert (code, error) == (0, "")
@@ -132,7 +160,7 @@ RESULTS = {
   "variant": "",
   "seed": 0,
   "problem": {"num_controls": 2},
-  "methods": {"ctrl": {"path_kl": 1.25}},
+  "methods": {"ctrl": {"path_kl": {"mean": 1.25, "stderr": 0.125}}},
 }
 
 
@@ -145,9 +173,9 @@ def test_finished_run_only_prints(
   workdir.prepare(folder, config)
   workdir.write_json(folder / "results.json", RESULTS)
   arguments = [f"--config={config_file}", f"--workdir={folder}"]
-  code, output, error = command(tmp_path, *arguments)
+  code, output, error = command(tmp_path, *arguments, PYTHONIOENCODING="ascii")
   assert (code, error) == (0, "")
-  assert "toy, seed 0" in output and "1.250" in output
+  assert "toy, seed 0" in output and "1.250 ? 0.125" in output
   assert output.splitlines()[-1].split() == [
     "report",
     str(folder / "report.html"),

@@ -34,7 +34,7 @@ from experiments import outputs
 from experiments.benchmarks import disturbed
 from experiments.benchmarks.disturbed import Command
 from experiments.reporting import tables
-from experiments.runtime import workdir
+from experiments.runtime import outcome, workdir
 
 COLUMNS = ("fault", "injected", "survived", "most updates lost")
 IN_A_ROW = 5  # kills of one run
@@ -214,4 +214,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

@@ -37,7 +37,7 @@ from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.benchmarks.update import Compiled
 from experiments.reporting import tables
-from experiments.runtime import devices, loop, workdir
+from experiments.runtime import devices, loop, outcome, workdir
 from experiments.runtime.logs import Log
 from experiments.runtime.recorder import QUEUED
 
@@ -155,4 +155,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

@@ -36,7 +36,7 @@ import jax
 from experiments import outputs
 from experiments.benchmarks import weightless
 from experiments.reporting import tables
-from experiments.runtime import workdir
+from experiments.runtime import outcome, workdir
 
 BAR = 24e9  # bytes
 # Memory before speed; and the machine code, which no one will run, unoptimised.
@@ -130,4 +130,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

@@ -26,7 +26,7 @@ from experiments.benchmarks.recipe_variants import Variant, make_trainer
 from experiments.configs import mixture
 from experiments.problems import exact
 from experiments.reporting import tables
-from experiments.runtime import workdir
+from experiments.runtime import outcome, workdir
 from experiments.training.algorithms import EVALUATIONS
 
 RATES = (3e-3, 1e-2, 3e-2)
@@ -159,4 +159,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

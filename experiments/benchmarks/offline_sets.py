@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.reporting import studies, tables
+from experiments.runtime import outcome
 
 METHODS = (  # name in results.json's comparison, what it is called
   ("exact_target gamma=1", "the learned classifier's target"),
@@ -86,4 +87,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

@@ -43,7 +43,7 @@ from experiments.measures import evaluation
 from experiments.problems import exact
 from experiments.problems.exact import Exact
 from experiments.reporting import tables
-from experiments.runtime import keys, workdir
+from experiments.runtime import keys, outcome, workdir
 
 MARKS = (0, 50, 100, 200, 500)  # updates after which a gap is measured
 CHAINS = 6000  # that it is measured on
@@ -238,4 +238,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

@@ -37,7 +37,7 @@ from experiments import outputs
 from experiments.benchmarks import objectives
 from experiments.configs import mixture
 from experiments.reporting import tables
-from experiments.runtime import workdir
+from experiments.runtime import outcome, workdir
 
 SHARES = {"ppo": 2, "ctrl": 10}  # of --queries, in a run of the search
 BATCHES = (32, 64, 128, 256)
@@ -191,4 +191,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

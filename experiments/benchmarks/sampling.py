@@ -34,7 +34,7 @@ from experiments.configs import digits, fashion
 from experiments.measures import speed
 from experiments.problems.problem import Problem
 from experiments.reporting import tables
-from experiments.runtime import workdir
+from experiments.runtime import outcome, workdir
 
 COLUMNS = (
   "control,K,samples at a time,plain (s a sample),controlled,"
@@ -142,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

@@ -32,7 +32,7 @@ from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Sizes
 from experiments.benchmarks.update import Compiled
 from experiments.reporting import tables
-from experiments.runtime import workdir
+from experiments.runtime import outcome, workdir
 
 COLUMNS = (
   "varied,to,compiling (s),update (s),÷ first (least to largest),"
@@ -143,4 +143,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

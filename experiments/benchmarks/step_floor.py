@@ -25,6 +25,7 @@ import scipy.special
 from ctrl_jax import kernels
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.sde import VP
+from experiments.runtime import outcome
 
 # In units of the noise of a mean over 64 pixels, 1/8 of a pixel's.
 NOISE = 1 / 8
@@ -90,4 +91,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

@@ -39,7 +39,7 @@ from experiments import outputs
 from experiments.benchmarks import memory_plan, programs
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.reporting import tables
-from experiments.runtime import devices, workdir
+from experiments.runtime import devices, outcome, workdir
 
 COLUMNS = (
   "model,dtype,K,differentiated,batch,compiling (s),update (s),samples/s,"
@@ -188,4 +188,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  outcome.replace_unprintable()
   main()

@@ -5,6 +5,8 @@ By the last part of a field's name, so that there is one rule for every
 learning rate; fields that take one of a few words, and paths, are listed whole.
 """
 
+import itertools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +16,18 @@ Rule = tuple[Callable[[Any], bool], str]
 
 
 def _widths(value: Any) -> bool:
-  return all(isinstance(width, int) and width >= 1 for width in value)
+  return all(type(width) is int and width >= 1 for width in value)
 
 
 def _eights(value: Any) -> bool:
   return _widths(value) and not any(width % 8 for width in value)
+
+
+def _increasing(value: Any) -> bool:
+  ends = float("-inf"), float("inf")
+  numbers = all(isinstance(number, int | float) for number in value)
+  pairs = itertools.pairwise((ends[0], *value, ends[1]))
+  return numbers and all(a < b for a, b in pairs)
 
 
 def _texts(value: Any) -> bool:
@@ -55,16 +64,14 @@ _POSITIVE: Rule = (lambda v: 0 < v < float("inf"), "use a number above 0")
 _NOT_NEGATIVE: Rule = (lambda v: v >= 0, "use 0 or more")
 _AT_LEAST_1: Rule = (lambda v: v >= 1, "use 1 or more")
 _FRACTION: Rule = (lambda v: 0 <= v < 1, "use a number in [0, 1)")
-_EDGES: Rule = (
-  lambda v: all(a < b for a, b in zip(v, v[1:], strict=False)),
-  "use increasing numbers, or () for equal shares",
-)
+_EDGES: Rule = (_increasing, "use increasing numbers, or () for equal shares")
 _NEEDS_NOISE = "use a number in (0, 1]: without noise nothing can be controlled"
 
 # By a field's name, or the last part of it.
 RULES: dict[str, Rule] = {
   "experiment": (bool, "give the experiment a name"),
-  "seed": _NOT_NEGATIVE,
+  # Above, it would share its noise with what 32 bits leave of it.
+  "seed": (lambda v: 0 <= v < 2**32, "use a number from 0 to 4294967295"),
   "devices": _NOT_NEGATIVE,
   "beta_min": _POSITIVE,
   "beta_max": _POSITIVE,
@@ -107,7 +114,7 @@ RULES: dict[str, Rule] = {
   "rank": _AT_LEAST_1,
   "backprop_steps": (
     lambda v: v is None or v >= 1,
-    "use 1 or more, or leave it out for all",
+    "use 1 or more, or None for all",
   ),
   "accumulate": _AT_LEAST_1,
   "group": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
@@ -146,6 +153,9 @@ RULES: dict[str, Rule] = {
   **dict.fromkeys(OBJECTIVES, _POSITIVE),  # of compare.rates
 }
 
+# Fields that None is a value of.
+OPTIONAL = ("control.ctrl.backprop_steps",)
+
 # Files and folders that share a last name with something else.
 PATHS = ("aesthetic.clip", "aesthetic.head")
 
@@ -177,6 +187,22 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
   return fields
 
 
+def check_local(field: str, path: str) -> None:
+  """Raises ValueError if a path is an address, such as gs://bucket/run."""
+  if re.match(r"[A-Za-z][\w.+-]+:/", path):
+    raise ValueError(
+      f"{field} is {path}: use a folder of this machine, into which a bucket "
+      "can be mounted"
+    )
+
+
+def _check_size(field: str, value: Any) -> None:
+  """Raises ValueError if a whole number needs more than the 32 bits of JAX."""
+  for number in value if isinstance(value, tuple) else (value,):
+    if isinstance(number, int) and abs(number) >= 2**31:
+      raise ValueError(f"{field} is {value}: use numbers below 2147483648")
+
+
 def validate(config: ConfigDict) -> None:
   """Checks every field by itself, and what two of them must agree on.
 
@@ -184,6 +210,8 @@ def validate(config: ConfigDict) -> None:
     ValueError: the first wrong value, with its field and a remedy.
   """
   for field, value in flatten(config).items():
+    if isinstance(value, str):
+      check_local(field, value)
     allowed = CHOICES.get(field)
     if allowed and value not in allowed:
       raise ValueError(f"{field} is {value!r}: use one of {', '.join(allowed)}")
@@ -197,6 +225,8 @@ def validate(config: ConfigDict) -> None:
       held = False
     if not held:
       raise ValueError(f"{field} is {value!r}: {remedy}")
+    if last != "seed":
+      _check_size(field, value)
   model = config.get("model", {})
   if model.get("num_heads") and model.dims % model.num_heads:
     raise ValueError(

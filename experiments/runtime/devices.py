@@ -3,7 +3,6 @@
 
 import math
 import os
-import pathlib
 
 from ml_collections import ConfigDict
 
@@ -46,23 +45,24 @@ def shared(config: ConfigDict) -> int:
 def start(config: ConfigDict, *, distributed: bool = False) -> bool:
   """Prepares JAX; to be called before anything is computed.
 
-  The cache of compiled programs is CTRL_JAX_CACHE or ~/.cache/ctrl_jax. The
-  number of virtual CPU devices is left alone where the user sets it by
-  XLA_FLAGS or JAX_NUM_CPU_DEVICES.
+  The cache of compiled programs is CTRL_JAX_CACHE or ~/.cache/ctrl_jax; a user
+  without a home has none. The number of virtual CPU devices is left alone where
+  the user sets it by XLA_FLAGS or JAX_NUM_CPU_DEVICES.
 
   Returns:
     Whether this host is the one, among several, that writes files.
 
   Raises:
     ValueError: the devices cannot share a batch, or there are fewer than
-      config.devices.
+      config.devices; JAX cannot do what its variables ask for.
   """
-  import jax  # slow: not before the command line is known to be right
-
-  caches = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  cache = os.environ.get("CTRL_JAX_CACHE") or pathlib.Path(caches) / "ctrl_jax"
-  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    jax.config.update("jax_compilation_cache_dir", str(cache))
+  try:
+    import jax  # slow: not before the command line is known to be right
+  except ValueError as error:
+    raise ValueError(f"a variable JAX_... is wrong: {error}") from error
+  cache = cache_folder()
+  if cache and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   chosen = "xla_force_host_platform_device_count" in os.environ.get(
@@ -73,8 +73,40 @@ def start(config: ConfigDict, *, distributed: bool = False) -> bool:
     jax.config.update("jax_num_cpu_devices", count)
   if distributed:
     _join()
+  check_settings()
   _check_devices(config, jax.local_device_count(), jax.device_count())
   return jax.process_index() == 0
+
+
+def cache_folder() -> str:
+  """Where compiled programs are kept; "" for a user that has no home."""
+  if cache := os.environ.get("CTRL_JAX_CACHE"):
+    return cache
+  caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  return "" if caches[0] == "~" else os.path.join(caches, "ctrl_jax")
+
+
+def check_settings() -> None:
+  """Checks what the environment asks of JAX, once all hosts have met.
+
+  Raises:
+    ValueError: JAX lacks a platform, or Flax and Optax cannot do with it.
+  """
+  import jax
+
+  if os.environ.get("JAX_NUMPY_DTYPE_PROMOTION") == "strict":
+    raise ValueError(
+      "JAX_NUMPY_DTYPE_PROMOTION is strict, which Flax and Optax cannot do "
+      "with: unset it"
+    )
+  try:
+    jax.local_device_count()
+  except (RuntimeError, AssertionError) as error:  # the second without a plugin
+    said = f" ({error})" if str(error) else ""
+    raise ValueError(
+      f"JAX_PLATFORMS is {os.environ.get('JAX_PLATFORMS', '')}, which JAX "
+      f"cannot use here: unset it, or install JAX for it{said}"
+    ) from error
 
 
 def _join() -> None:

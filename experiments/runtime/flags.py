@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line, with every mistake on it turned into one line."""
 
+import ast
 import difflib
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -29,8 +30,19 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, bool]:
   plain = [a for a in argv if not _OVERRIDE.match(a)]
   overrides = [a for a in argv if _OVERRIDE.match(a)]
   values = _read(plain)
-  _check_keys(overrides, values.config)
-  config = _read([*plain, *overrides]).config
+  fields = rules.flatten(values.config)
+  _check_keys(overrides, fields)
+  others, read = [], {}
+  for argument in overrides:
+    key, given, text = _parts(argument)
+    if given and (text == "None" or isinstance(fields[key], tuple)):
+      read[key] = _value(key, text, fields[key])
+    else:
+      read.pop(key, None)
+      others.append(argument)
+  config = _read([*plain, *others]).config
+  config.update_from_flattened_dict(read)
+  rules.check_local("workdir", values.workdir or "")
   name = "-".join(filter(None, (config.experiment, config.variant)))
   folder = pathlib.Path(values.workdir or pathlib.Path("runs") / name)
   return config, folder, values.distributed
@@ -71,14 +83,47 @@ def _shortened(error: Exception) -> str:
   return re.sub(said, "", text)
 
 
-def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
+def _parts(argument: str) -> tuple[str, str, str]:
+  """Key, "=" and value of an override."""
+  name, given, text = argument.partition("=")
+  return name.partition("config.")[2], given, text
+
+
+def _value(key: str, text: str, old: Any) -> tuple[Any, ...] | None:
+  """None, or a list as people write it: 1,2 or cat,dog or ('cat', 'dog').
+
+  Raises:
+    ValueError: the field cannot be None, or this is no list.
+  """
+  if text == "None":
+    if key in rules.OPTIONAL:
+      return None
+    empty = isinstance(old, str | tuple)
+    remedy = f"write --config.{key}= for none" if empty else "give a value"
+    raise ValueError(f"{key} is None: {remedy}")
+  try:
+    value = ast.literal_eval(text.strip() or "()")
+  except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+    value = [word.strip() for word in text.removesuffix(",").split(",")]
+    if not all(word and word[0] not in "([{\"'" for word in value):
+      value = None
+  if isinstance(value, list | tuple):
+    return tuple(value)
+  if isinstance(value, int | float | str):
+    return (value,)
+  raise ValueError(
+    f"{key} is {text!r}, which is no list: write it as in cat,dog or, with "
+    "commas in a text, as in ('a cat, asleep', 'a dog')"
+  )
+
+
+def _check_keys(overrides: Sequence[str], fields: Mapping[str, Any]) -> None:
   """Raises ValueError naming the field nearest to one that does not exist.
 
   Of two, the one of the same last name is nearer.
   """
-  fields = list(rules.flatten(config))
   for argument in overrides:
-    key = argument.partition("=")[0].partition("config.")[2]
+    key, _, _ = _parts(argument)
     if key == "problem.name":  # which has other fields
       raise ValueError(
         "problem.name is the config file's: use another --config"
@@ -87,5 +132,5 @@ def _check_keys(overrides: Sequence[str], config: ConfigDict) -> None:
       continue
     last = key.rpartition(".")[2]
     same = [field for field in fields if field.rpartition(".")[2] == last]
-    near = difflib.get_close_matches(key, same or fields, n=1, cutoff=0)
+    near = difflib.get_close_matches(key, same or [*fields], n=1, cutoff=0)
     raise ValueError(f"no config key {key!r}: did you mean {near[0]!r}?")

@@ -2,6 +2,7 @@
 """How a command ends: with a line and an exit code, not with a traceback."""
 
 import atexit
+import io
 import logging
 import pathlib
 import signal
@@ -27,6 +28,7 @@ def exit_code(command: Callable[[], None]) -> int:
   an OSError; any other exception is a bug, and keeps its traceback.
   """
   _silence_libraries()
+  replace_unprintable()
   signal.signal(signal.SIGTERM, _terminate)
   try:
     command()
@@ -45,6 +47,12 @@ def exit_code(command: Callable[[], None]) -> int:
     # Python takes its handlers away before it is gone; all is done by then.
     atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
   return 0
+
+
+def replace_unprintable() -> None:
+  """Prints ? for what the terminal's encoding lacks, such as ± in ASCII."""
+  if isinstance(sys.stdout, io.TextIOWrapper):
+    sys.stdout.reconfigure(errors="replace")
 
 
 def after(signum: int) -> int:
