@@ -9,8 +9,10 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
-from experiments.reporting import report, tables
+from experiments.reporting import report, style, tables
 from tests.toy_results import make_arrays, make_results, make_run
 
 FIGURES = [
@@ -133,6 +135,32 @@ def test_strings_are_escaped(tmp_path, results):
   page = Page(report.write(run).read_text())
   assert "script" not in page.tags
   assert page.text.count(hostile) >= 7
+
+
+FORMULAS = ["$\\frac{$", "$5 to $9", r"\$x$ \\$", "$"]
+
+
+def test_labels_are_no_formulas(tmp_path, results):
+  results = copy.deepcopy(results)
+  results |= {"control_names": FORMULAS, "property_name": FORMULAS[0]}
+  results["methods"][FORMULAS[0]] = results["methods"]["ctrl"]
+  arrays = make_arrays(np.random.default_rng(0))
+  run = make_run(tmp_path / "run", results, arrays)
+  report.write(run)
+  drawn = {file.stem for file in (run / "figures").iterdir()}
+  assert drawn == set(FIGURES)
+
+
+@pytest.mark.parametrize("text", [*FORMULAS, "no dollar"])
+def test_a_text_is_drawn_as_it_stands(text):
+  def draw(shown, **settings):
+    fig = Figure((2, 1), dpi=50)
+    fig.text(0.1, 0.5, shown, **settings)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    return np.array(canvas.buffer_rgba())
+
+  assert np.array_equal(draw(style.literal(text)), draw(text, parse_math=False))
 
 
 def test_a_failed_write_leaves_the_old_page(run, text, monkeypatch):

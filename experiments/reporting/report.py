@@ -119,6 +119,7 @@ def _draw_training(run: finished.Run) -> dict[str, Figure]:
 def _images(run: finished.Run, folder: pathlib.Path) -> dict[str, str]:
   """Saves every figure as a PNG; returns them as data URIs by name."""
   images = {}
+  run = run._replace(results=style.literal(run.results))
   with matplotlib.rc_context(style.STYLE):
     drawn = _draw_samples(run) | _draw_training(run)
     if compared := run.results.get("comparison"):

@@ -7,6 +7,7 @@ figure.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -56,6 +57,20 @@ COMPARED = {"ctrl": "CTRL", "ppo": "PPO", "smc": "SMC"}
 def label(method: str, names: Mapping[str, str] = LABELS) -> str:
   """The name of a method for a reader: `best_of_n` becomes "best of n"."""
   return names.get(method, method.replace("_", " "))
+
+
+def literal(value: Any) -> Any:
+  """A text, or all in a tree of JSON, such that it is drawn as it stands.
+
+  To matplotlib two dollars enclose a formula, and a broken one is an error.
+  """
+  if isinstance(value, str):
+    return value.replace("$", r"\$")
+  if isinstance(value, list):
+    return [literal(entry) for entry in value]
+  if isinstance(value, Mapping):
+    return {literal(key): literal(entry) for key, entry in value.items()}
+  return value
 
 
 def draw_matrix(
