@@ -56,6 +56,7 @@ lint: setup ## check style and types
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --quiet --check .
 	@$(BIN)/mypy --no-error-summary ctrl_jax experiments
+	@$(BIN)/shellcheck .ci/run experiments/launch/*.sh
 
 test-fast: setup ## run the tests of up to five seconds
 	@$(TEST) -m "not slow and not long"

@@ -146,6 +146,47 @@ def test_hosts_of_a_tpu_pod_get_the_command_as_it_was_given(
   assert remote[start:] == given
 
 
+def test_what_a_tpu_pod_is_given_is_no_part_of_the_command(
+  standins, monkeypatch
+):
+  monkeypatch.setenv("TPU", "pod")
+  monkeypatch.setenv("ZONE", "here")
+
+  def remote(*words):
+    subprocess.run([LAUNCH / "tpu_vm.sh", *words], check=True)
+    asked = (standins / "gcloud.log").read_text()
+    return shlex.split(asked.partition("--command=")[2])
+
+  hostile = "--x; $(touch here) 'a b'"
+  words = remote("setup", hostile)
+  start = words.index("clone")
+  assert words[start + 1 : start + 4] == ["--", hostile, "ctrl_jax"]
+  words = remote("run", hostile)  # without options
+  given = ["--distributed", f"--workdir={hostile}"]
+  assert words[words.index("experiments.run") + 1 :] == given
+
+
+def test_pods_have_no_more_rights_than_they_need():
+  _, job = yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text())
+  pod = job["spec"]["template"]["spec"]
+  container = pod["containers"][0]
+  assert pod["securityContext"]["runAsNonRoot"]
+  assert pod["securityContext"]["runAsUser"] > 0
+  assert not pod["automountServiceAccountToken"]
+  rights = container["securityContext"]
+  assert not rights["allowPrivilegeEscalation"]
+  assert rights["readOnlyRootFilesystem"]
+  assert rights["capabilities"] == {"drop": ["ALL"]}
+  # What is written lies on a volume.
+  mounts = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+  assert {*mounts.values()} == {volume["name"] for volume in pod["volumes"]}
+  variables = {e["name"]: e.get("value") for e in container["env"]}
+  for name in ("WORKDIR", "CTRL_JAX_CACHE", "HOME"):
+    path = pathlib.PurePosixPath(container["workingDir"], variables[name])
+    assert any(path.is_relative_to(mount) for mount in mounts)
+  assert "/tmp" in mounts
+
+
 @pytest.mark.parametrize("command", [["slurm.sh"], ["tpu_vm.sh", "walk"]])
 def test_recipes_say_how_they_are_used(standins, monkeypatch, command):
   monkeypatch.setenv("TPU", "pod")

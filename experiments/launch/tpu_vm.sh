@@ -26,8 +26,9 @@ on_every_host() {
 
 case ${1:-} in
   setup)
+    url=${2:?URL of the repository}
     on_every_host "
-      [ -d ctrl_jax ] || git clone ${2:?URL of the repository} ctrl_jax
+      [ -d ctrl_jax ] || git clone -- $(printf %q "$url") ctrl_jax
       command -v python3.11 || {
         sudo add-apt-repository --yes ppa:deadsnakes/ppa
         sudo apt-get install --yes python3.11-venv
@@ -39,8 +40,9 @@ case ${1:-} in
   run)
     workdir=${2:?WORKDIR}
     shift 2
-    on_every_host "cd ctrl_jax && exec .venv/bin/python -m experiments.run \
-      --distributed --workdir=$(printf %q "$workdir")$(printf ' %q' "$@")"
+    run=(.venv/bin/python -m experiments.run --distributed)
+    run+=(--workdir="$workdir" "$@")
+    on_every_host "cd ctrl_jax && exec$(printf ' %q' "${run[@]}")"
     ;;
   *)
     echo "usage: tpu_vm.sh setup URL | run WORKDIR --config=FILE ..." >&2
