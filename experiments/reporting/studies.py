@@ -65,9 +65,10 @@ def write(text: str, name: str, page: pathlib.Path) -> None:
   Raises:
     ValueError: the page has no such markers.
   """
-  begin, old = f"<!-- table: {name} -->", page.read_text()
+  begin = f"<!-- table: {name} -->"
+  old = page.read_text(encoding="utf-8")
   head, found, rest = old.partition(begin)
   _, ended, tail = rest.partition(END)
   if not (found and ended):
     raise ValueError(f"{page} lacks the line {begin} or {END}")
-  page.write_text(f"{head}{begin}\n{text}\n{END}{tail}")
+  page.write_text(f"{head}{begin}\n{text}\n{END}{tail}", encoding="utf-8")
