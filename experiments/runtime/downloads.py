@@ -2,12 +2,12 @@
 """Files from the web, whole and checked, with a progress bar."""
 
 import hashlib
-import os
 import pathlib
-import tempfile
 import urllib.request
 
 import tqdm
+
+from ctrl_jax import files
 
 _PART = 2**16  # bytes read at a time
 _PATIENCE = 30  # seconds without an answer
@@ -38,20 +38,14 @@ def fetch(url: str, path: pathlib.Path, *, sha256: str) -> None:
       )
     return
   path.parent.mkdir(parents=True, exist_ok=True)
-  descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-  try:
-    with os.fdopen(descriptor, "wb") as file:
+  with files.draft(path) as made:
+    with made.open("xb") as file:
       digest = _copy(url, file, path.name)
     if digest != sha256:
       raise ValueError(
         f"{url} gave a file of SHA-256 {digest} instead of {sha256}: try "
         f"again, or put the right one at {path}"
       )
-    os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone
-    os.replace(temporary, path)
-  except BaseException:
-    os.unlink(temporary)
-    raise
 
 
 def _copy(url, file, name):
