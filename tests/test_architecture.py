@@ -19,9 +19,8 @@ MAX_LINES = 260
 # A part of ctrl_jax may import from the layers before its own in this list, and
 # from within itself; never from a part beside or behind it.
 LIBRARY = """
-types, files sde metrics weights parallel nearest,
-kernels learner models datasets checkpoint,
-sampling linear_quadratic, paths, rewards policy,
+types, files sde metrics weights parallel nearest, kernels learner models
+datasets checkpoint, sampling linear_quadratic, paths, rewards policy,
 steering transitions composition, objectives guidance bridge, stable_diffusion
 """
 # The same of experiments, from the schema of configs to the commands.
