@@ -5,7 +5,8 @@ Every sampler used here moves from time t_k to t_{k+1} < t_k by
 
     x_{k+1} = a_k x_k + b_k eps(x_k, t_k) + s_k z_k,    z_k ~ N(0, I),    (1)
 
-k = 0 ... K-1 from noise to data, so a sampler is its times and coefficients.
+k = 0 ... K-1 from noise to data, so a sampler is its times and coefficients,
+and the deviation of x_0, which is the process's at t_0 (`sde`, equation (5)).
 With (alpha, std) at t and (alpha', std') at t' = t_{k+1}:
 
     DDIM(eta) (Song et al., arXiv 2010.02502), any alpha and std:
@@ -33,17 +34,23 @@ from ctrl_jax.sde import SDE
 
 
 class Kernel(NamedTuple):
-  """The steps (1) of a sampler, float64, each of shape [K]."""
+  """The steps (1) of a sampler, float64, each of shape [K], and its start."""
 
   times: np.ndarray  # t_k, where the network is evaluated
   x_coef: np.ndarray  # a_k
   eps_coef: np.ndarray  # b_k
   std: np.ndarray  # s_k
+  start_std: float = 1.0  # of x_0, which is N(0, start_std^2 I)
 
   @property
   def num_steps(self) -> int:
     """K."""
     return len(self.times)
+
+  @property
+  def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(t, a, b, s) of all steps, [K] each."""
+    return self.times, self.x_coef, self.eps_coef, self.std
 
   @property
   def kl_weight(self) -> np.ndarray:
@@ -116,7 +123,7 @@ def ddim(sde: SDE, grid: np.ndarray, *, eta: float = 1.0) -> Kernel:
   noise = eta * std_next / std * forward
   x_coef = alpha_next / alpha
   eps_coef = np.sqrt(np.maximum(std_next**2 - noise**2, 0.0)) - x_coef * std
-  return Kernel(t, x_coef, eps_coef, noise)
+  return Kernel(t, x_coef, eps_coef, noise, float(sde.start_std(t[0])))
 
 
 def ddpm(sde: SDE, grid: np.ndarray) -> Kernel:
@@ -136,5 +143,9 @@ def euler_maruyama(sde: SDE, grid: np.ndarray) -> Kernel:
   h = -np.diff(np.asarray(grid, np.float64))
   drift, diffusion = sde.drift(t), sde.diffusion(t)
   return Kernel(
-    t, 1 - h * drift, -h * diffusion**2 / std, diffusion * np.sqrt(h)
+    t,
+    1 - h * drift,
+    -h * diffusion**2 / std,
+    diffusion * np.sqrt(h),
+    float(sde.start_std(t[0])),
   )

@@ -3,7 +3,7 @@ r"""Control of a Gaussian diffusion: every answer in closed form, at finite K.
 
 Where p_pre is Gaussian, its noise prediction is linear, and the sampler is
 
-    x_{k+1} = F_k x_k + f_k + s_k z_k,        x_0 ~ N(0, I).              (1)
+    x_{k+1} = F_k x_k + f_k + s_k z_k,        x_0 ~ N(0, s_start^2 I).    (1)
 
 With a real control y and the likelihood N(y; w.x, r^2), gamma log p(y | x) is
 quadratic, and so is the value h_k(x) = log E[p(y | x_K)^gamma | x_k = x]:
@@ -15,7 +15,7 @@ Let a = F x + f, G = (I + s^2 P_{k+1})^{-1} and l, e those of k + 1. Then
     h_k(x) = -a.P G a / 2 + l.G a + s^2 l.G l / 2 - log det(I + s^2 P) / 2
              + e,                                                         (3)
 
-and the start is one more such step, with F = f = 0 and s = 1: it gives log Z.
+and the start is one more such step, with F = f = 0 and s_start: it gives log Z.
 A policy shifts the mean of a step and pays ||u||^2 / (2 s^2). Its best shift
 is the conditional mean of the optimal step,
 
@@ -45,6 +45,12 @@ class Chain(NamedTuple):
   gain: np.ndarray  # F_k [K, d, d]
   offset: np.ndarray  # f_k [K, d]
   std: np.ndarray  # s_k [K]
+  start_std: float  # s_start
+
+  @property
+  def columns(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(F, f, s) of all steps."""
+    return self.gain, self.offset, self.std
 
 
 class Law(NamedTuple):
@@ -79,19 +85,19 @@ def chain(kernel: Kernel, sde: SDE, prior: GaussianMixture) -> Chain:
   mean, covariance = prior.means[0], prior.covariances[0]
   identity = np.eye(len(mean))
   gains, offsets = [], []
-  for t, a, b, _ in zip(*kernel, strict=True):
+  for t, a, b, _ in zip(*kernel.columns, strict=True):
     alpha, std = float(sde.alpha(t)), float(sde.std(t))
     pull = std * np.linalg.inv(alpha**2 * covariance + std**2 * identity)
     gains.append(a * identity + b * pull)
     offsets.append(-b * alpha * pull @ mean)
-  return Chain(np.array(gains), np.array(offsets), kernel.std)
+  return Chain(np.array(gains), np.array(offsets), kernel.std, kernel.start_std)
 
 
 def end_law(steps: Chain) -> Law:
   """The law of x_K under (1): not quite the prior, for K is finite."""
   mean = np.zeros(steps.gain.shape[1])
-  covariance = np.eye(len(mean))
-  for gain, offset, std in zip(*steps, strict=True):
+  covariance = steps.start_std**2 * np.eye(len(mean))
+  for gain, offset, std in zip(*steps.columns, strict=True):
     mean = gain @ mean + offset
     covariance = gain @ covariance @ gain.T + std**2 * np.eye(len(mean))
   return Law(mean, covariance)
@@ -138,7 +144,7 @@ def solve(
   linear = gamma / noise**2 * np.outer(y, direction)  # l [Y, d]
   constant = -0.5 * gamma * (y**2 / noise**2 + np.log(2 * np.pi * noise**2))
   step_gap, gains, shifts = [], [], []
-  for gain, offset, s in list(zip(*steps, strict=True))[::-1]:
+  for gain, offset, s in list(zip(*steps.columns, strict=True))[::-1]:
     narrowing = np.linalg.inv(identity + s**2 * precision)  # G
     step_gap.append(_excess(s**2 * precision))
     shrunk = narrowing @ precision  # G P, symmetric
@@ -154,9 +160,11 @@ def solve(
     )
     linear = (pushed - shrunk @ offset) @ gain
     precision = gain.T @ shrunk @ gain
-  half = 0.5 * (linear * (linear @ np.linalg.inv(identity + precision))).sum(1)
-  start_gap = half + _excess(precision)
-  log_z = constant + half - 0.5 * np.linalg.slogdet(identity + precision)[1]
+  start = steps.start_std**2
+  narrowing = np.linalg.inv(identity + start * precision)
+  half = 0.5 * start * (linear * (linear @ narrowing)).sum(1)
+  start_gap = half + _excess(start * precision)
+  log_z = constant + half + 0.5 * np.linalg.slogdet(narrowing)[1]
   target, _ = tilt(
     end_law(steps), y, direction=direction, noise=noise, gamma=gamma
   )

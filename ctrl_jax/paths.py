@@ -86,7 +86,9 @@ def log_density(
   """
   stochastic = np.flatnonzero(kernel.std > 0)
   states = jnp.concatenate([path.x, x[None]])
-  columns = [jnp.asarray(column[stochastic], x.dtype) for column in kernel]
+  columns = [
+    jnp.asarray(column[stochastic], x.dtype) for column in kernel.columns
+  ]
 
   def step(total, row):
     x, x_next, t, a, b, s = row

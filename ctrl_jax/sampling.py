@@ -97,10 +97,16 @@ def gaussian(keys: Keys, shape: tuple[int, ...]) -> Sample:
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def initial_noise(keys: Keys, shape: tuple[int, ...]) -> Sample:
-  """Starts x_0 ~ N(0, I), [batch, *shape], independent of the step noise."""
+def initial_noise(keys: Keys, shape: tuple[int, ...], kernel: Kernel) -> Sample:
+  """Starts x_0 [batch, *shape], independent of the step noise.
+
+  Args:
+    keys: one key per chain [batch].
+    shape: of one sample.
+    kernel: of the chains, which says the deviation of their starts.
+  """
   # Steps fold in 0 ... K-1; this index is beyond any of them.
-  return gaussian(fold_in(keys, 2**32 - 1), shape)
+  return kernel.start_std * gaussian(fold_in(keys, 2**32 - 1), shape)
 
 
 def fold_in(keys: Keys, data: Any) -> Keys:
@@ -171,7 +177,7 @@ def rollout(
 
   rows = (jnp.arange(steps),) + tuple(
     jnp.asarray(column, x_init.dtype)
-    for column in (*kernel, kernel.kl_weight, kernel.noise_coef)
+    for column in (*kernel.columns, kernel.kl_weight, kernel.noise_coef)
   )
   body = jax.checkpoint(step) if remat else step
   carry = (x_init, jnp.zeros(x_init.shape[0], x_init.dtype))

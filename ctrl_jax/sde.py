@@ -16,6 +16,13 @@ written through the noise prediction, score = -eps / std, is
 
     dx = [F(t) x + g(t)^2 eps(x, t) / std(t)] dt + g(t) dW,   t: 1 -> 0.  (4)
 
+A reversed chain that begins at time t starts from noise alone,
+
+    x_t ~ N(0, start_std(t)^2 I),                                         (5)
+
+which is one for a variance-preserving process, whose x_t has the variance 1 of
+its data, and std(t) for an exploding one, beside which its data vanish.
+
 Methods take NumPy arrays (and then compute in their float64) or JAX arrays
 (and may be traced and differentiated).
 """
@@ -55,6 +62,10 @@ class SDE(Protocol):
     """g(t) of (1)."""
     ...
 
+  def start_std(self, t: Time) -> Any:
+    """Deviation (5) of the starts of chains that begin at t."""
+    ...
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VP:
@@ -88,6 +99,10 @@ class VP:
     """sqrt(beta(t))."""
     return _numpy_of(t).sqrt(-2.0 * self.drift(t))
 
+  def start_std(self, t: Time) -> Any:
+    """One."""
+    return _numpy_of(t).ones_like(t)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VE:
@@ -116,6 +131,10 @@ class VE:
   def diffusion(self, t: Time) -> Any:
     """std(t) sqrt(2 log(std_max / std_min))."""
     return self.std(t) * np.sqrt(2 * np.log(self.std_max / self.std_min))
+
+  def start_std(self, t: Time) -> Any:
+    """std(t)."""
+    return self.std(t)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -166,6 +185,10 @@ class Tabulated:
   def diffusion(self, t: Time) -> Any:
     """sqrt(-2 F): what keeps alpha^2 + std^2 = 1 in (3)."""
     return _numpy_of(t).sqrt(-2.0 * self.drift(t))
+
+  def start_std(self, t: Time) -> Any:
+    """One."""
+    return _numpy_of(t).ones_like(t)
 
 
 def reverse_drift(sde: SDE, x: jax.Array, t: jax.Array, eps: jax.Array) -> Any:

@@ -151,7 +151,7 @@ def collect(
   pair_fn = policy.pair_fn(params, c, y)
   if share is not None:
     pair_fn = tempered(pair_fn, share)
-  start = initial_noise(keys, sample_shape)
+  start = initial_noise(keys, sample_shape, kernel)
   chain = rollout(keys, start, kernel, pair_fn, keep_path=True)
   path: Any = chain.path
   return jax.lax.stop_gradient((chain._replace(path=None), path))

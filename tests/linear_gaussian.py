@@ -42,7 +42,7 @@ def eps_fn(times, affine):
 def moments(kernel, affine, *, mean=0.0, variance=1.0):
   """Means and variances of x_0 ... x_K, [K + 1] each."""
   means, variances = [mean], [variance]
-  for _, a, b, s, p, q in zip(*kernel, *affine, strict=True):
+  for _, a, b, s, p, q in zip(*kernel.columns, *affine, strict=True):
     means.append((a + b * p) * means[-1] + b * q)
     variances.append((a + b * p) ** 2 * variances[-1] + s**2)
   return np.array(means), np.array(variances)

@@ -23,7 +23,7 @@ def _pair(y):
 
 
 def _rollout(pair_fn):
-  start = sampling.initial_noise(KEYS, (1,))
+  start = sampling.initial_noise(KEYS, (1,), KERNEL)
   return jax.jit(lambda x: sampling.rollout(KEYS, x, KERNEL, pair_fn))(start)
 
 

@@ -107,7 +107,7 @@ def _rollout(pair_fn, num, dims=1):
 
   @jax.jit
   def run(keys):
-    start = sampling.initial_noise(keys, (dims,))
+    start = sampling.initial_noise(keys, (dims,), KERNEL)
     return sampling.rollout(keys, start, KERNEL, pair_fn)
 
   return run(keys)

@@ -152,7 +152,7 @@ def _chains(control, kernel, n):
   out = jax.jit(
     lambda control: sampling.rollout(
       keys,
-      sampling.initial_noise(keys, toy.SHAPE),
+      sampling.initial_noise(keys, toy.SHAPE, kernel),
       kernel,
       POLICY.pair_fn(control, None, y),
     )

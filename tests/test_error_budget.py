@@ -89,7 +89,7 @@ def test_policy_of_the_table_has_the_gap_of_the_best_control(exact, optimum):
   chain = jax.jit(
     lambda keys, y: sampling.rollout(
       keys,
-      sampling.initial_noise(keys, (2,)),
+      sampling.initial_noise(keys, (2,), KERNEL),
       KERNEL,
       optimal_control.pair_fn(optimum, KERNEL, predict, y),
     )
@@ -118,7 +118,7 @@ def test_mixture_value_is_the_evidence_of_its_samples(tmp_path):
   problem = compared_policies.plane(config, tmp_path)
   optimum = compared_policies.solve(problem, gamma=3.0, grid=Grid(size=61))
   keys = jax.random.split(jax.random.key(0), 20000)
-  start = sampling.initial_noise(keys, (2,))
+  start = sampling.initial_noise(keys, (2,), problem.kernel)
   x = jax.jit(
     lambda keys, start: (
       sampling.rollout(

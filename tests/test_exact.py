@@ -81,7 +81,7 @@ def test_gaussian_controls_and_their_evidence():
 def test_gaussian_evidence_agrees_with_samples_of_its_chain():
   problem = make(gaussian, exact.gaussian, **{"reward.gamma": 2.0})
   keys = jax.random.split(jax.random.key(1), 40000)
-  start = sampling.initial_noise(keys, (2,))
+  start = sampling.initial_noise(keys, (2,), problem.kernel)
   x = sampling.rollout(
     keys, start, problem.kernel, problem.reference_fn(None)
   ).x

@@ -162,7 +162,7 @@ def test_samples_and_their_kl_are_those_of_the_affine_chain():
   kernel, reference, affine = _chains(30, strength=3.0)
   keys, c, y = lg.keys(N), jnp.ones(N, int), jnp.zeros(N, int)
   guided = _guided(c, y, strength=3.0)
-  start = sampling.initial_noise(keys, (1,))
+  start = sampling.initial_noise(keys, (1,), kernel)
   chain = jax.jit(lambda x: sampling.rollout(keys, x, kernel, guided))(start)
   mean, variance = (m[-1] for m in lg.moments(kernel, affine))
   assert abs(lg.z_score(chain.x[:, 0], mean)) < 3.5

@@ -144,7 +144,7 @@ def test_certificate_is_the_exact_kl_to_the_target():
   log_z = lg.log_evidence(likelihood, means[-1], variances[-1], gamma=gamma)
   keys = lg.keys(n, seed=5)
   chain = sampling.rollout(
-    keys, sampling.initial_noise(keys, (1,)), kernel, pair_fn
+    keys, sampling.initial_noise(keys, (1,), kernel), kernel, pair_fn
   )
   found = paths.certificate(
     chain, reward_fn(chain.x, None, None), jnp.float32(log_z), gamma=gamma
@@ -197,7 +197,8 @@ def test_a_bound_keeps_guidance_finite_where_the_network_errs():
     return 0.98 * gc.reference(x, t)
 
   keys = jax.random.split(jax.random.key(2), 200)
-  start = sampling.initial_noise(keys, (2,))
+  kernel = gc.make_kernel(20)
+  start = sampling.initial_noise(keys, (2,), kernel)
 
   def path_kl(bound):
     pair = reconstruction.pair_fn(
@@ -209,6 +210,6 @@ def test_a_bound_keeps_guidance_finite_where_the_network_errs():
       strength=1.0,
       bound=bound,
     )
-    return sampling.rollout(keys, start, gc.make_kernel(20), pair).kl.mean()
+    return sampling.rollout(keys, start, kernel, pair).kl.mean()
 
   assert path_kl(4.0) < path_kl(None) / 2

@@ -38,7 +38,7 @@ def _guided(strength):
 def _run(keys, proposal, **options):
   return smc.sample(
     keys,
-    sampling.initial_noise(keys, (2,)),
+    sampling.initial_noise(keys, (2,), KERNEL),
     KERNEL,
     proposal,
     gc.reward,
@@ -118,7 +118,7 @@ def test_without_resampling_it_is_importance_sampling(name):
   proposal, options = CASES[name]
   keys = lg.keys(N, seed=8)
   out = _run(keys, proposal, **(options | {"threshold": 0.0}))
-  start = sampling.initial_noise(keys, (2,))
+  start = sampling.initial_noise(keys, (2,), KERNEL)
   chain = sampling.rollout(keys, start, KERNEL, proposal)
   np.testing.assert_allclose(out.x, chain.x, rtol=1e-5, atol=1e-5)
   log_w = paths.log_weights(
@@ -188,7 +188,7 @@ def test_rewards_without_gradients_and_with_zero_probability():
   def run(keys):
     return smc.sample(
       keys,
-      sampling.initial_noise(keys, (2,)),
+      sampling.initial_noise(keys, (2,), KERNEL),
       KERNEL,
       _reference,
       reward,
@@ -223,7 +223,7 @@ def test_nan_is_not_resampled_away():
     return jnp.where(jnp.arange(len(x)) == 3, jnp.nan, gc.reward(x, c, y))
 
   keys = lg.keys(N)
-  start = sampling.initial_noise(keys, (2,))
+  start = sampling.initial_noise(keys, (2,), KERNEL)
   out = smc.sample(
     keys, start, KERNEL, _reference, reward, None, LABELS, gamma=1.0
   )
@@ -239,7 +239,7 @@ def test_nan_is_not_resampled_away():
 )
 def test_what_cannot_be_sampled(options, message):
   keys = lg.keys(N)
-  start = sampling.initial_noise(keys, (2,))
+  start = sampling.initial_noise(keys, (2,), KERNEL)
   with pytest.raises(ValueError, match=message):
     smc.sample(
       keys, start, KERNEL, _reference, gc.reward, None, LABELS, **options

@@ -26,7 +26,7 @@ def _decode(
   keys = lg.keys(n, seed=seed)
   return value.sample(
     keys,
-    sampling.initial_noise(keys, (2,)),
+    sampling.initial_noise(keys, (2,), KERNEL),
     KERNEL,
     reference_fn,
     gc.reward,
@@ -49,7 +49,10 @@ def _posterior_mean(x, t, c, y):
 def test_one_candidate_is_the_reference(value_fn):
   keys = lg.keys(20)
   chain = sampling.rollout(
-    keys, sampling.initial_noise(keys, (2,)), KERNEL, toy_chain.reference
+    keys,
+    sampling.initial_noise(keys, (2,), KERNEL),
+    KERNEL,
+    toy_chain.reference,
   )
   out = _decode(20, num_candidates=1, value_fn=value_fn)
   np.testing.assert_allclose(out.x, chain.x, rtol=1e-5, atol=1e-5)
@@ -130,7 +133,7 @@ def test_exact_value_reaches_the_target_as_candidates_grow():
   def run(num_candidates):
     return value.sample(
       keys,
-      sampling.initial_noise(keys, (1,)),
+      sampling.initial_noise(keys, (1,), KERNEL),
       KERNEL,
       lg.eps_fn(KERNEL.times, prior),
       lambda x, c, y: likelihood.log_prob(x[:, 0]),

@@ -147,8 +147,10 @@ def test_kl_weight_is_the_kl_of_two_gaussians():
 def test_kernels_are_float64_with_one_row_a_step():
   for make in (kernels.ddim, kernels.ddpm, kernels.euler_maruyama):
     kernel = make(VP(), kernels.time_grid(6).astype(np.float32))
-    assert kernel.num_steps == 6
-    assert all(a.shape == (6,) and a.dtype == np.float64 for a in kernel)
+    assert kernel.num_steps == 6 and kernel.start_std == 1  # to the bit
+    assert all(
+      a.shape == (6,) and a.dtype == np.float64 for a in kernel.columns
+    )
     assert kernel.times[0] == 1
 
 

@@ -9,7 +9,8 @@ import scipy.optimize
 
 from ctrl_jax import kernels, linear_quadratic, paths, sampling
 from ctrl_jax.models.gaussian_mixture import GaussianMixture
-from ctrl_jax.sde import VP
+from ctrl_jax.sde import VE, VP
+from tests import linear_gaussian as lg
 
 SDE, GAMMA, NOISE = VP(), 3.0, 0.8
 DIRECTION = np.array([0.6, -0.8])
@@ -35,6 +36,24 @@ def test_backward_recursion_agrees_with_bayes_rule(kernel):
   law = linear_quadratic.end_law(steps)
   _, log_z = linear_quadratic.tilt(law, CONTROLS, **LIKELIHOOD)
   np.testing.assert_allclose(solution.log_evidence, log_z, rtol=1e-10)
+
+
+def test_exploding_chain_starts_from_its_own_noise():
+  prior = GaussianMixture(
+    np.ones((1, 1)), np.full((1, 1), 0.3), np.full((1, 1, 1), 4.0)
+  )
+  sde = VE(std_max=20.0)
+  kernel = kernels.ddim(sde, kernels.time_grid(20), eta=0.4)
+  steps = linear_quadratic.chain(kernel, sde, prior)
+  law = linear_quadratic.end_law(steps)
+  data = lg.exact(sde, kernel.times, mean=0.3, variance=4.0)
+  means, variances = lg.moments(kernel, data, variance=20.0**2)
+  np.testing.assert_allclose(law.mean, means[-1:], rtol=1e-9)
+  np.testing.assert_allclose(law.covariance[0], variances[-1:], rtol=1e-9)
+  one = {"direction": np.ones(1), "noise": NOISE, "gamma": GAMMA}
+  solution = linear_quadratic.solve(steps, CONTROLS, **one)
+  _, log_z = linear_quadratic.tilt(law, CONTROLS, **one)
+  np.testing.assert_allclose(solution.log_evidence, log_z, rtol=1e-9)
 
 
 def test_tilt_agrees_with_quadrature():
@@ -85,7 +104,7 @@ def sample_optimum(num_steps, num):
   y = jnp.arange(num) % len(CONTROLS)
   chains = sampling.rollout(
     keys,
-    sampling.initial_noise(keys, (2,)),
+    sampling.initial_noise(keys, (2,), kernel),
     kernel,
     optimum(kernel, solution, y),
   )

@@ -59,7 +59,7 @@ def _batches(kernel, batch_size):
 def _gaps(control, kernel, n):
   """log Z - log w of the policy's chains."""
   keys, y = lg.keys(n, seed=5), jnp.arange(n) % 3
-  start = sampling.initial_noise(keys, toy.SHAPE)
+  start = sampling.initial_noise(keys, toy.SHAPE, kernel)
   chain = jax.jit(
     lambda control: sampling.rollout(
       keys, start, kernel, POLICY.pair_fn(control, None, y)

@@ -36,7 +36,7 @@ def _chains(n=10_000, keep_path=False):
   keys = lg.keys(n, seed=1)
   out = sampling.rollout(
     keys,
-    sampling.initial_noise(keys, (1,)),
+    sampling.initial_noise(keys, (1,), KERNEL),
     KERNEL,
     lg.eps_fn(KERNEL.times, POLICY),
     reference_fn=lg.eps_fn(KERNEL.times, REFERENCE),
@@ -104,7 +104,7 @@ def test_effective_sample_size_is_the_second_moment_of_the_weights():
   keys = lg.keys(10_000, seed=2)
   reference_fn = lg.eps_fn(KERNEL.times, REFERENCE)
   x = sampling.rollout(
-    keys, sampling.initial_noise(keys, (1,)), KERNEL, reference_fn
+    keys, sampling.initial_noise(keys, (1,), KERNEL), KERNEL, reference_fn
   ).x
   squares = lg.log_evidence(LIKELIHOOD, MEANS[-1], VARIANCES[-1], gamma=3.4)
   log_w = GAMMA * LIKELIHOOD.log_prob(x[:, 0])

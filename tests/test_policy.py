@@ -114,7 +114,7 @@ def _rollout(tested, control, y):
   def run(control):
     return sampling.rollout(
       keys,
-      sampling.initial_noise(keys, SHAPE),
+      sampling.initial_noise(keys, SHAPE, KERNEL),
       KERNEL,
       tested.pair_fn(control, C, y),
     )

@@ -47,7 +47,7 @@ def _along_the_path(policy, reward_fn, kernel, *, gamma, sample_shape):
 
   def loss_fn(params, keys, batch):
     c, y = batch["c"], batch["y"]
-    start = sampling.initial_noise(keys, sample_shape)
+    start = sampling.initial_noise(keys, sample_shape, kernel)
     moving = policy.pair_fn(params, c, y)
     chain = sampling.rollout(keys, start, kernel, moving, keep_path=True)
     fixed = policy.pair_fn(jax.lax.stop_gradient(params), c, y)
@@ -115,7 +115,7 @@ def _whole(policy, reward_fn, kernel, *, gamma, sample_shape):
   """The same value, differentiated as it stands: unbiased as well."""
 
   def loss_fn(params, keys, batch):
-    start = sampling.initial_noise(keys, sample_shape)
+    start = sampling.initial_noise(keys, sample_shape, kernel)
     pair_fn = policy.pair_fn(params, batch["c"], batch["y"])
     chain = sampling.rollout(keys, start, kernel, pair_fn)
     log_p = reward_fn(chain.x, batch["c"], batch["y"])
@@ -177,7 +177,8 @@ PROBLEM = exact.mixture(mixture.get_config("smoke"), pathlib.Path())
 
 
 def test_scaled_gradients_are_those_of_each_step_times_its_scale_squared():
-  kernel, start = PROBLEM.kernel, sampling.initial_noise(lg.keys(7), (2,))
+  kernel = PROBLEM.kernel
+  start = sampling.initial_noise(lg.keys(7), (2,), kernel)
   base = _steps(kernel)
   control = toy.perturbed(base.init(jax.random.key(0)), size=0.1)
 

@@ -83,7 +83,7 @@ def _gradient_memory(num_steps, **options):
     y = jnp.arange(n) % 3
     out = sampling.rollout(
       keys,
-      sampling.initial_noise(keys, toy.SHAPE),
+      sampling.initial_noise(keys, toy.SHAPE, kernel),
       kernel,
       policy.pair_fn(control, None, y),
       **options,

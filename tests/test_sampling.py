@@ -7,8 +7,9 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from ctrl_jax import paths, sampling
+from ctrl_jax import kernels, paths, sampling
 from ctrl_jax.sampling import Predictions
+from ctrl_jax.sde import VE
 from tests import linear_gaussian as lg
 from tests import toy_chain as chain
 
@@ -97,7 +98,7 @@ def test_stored_path_follows_the_chain_and_gives_the_same_kl():
   )
   states = np.concatenate([out.path.x, out.x[None]])
   np.testing.assert_array_equal(states[0], chain.start(keys))
-  for k, (t, a, b, s) in enumerate(zip(*chain.KERNEL, strict=True)):
+  for k, (t, a, b, s) in enumerate(zip(*chain.KERNEL.columns, strict=True)):
     eps, reference = chain.policy()(states[k], t), chain.reference(states[k], t)
     used = eps if s > 0 else reference
     expected = a * states[k] + b * used + s * out.path.noise[k]
@@ -182,7 +183,7 @@ def test_noise_is_standard_normal_and_independent_of_the_start():
   keys = lg.keys(n)
   out = sampling.rollout(
     keys,
-    sampling.initial_noise(keys, (1,)),
+    sampling.initial_noise(keys, (1,), chain.KERNEL),
     chain.KERNEL,
     chain.policy(),
     keep_path=True,
@@ -196,3 +197,18 @@ def test_noise_is_standard_normal_and_independent_of_the_start():
   error = columns.T @ columns / n - np.eye(1 + steps)
   scale = np.where(np.eye(1 + steps), 2**0.5, 1.0)
   assert np.abs(error / scale).max() < 4 / n**0.5
+
+
+@pytest.mark.parametrize("eta", [0.3, 1.0])
+def test_starts_belong_to_the_process(eta):
+  n, sde = 20_000, VE()
+  kernel = kernels.ddim(sde, kernels.time_grid(32), eta=eta)
+  data = lg.exact(sde, kernel.times, mean=0.0, variance=2.0**2)
+  keys = lg.keys(n)
+  start = sampling.initial_noise(keys, (1,), kernel)
+  x = sampling.rollout(keys, start, kernel, lg.eps_fn(kernel.times, data)).x
+  # Chains forget their start with eta = 1. With 0.3 the deviation would be 1.1
+  # from N(0, 1); its moment has standard error sqrt(2 / n) of itself.
+  variance = lg.moments(kernel, data, variance=sde.std_max**2)[1][-1]
+  assert variance**0.5 > 1.75
+  assert abs((x**2).mean() / variance - 1) < 3 * (2 / n) ** 0.5

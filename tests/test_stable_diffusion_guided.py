@@ -170,7 +170,7 @@ def test_a_control_begins_as_the_reference_to_the_last_bit(dtype, control_on):
   @jax.jit
   def run(control, y):
     pair = controlled.pair_fn(control, C, y)
-    x = sampling.initial_noise(keys, SHAPE)
+    x = sampling.initial_noise(keys, SHAPE, SCHEDULE.kernel(4))
     return sampling.rollout(keys, x, SCHEDULE.kernel(4), pair)
 
   control = controlled.init(jax.random.key(4))

@@ -37,7 +37,7 @@ def test_linear_reward_costs_nothing(monkeypatch):
   # The chain is linear, u' = (a + b std / (alpha^2 S^2 + std^2)) u + s z, hence
   # u_K ~ N(0, v) and log E exp(0.3 u_K) = 0.3^2 v / 2.
   v = 1.0
-  for t, a, b, s in zip(*kernel(25), strict=True):
+  for t, a, b, s in zip(*kernel(25).columns, strict=True):
     alpha, std = VP().alpha(t), VP().std(t)
     slope = std / ((alpha * step_floor.SPREAD) ** 2 + std**2)
     v = (a + b * slope) ** 2 * v + s**2

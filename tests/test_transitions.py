@@ -59,7 +59,7 @@ def test_a_share_of_the_control_leads_from_the_reference_to_the_policy():
   chain, path = _collect(share=share)
   whole = sampling.rollout(
     lg.keys(N),
-    sampling.initial_noise(lg.keys(N), toy.SHAPE),
+    sampling.initial_noise(lg.keys(N), toy.SHAPE, KERNEL),
     KERNEL,
     POLICY.pair_fn(BEHAVIOUR, None, Y),
   )

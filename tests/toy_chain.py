@@ -27,13 +27,13 @@ def policy(theta=0.5):
 
 
 def start(keys):
-  return sampling.initial_noise(keys, SHAPE)
+  return sampling.initial_noise(keys, SHAPE, KERNEL)
 
 
 def loop(keys, x, kernel, eps_fn, reference_fn, *, cut=0):
   """The definition, step by step; states before step `cut` are constants."""
   total_kl, log_ratio = 0.0, 0.0
-  for k, (t, a, b, s) in enumerate(zip(*kernel, strict=True)):
+  for k, (t, a, b, s) in enumerate(zip(*kernel.columns, strict=True)):
     noise = jnp.stack(
       [jax.random.normal(jax.random.fold_in(key, k), SHAPE) for key in keys]
     )

@@ -103,7 +103,7 @@ def sample(
 
   Args:
     keys: one key per particle [N].
-    x_init: starts x_0 ~ N(0, I) [N, ...].
+    x_init: starts x_0 of `sampling.initial_noise` [N, ...].
     kernel: the K steps.
     pair_fn: the proposal beside its reference, for instance that of
       `guidance.reconstruction`, or of a trained policy.
@@ -148,7 +148,7 @@ def sample(
 
   rows = (jnp.arange(steps),) + tuple(
     jnp.asarray(column, x_init.dtype)
-    for column in (*kernel, kernel.kl_weight, kernel.noise_coef)
+    for column in (*kernel.columns, kernel.kl_weight, kernel.noise_coef)
   )
   start = _State(x_init, jnp.zeros(num, x_init.dtype), jnp.arange(num))
   end, ess = jax.lax.scan(step, start, rows)

@@ -134,7 +134,9 @@ def sample(
     x, eps = _select(chooser, values, (candidates, eps))
     return (x, reference_fn(x, t_next) if eps is None else eps), None
 
-  times, a, b, s = (jnp.asarray(column, x_init.dtype) for column in kernel)
+  times, a, b, s = (
+    jnp.asarray(column, x_init.dtype) for column in kernel.columns
+  )
   rows = (times[1:], jnp.arange(steps - 1), a[:-1], b[:-1], s[:-1])
   carry, _ = jax.lax.scan(step, (x_init, reference_fn(x_init, times[0])), rows)
   candidates = propose(carry, (steps - 1, a[-1], b[-1], s[-1]))

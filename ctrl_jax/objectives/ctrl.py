@@ -73,7 +73,7 @@ def make_loss(
     c, y = batch["c"], batch["y"]
     chain = sampling.rollout(
       keys,
-      sampling.initial_noise(keys, sample_shape),
+      sampling.initial_noise(keys, sample_shape, kernel),
       kernel,
       policy.pair_fn(params, c, y),
       backprop_steps=backprop_steps,

@@ -152,7 +152,8 @@ class Schedule:
     # A pair a step, since a step need not end where the next one starts.
     pairs = np.stack([start, end], axis=1) / total
     steps = [kernels.ddim(self.sde, pair, eta=eta) for pair in pairs]
-    return kernels.Kernel(*map(np.concatenate, zip(*steps, strict=True)))
+    columns = zip(*(step.columns for step in steps), strict=True)
+    return kernels.Kernel(*map(np.concatenate, columns), steps[0].start_std)
 
   def steps(self, t: jax.Array) -> jax.Array:
     """Index of the training step at time t, for the network; any shape.

@@ -59,7 +59,7 @@ def twisted(
     )
     found = smc.sample(
       chain_keys,
-      sampling.initial_noise(chain_keys, problem.sample_shape),
+      sampling.initial_noise(chain_keys, problem.sample_shape, problem.kernel),
       problem.kernel,
       propose,
       learned.reward_fn,
@@ -132,7 +132,7 @@ def decoded(
     c, y = labels
     found = value.sample(
       chain_keys,
-      sampling.initial_noise(chain_keys, problem.sample_shape),
+      sampling.initial_noise(chain_keys, problem.sample_shape, problem.kernel),
       problem.kernel,
       learned.reference_fn(c),
       learned.reward_fn,

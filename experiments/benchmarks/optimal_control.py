@@ -87,22 +87,27 @@ def solve(
     kernel: the steps.
     eps_fn: of the pre-trained model, (points [N, 2], t) -> [N, 2].
     rewards: gamma log p(y | x) on the grid [Y, size, size], nats.
-    grid: wide enough for N(0, 1), fine against the narrowest reward.
+    grid: wide enough for the starts, fine against the narrowest reward.
     order: Gauss-Hermite nodes an axis.
 
   Raises:
-    ValueError: rewards of another shape than the grid's.
+    ValueError: rewards of another shape than the grid's, or starts beyond it.
   """
   if rewards.shape[1:] != (grid.size, grid.size):
     raise ValueError(
       f"rewards {rewards.shape} on a grid of {grid.size} x {grid.size} points"
+    )
+  if grid.edge < 4 * kernel.start_std:
+    raise ValueError(
+      f"a grid of edge {grid.edge} does not hold starts of deviation "
+      f"{kernel.start_std}"
     )
   nodes, weights = np.polynomial.hermite_e.hermegauss(order)
   rule = nodes, weights / weights.sum()
   h, v = rewards.astype(np.float64), rewards.astype(np.float64)
   table = np.zeros((kernel.num_steps, *rewards.shape, 2), np.float32)
   for k in reversed(range(kernel.num_steps)):
-    t, a, b, s = (float(column[k]) for column in kernel)
+    t, a, b, s = (float(column[k]) for column in kernel.columns)
     mean = a * grid.points + b * eps_fn(grid.points, t)
     moves = _moves(grid, s * nodes) if s > 0 else None
     for y in range(len(rewards)):
@@ -111,7 +116,7 @@ def solve(
         continue
       h[y], v[y], shift = _step(h[y], v[y], mean, s, moves, rule, grid)
       table[k, y] = shift / b
-  density = np.exp(-(grid.axis**2) / 2)
+  density = np.exp(-((grid.axis / kernel.start_std) ** 2) / 2)
   density /= density.sum()
   mean_h, mean_v = density @ h @ density, density @ v @ density
   top = h.max((1, 2))

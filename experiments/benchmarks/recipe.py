@@ -70,7 +70,9 @@ def curve(
     problem.requests(table),
   )
   chain_keys = keys.example_keys(config.seed, "evaluate", CHAINS)
-  start = sampling.initial_noise(chain_keys, problem.sample_shape)
+  start = sampling.initial_noise(
+    chain_keys, problem.sample_shape, problem.kernel
+  )
 
   @jax.jit
   def measure(control):

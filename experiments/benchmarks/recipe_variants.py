@@ -69,7 +69,7 @@ def landing_loss(
 
   def loss_fn(params, keys, batch):
     c, y = batch["c"], batch["y"]
-    start = sampling.initial_noise(keys, sample_shape)
+    start = sampling.initial_noise(keys, sample_shape, kernel)
     pair_fn = policy.pair_fn(params, c, y)
     chain = sampling.rollout(keys, start, kernel, pair_fn, keep_path=True)
     given: Any = jax.lax.stop_gradient(chain.path)

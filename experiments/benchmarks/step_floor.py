@@ -50,7 +50,7 @@ def log_likelihood(y: int) -> np.ndarray:
 def floor(kernel: Kernel, sde: VP, y: int) -> tuple[float, float]:
   """(log Z, floor of the gap) of one label, nats."""
   h = v = log_likelihood(y)
-  for t, a, b, s in list(zip(*kernel, strict=True))[::-1]:
+  for t, a, b, s in list(zip(*kernel.columns, strict=True))[::-1]:
     alpha, std = sde.alpha(t), sde.std(t)
     eps = std * GRID / ((alpha * SPREAD) ** 2 + std**2)
     mean = a * GRID + b * eps

@@ -149,11 +149,12 @@ def theirs(problem) -> pytorch.Loss:
 @pytest.fixture(scope="module")
 def noise(problem) -> tuple[torch.Tensor, torch.Tensor]:
   """Start and noise of the chains, as our rollout draws them."""
-  start = sampling.initial_noise(problem.keys, SHAPE)
+  kernel = problem.loaded.schedule.kernel(STEPS)
+  start = sampling.initial_noise(problem.keys, SHAPE, kernel)
   path = sampling.rollout(
     problem.keys,
     start,
-    problem.loaded.schedule.kernel(STEPS),
+    kernel,
     lambda x, t: jnp.zeros_like(x),
     keep_path=True,
   ).path

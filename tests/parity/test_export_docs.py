@@ -108,13 +108,14 @@ def rollout(
     "lora": {f"unet/{path}": pair for path, pair in ours.adapters.items()},
   }
   keys = jax.random.split(jax.random.key(0), len(PROMPTS))
+  kernel = loaded.schedule.kernel(STEPS, eta=1.0)
 
   @jax.jit
   def generate(control, y):
     return sampling.rollout(
       keys,
-      sampling.initial_noise(keys, loaded.latent_shape(16)),
-      loaded.schedule.kernel(STEPS, eta=1.0),
+      sampling.initial_noise(keys, loaded.latent_shape(16), kernel),
+      kernel,
       controlled.pair_fn(control, jnp.arange(len(PROMPTS)), y),
       keep_path=True,
     )

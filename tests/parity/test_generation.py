@@ -75,13 +75,14 @@ def ours(folder: pathlib.Path) -> tuple[sampling.Path, list[jax.Array]]:
     "empty": prompts.empty,
   }
   keys = jax.random.split(jax.random.key(0), len(PROMPTS))
+  kernel = loaded.schedule.kernel(STEPS, eta=1.0)
 
   @jax.jit
   def generate(params, vae_params, c):
     chain = sampling.rollout(
       keys,
-      sampling.initial_noise(keys, loaded.latent_shape(16)),
-      loaded.schedule.kernel(STEPS, eta=1.0),
+      sampling.initial_noise(keys, loaded.latent_shape(16), kernel),
+      kernel,
       lambda x, t: network(params, x, t, c, None).eps,
       keep_path=True,
     )

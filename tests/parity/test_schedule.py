@@ -85,7 +85,7 @@ def test_every_step_is_theirs(
     ).prev_sample.numpy()
     t = jnp.float32(kernel.times[k])
     eps = ours.eps(jnp.asarray(output), jnp.asarray(x), t)
-    a, b, s = (jnp.float32(c[k]) for c in kernel[1:])
+    a, b, s = (jnp.float32(c[k]) for c in kernel.columns[1:])
     error = np.abs(a * x + b * eps + s * z - expected).max()
     worst = max(worst, error / np.abs(expected).max())
   assert worst <= 1e-5

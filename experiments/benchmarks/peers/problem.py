@@ -59,7 +59,7 @@ def write(folder: pathlib.Path, *, batch: int, steps: int) -> None:
   loaded = pipeline.load(model)
   chains, shape = keys(batch), loaded.latent_shape(SIDE)
   kernel = loaded.schedule.kernel(steps, eta=1.0)
-  start = sampling.initial_noise(chains, shape)
+  start = sampling.initial_noise(chains, shape, kernel)
   still = sampling.rollout(
     chains, start, kernel, lambda x, t: jnp.zeros_like(x), keep_path=True
   )
