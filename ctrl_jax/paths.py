@@ -37,9 +37,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from ctrl_jax import weights
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.metrics import Estimate, log_mean_exp, mean_estimate
-from ctrl_jax.sampling import Path, Rollout, compared
+from ctrl_jax.sampling import Path, Rollout, compared, precision
 from ctrl_jax.types import EpsFn, PerExample, Sample, Scalar
 
 
@@ -54,9 +55,9 @@ class Certificate(NamedTuple):
 
 
 def check_gamma(gamma: float) -> None:
-  """Raises ValueError unless gamma, the guidance strength, is positive."""
-  if not gamma > 0:
-    raise ValueError(f"gamma must be positive, got {gamma}")
+  """Raises ValueError unless 0 < gamma < infinity: the guidance strength."""
+  if not 0 < gamma < np.inf:
+    raise ValueError(f"gamma must be positive and finite, got {gamma}")
 
 
 def check_stochastic(kernel: Kernel) -> None:
@@ -86,9 +87,8 @@ def log_density(
   """
   stochastic = np.flatnonzero(kernel.std > 0)
   states = jnp.concatenate([path.x, x[None]])
-  columns = [
-    jnp.asarray(column[stochastic], x.dtype) for column in kernel.columns
-  ]
+  dtype = precision(x.dtype)
+  columns = [jnp.asarray(a[stochastic], dtype) for a in kernel.columns]
 
   def step(total, row):
     x, x_next, t, a, b, s = row
@@ -97,10 +97,10 @@ def log_density(
     log_normal = -0.5 * jnp.sum(residual**2, 1) - dims * (
       jnp.log(s) + 0.5 * jnp.log(2 * jnp.pi)
     )
-    return total + log_normal, None
+    return (total + log_normal).astype(dtype), None
 
   rows = (states[stochastic], states[stochastic + 1], *columns)
-  return jax.lax.scan(step, jnp.zeros(len(x), x.dtype), rows)[0]
+  return jax.lax.scan(step, jnp.zeros(len(x), dtype), rows)[0]
 
 
 def log_evidence(
@@ -151,10 +151,11 @@ def effective_sample_size(
 ) -> Float[Array, ""]:
   """(sum w)^2 / (n sum w^2), a fraction in [1/n, 1].
 
-  Chains of several (c, y) are pooled by passing log w - log Z(c, y).
+  Chains of several (c, y) are pooled by passing log w - log Z(c, y). A weight
+  that is undefined counts as 0; if all are, NaN (see `weights`).
   """
-  total = jax.nn.logsumexp(normalised_log_weights)
-  squares = jax.nn.logsumexp(2 * normalised_log_weights)
+  known = weights.defined(normalised_log_weights)
+  total, squares = jax.nn.logsumexp(known), jax.nn.logsumexp(2 * known)
   return jnp.exp(2 * total - squares) / len(normalised_log_weights)
 
 
@@ -244,11 +245,15 @@ def resample(
 ) -> Int[Array, "{num}"]:
   """Systematic resampling: num indices drawn in proportion to exp(log w).
 
-  Index i appears floor or ceil of num w_i / sum(w) times.
+  Index i appears floor or ceil of num w_i / sum(w) times, and never where w_i
+  is undefined (see `weights`); traced weights that all are give nobody's, n.
+
+  Raises:
+    ValueError: no log-weight is finite.
   """
-  edges = jnp.cumsum(jax.nn.softmax(log_weights))
-  points = (jax.random.uniform(key) + jnp.arange(num)) / num
-  # The last edge may fall short of 1 by rounding.
-  return jnp.minimum(
-    jnp.searchsorted(edges, points), len(log_weights) - 1
-  ).astype(jnp.int32)
+  known = weights.defined(log_weights)
+  drawable = jnp.isfinite(known.max())
+  if not isinstance(drawable, jax.core.Tracer) and not drawable:
+    raise ValueError(f"none of the {len(known)} log-weights is finite")
+  rows = weights.systematic(key, jnp.exp(known - known.max()), num=num)
+  return jnp.where(drawable, rows, len(known))

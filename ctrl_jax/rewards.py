@@ -7,6 +7,7 @@ logarithm of a softmax is taken as log-softmax: adding a small number inside
 the logarithm, or clamping, would kill the gradient exactly where it is needed.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -22,23 +23,26 @@ def classifier(
   """log softmax(logits_fn(x) / temperature)_y, for labels independent of c.
 
   Where y is independent of c given x, p(y | x, c) = p(y | x): the classifier
-  is trained on pairs (x, y) alone and c is ignored here. y must be a label,
-  which nothing checks in a compiled program and the null label -1 is not; see
-  `check_labels`.
+  is trained on pairs (x, y) alone and c is ignored here. A y that is no label,
+  as the null label -1, has log p(y | x) = NaN; see `check_labels`.
 
   Args:
     logits_fn: images [batch, ...] -> logits [batch, num_controls].
     temperature: from calibration on held-out data.
 
   Raises:
-    ValueError: temperature <= 0.
+    ValueError: temperature <= 0 or infinite.
   """
-  if not temperature > 0:
-    raise ValueError(f"temperature must be positive, got {temperature}")
+  if not 0 < temperature < np.inf:
+    raise ValueError(
+      f"temperature must be positive and finite, got {temperature}"
+    )
 
   def reward(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
     log_p = jax.nn.log_softmax(logits_fn(x) / temperature)
-    return jnp.take_along_axis(log_p, y[:, None], axis=1)[:, 0]
+    # Indices below 0 would count from the end.
+    index = jnp.where(y < 0, log_p.shape[1], y)[:, None]
+    return jnp.take_along_axis(log_p, index, axis=1, mode="fill")[:, 0]
 
   return reward
 
@@ -69,9 +73,9 @@ def factors(reward_fns: Sequence[RewardFn], sizes: Sequence[int]) -> RewardFn:
   def reward(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
     labels = jnp.unravel_index(y, sizes)
     pairs = zip(reward_fns, labels, strict=True)
-    return jnp.stack([reward_fn(x, c, part) for reward_fn, part in pairs]).sum(
-      0
-    )
+    parts = [reward_fn(x, c, part) for reward_fn, part in pairs]
+    known = (y >= 0) & (y < math.prod(sizes))
+    return jnp.where(known, jnp.stack(parts).sum(0), jnp.nan)
 
   return reward
 

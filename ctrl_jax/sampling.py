@@ -92,9 +92,19 @@ def _sum_squares(x: jax.Array) -> jax.Array:
   return jnp.sum(x**2, axis=tuple(range(1, x.ndim)))
 
 
-def gaussian(keys: Keys, shape: tuple[int, ...]) -> Sample:
+def precision(dtype: Any) -> Any:
+  """Of times, coefficients and nats beside states of a dtype: float32 or more.
+
+  A sum of steps in bfloat16 would lose them; the states themselves may be so.
+  """
+  return jnp.promote_types(dtype, jnp.float32)
+
+
+def gaussian(keys: Keys, shape: tuple[int, ...], dtype: Any) -> Sample:
   """Standard normal draws [batch, *shape], one key per chain."""
-  return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+  wide = precision(dtype)
+  draw = jax.vmap(lambda key: jax.random.normal(key, shape, wide))
+  return draw(keys).astype(dtype)
 
 
 def initial_noise(keys: Keys, shape: tuple[int, ...], kernel: Kernel) -> Sample:
@@ -106,12 +116,36 @@ def initial_noise(keys: Keys, shape: tuple[int, ...], kernel: Kernel) -> Sample:
     kernel: of the chains, which says the deviation of their starts.
   """
   # Steps fold in 0 ... K-1; this index is beyond any of them.
-  return kernel.start_std * gaussian(fold_in(keys, 2**32 - 1), shape)
+  draws = gaussian(fold_in(keys, 2**32 - 1), shape, jnp.result_type(float))
+  return kernel.start_std * draws
 
 
 def fold_in(keys: Keys, data: Any) -> Keys:
   """Folds one integer into every key."""
   return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
+
+
+def check_backprop(
+  kernel: Kernel, backprop_steps: int, *, compared: bool = True
+) -> None:
+  """Raises ValueError unless gradients through the last steps say something.
+
+  Args:
+    kernel: the K steps.
+    backprop_steps: how many are differentiated.
+    compared: with a reference, which every policy is where there is no noise.
+  """
+  steps = kernel.num_steps
+  if not 1 <= backprop_steps <= steps:
+    raise ValueError(
+      f"backprop_steps must lie in [1, {steps}], got {backprop_steps}"
+    )
+  least = 1 + int((kernel.std[::-1] > 0).argmax())
+  if compared and backprop_steps < least:
+    raise ValueError(
+      f"backprop_steps is {backprop_steps}: the last {least - 1} steps of this "
+      f"kernel have no noise, so that every gradient is 0; use {least} or more"
+    )
 
 
 def rollout(
@@ -129,7 +163,8 @@ def rollout(
 
   Args:
     keys: one key per chain [batch].
-    x_init: starts x_0 [batch, ...].
+    x_init: starts x_0 [batch, ...]; states keep their dtype, and nats have it
+      if it is float32 or more.
     kernel: the K steps.
     eps_fn: noise prediction of the policy, or of policy and reference.
     reference_fn: noise prediction of the pre-trained model; None: no KL,
@@ -141,8 +176,8 @@ def rollout(
     keep_path: also return states, noise and predictions, [K, batch, ...] each.
 
   Raises:
-    ValueError: backprop_steps outside [1, K], two references, or another
-      number of keys than of starts.
+    ValueError: backprop_steps outside [1, K], or with a reference all of them
+      without noise; two references; or another number of keys than of starts.
   """
   if keys.shape[:1] != x_init.shape[:1]:
     raise ValueError(
@@ -150,15 +185,13 @@ def rollout(
     )
   steps = kernel.num_steps
   backprop_steps = steps if backprop_steps is None else backprop_steps
-  if not 1 <= backprop_steps <= steps:
-    raise ValueError(
-      f"backprop_steps must lie in [1, {steps}], got {backprop_steps}"
-    )
+  check_backprop(kernel, backprop_steps, compared=False)
+  dtype = precision(x_init.dtype)
 
   def step(carry, row):
     x, log_ratio = carry
     index, t, a, b, s, weight, noise_coef = row
-    noise = gaussian(fold_in(keys, index), x.shape[1:])
+    noise = gaussian(fold_in(keys, index), x.shape[1:], x.dtype)
     eps = eps_fn(x, t)
     if reference_fn is not None:
       if isinstance(eps, Predictions):
@@ -166,21 +199,23 @@ def rollout(
       eps = Predictions(eps, reference_fn(x, t))
     kl = None
     if isinstance(eps, Predictions):
+      check_backprop(kernel, backprop_steps)
       reference = eps.reference
       eps = jnp.where(s > 0, eps.eps, reference)
-      difference = eps - reference
+      difference = (eps - reference).astype(dtype)
       kl = weight * _sum_squares(difference)
       score = jnp.sum(difference * noise, axis=tuple(range(1, x.ndim)))
       log_ratio = log_ratio - noise_coef * score - kl
     path = Path(x, noise, eps) if keep_path else None
-    return (a * x + b * eps + s * noise, log_ratio), (kl, path)
+    x = (a * x + b * eps + s * noise).astype(x.dtype)
+    return (x, log_ratio), (kl, path)
 
   rows = (jnp.arange(steps),) + tuple(
-    jnp.asarray(column, x_init.dtype)
+    jnp.asarray(column, dtype)
     for column in (*kernel.columns, kernel.kl_weight, kernel.noise_coef)
   )
   body = jax.checkpoint(step) if remat else step
-  carry = (x_init, jnp.zeros(x_init.shape[0], x_init.dtype))
+  carry = (x_init, jnp.zeros(x_init.shape[0], dtype))
   cut = steps - backprop_steps
   early = jax.tree.map(lambda column: column[:cut], rows)
   late = jax.tree.map(lambda column: column[cut:], rows)

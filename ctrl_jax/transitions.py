@@ -32,6 +32,7 @@ from ctrl_jax.sampling import (
   Predictions,
   Rollout,
   initial_noise,
+  precision,
   rollout,
 )
 from ctrl_jax.types import Keys, Params, PerExample, PerStep
@@ -61,17 +62,19 @@ def compare(path: Path, kernel: Kernel, pair_fn: PairFn) -> Comparison:
     kernel: its steps.
     pair_fn: the policy and its reference; differentiable.
   """
+  dtype = precision(path.x.dtype)
 
   @jax.checkpoint
   def step(carry, row):
     (x, noise, behaviour), t, weight, noise_coef = row
     eps, reference, _ = pair_fn(x, t)
-    change = eps - behaviour
+    change = (eps - behaviour).astype(dtype)
     log_ratio = noise_coef * _sum(change * noise) - weight * _sum(change**2)
-    return carry, Comparison(log_ratio, weight * _sum((eps - reference) ** 2))
+    control = (eps - reference).astype(dtype)
+    return carry, Comparison(log_ratio, weight * _sum(control**2))
 
   columns = [
-    jnp.asarray(column, path.x.dtype)
+    jnp.asarray(column, dtype)
     for column in (kernel.times, kernel.kl_weight, kernel.noise_coef)
   ]
   return jax.lax.scan(step, None, (path, *columns))[1]
@@ -91,6 +94,7 @@ def regress(
     kernel: the steps; those without noise cost nothing.
     pair_fn: the policy and its reference; differentiable.
   """
+  dtype = precision(states.dtype)
   variance_over_gain = np.where(
     kernel.std > 0, kernel.std**2 / kernel.eps_coef, 0.0
   )
@@ -99,13 +103,14 @@ def regress(
   def step(total, row):
     x, slope, t, weight, gain = row
     eps, reference, _ = pair_fn(x, t)
-    return total + weight * _sum((eps - reference - gain * slope) ** 2), None
+    wrong = (eps - reference - gain * slope).astype(dtype)
+    return total + weight * _sum(wrong**2), None
 
   columns = [
-    jnp.asarray(column, states.dtype)
+    jnp.asarray(column, dtype)
     for column in (kernel.times, kernel.kl_weight, variance_over_gain)
   ]
-  start = jnp.zeros(states.shape[1], states.dtype)
+  start = jnp.zeros(states.shape[1], dtype)
   return jax.lax.scan(step, start, (states, adjoint, *columns))[0]
 
 

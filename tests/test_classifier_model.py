@@ -165,3 +165,22 @@ def test_reliability_refuses_what_are_not_probabilities():
   for bad in (np.log(_probabilities(0.9, 3)), np.ones((3, 4))):
     with pytest.raises(ValueError, match="sum 1"):
       classifier.calibration_error(bad, np.zeros(3, int))
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_temperature_is_that_of_the_rows_that_have_one(bad):
+  logits, labels = _synthetic(2000, temperature=2.0, seed=6)
+  expected = classifier.fit_temperature(logits[2:], labels[2:])
+  logits[0, labels[0]] = bad
+  labels[1] = -1  # of what an oracle could not measure
+  known = classifier.defined(logits, labels)
+  np.testing.assert_array_equal(known, np.arange(2000) >= 2)
+  found = classifier.fit_temperature(logits, labels)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  # A class that is ruled out is no error.
+  logits[0] = [-np.inf, 0, 1, 2]
+  labels[0] = 1
+  assert classifier.defined(logits, labels)[0]
+  assert np.isnan(classifier.negative_log_likelihood(logits[1:2], labels[1:2]))
+  with pytest.raises(ValueError, match="none of the 1 examples"):
+    classifier.fit_temperature(logits[1:2], labels[1:2])

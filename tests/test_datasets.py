@@ -134,7 +134,7 @@ def test_bins_hold_equal_shares_and_edges_go_up():
   assert (np.diff(bins[order]) >= 0).all()
   np.testing.assert_array_equal(oracles.bin_of(edges, edges), [1, 2, 3])
   extremes = np.array([-np.inf, np.inf, np.nan])
-  np.testing.assert_array_equal(oracles.bin_of(extremes, edges), [0, 3, -1])
+  np.testing.assert_array_equal(oracles.bin_of(extremes, edges), [-1] * 3)
 
 
 @pytest.mark.parametrize(

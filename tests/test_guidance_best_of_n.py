@@ -76,3 +76,34 @@ def test_mistakes_are_named():
       best_of_n.best(x, log_p, n=n)
   with pytest.raises(ValueError, match="gamma must be positive"):
     best_of_n.resample(jax.random.key(0), x, log_p, gamma=-1.0, num=2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_sample_without_a_likelihood_is_never_chosen(bad):
+  samples, none = jnp.arange(8.0)[:, None], float("-inf")
+  log_p = jnp.array([-1.0, bad, -0.1, -2.0, bad, none, bad, none])
+  chosen = best_of_n.best(samples, log_p, n=4)
+  np.testing.assert_array_equal(chosen.x[:, 0], [2, 5])
+  np.testing.assert_array_equal(chosen.log_likelihood, log_p[jnp.array([2, 5])])
+  drawn = best_of_n.resample(
+    jax.random.key(0), samples, log_p, gamma=1.0, num=50
+  )
+  assert set(np.ravel(drawn.x).tolist()) == {0.0, 2.0, 3.0}
+
+
+def test_where_nothing_is_likely_nothing_is_chosen():
+  nan = float("nan")
+  samples, log_p = jnp.arange(4.0)[:, None], jnp.array([nan, nan, -1.0, nan])
+  best = lambda x, log_p: best_of_n.best(x, log_p, n=2)
+  draw = lambda x, log_p: best_of_n.resample(
+    jax.random.key(0), x, log_p, gamma=2.0, num=3
+  )
+  with pytest.raises(ValueError, match="group 0 of 2 samples"):
+    best(samples, log_p)
+  with pytest.raises(ValueError, match="none of the 2 log-weights is finite"):
+    draw(samples[:2], log_p[:2])
+  # Under jit nothing can be raised: there is nothing that looks like a sample.
+  kept = jax.jit(best)(samples, log_p)
+  np.testing.assert_array_equal(kept.x[:, 0], [nan, 2])
+  np.testing.assert_array_equal(kept.log_likelihood, [nan, -1])
+  assert np.isnan(jax.jit(draw)(samples[:2], log_p[:2]).x).all()

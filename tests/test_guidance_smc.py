@@ -212,22 +212,36 @@ def test_rewards_without_gradients_and_with_zero_probability():
   assert not np.isnan(z).any() and (z == 0).any()
 
 
-def test_nan_is_not_resampled_away():
+def test_what_is_no_weight_counts_as_0_and_is_counted():
   def twist(x, t, eps):
     return jnp.where(jnp.arange(len(x)) == 3, jnp.nan, TWIST(x, t, eps))
 
-  out = _run(lg.keys(N), _reference, twist_fn=twist)
-  assert np.isnan(out.ess[:-1]).all() and out.ancestors == N
+  run = functools.partial(_run, twist_fn=twist, threshold=1.0)
+  out = jax.jit(run, static_argnums=1)(lg.keys(N), _reference)
+  # Dropped at every step, and its place taken by another.
+  np.testing.assert_array_equal(out.undefined, [1] * KERNEL.num_steps + [0])
+  assert np.isfinite(out.log_weights).all() and np.isfinite(out.x).all()
 
-  def reward(x, c, y):
-    return jnp.where(jnp.arange(len(x)) == 3, jnp.nan, gc.reward(x, c, y))
+  @jax.jit
+  def run(bad):
+    def reward(x, c, y):
+      return jnp.where(bad, jnp.inf, gc.reward(x, c, y))
 
-  keys = lg.keys(N)
-  start = sampling.initial_noise(keys, (2,), KERNEL)
-  out = smc.sample(
-    keys, start, KERNEL, _reference, reward, None, LABELS, gamma=1.0
+    keys = lg.keys(N)
+    start = sampling.initial_noise(keys, (2,), KERNEL)
+    return smc.sample(
+      keys, start, KERNEL, _reference, reward, None, LABELS, gamma=1.0
+    )
+
+  whole, part = run(jnp.zeros(N, bool)), run(jnp.arange(N) < 5)
+  assert part.undefined[-1] == 5 and whole.undefined.sum() == 0
+  w = np.exp(np.asarray(whole.log_weights, np.float64))
+  np.testing.assert_allclose(
+    np.exp(part.log_evidence), w[5:].sum() / N, rtol=1e-5
   )
-  assert np.isnan(out.log_evidence)
+  np.testing.assert_array_equal(part.log_weights[:5], -np.inf)
+  none = run(jnp.ones(N, bool))
+  assert np.isnan(none.log_evidence) and np.isnan(none.log_weights).all()
 
 
 @pytest.mark.parametrize(

@@ -174,3 +174,38 @@ def test_what_cannot_be_sampled():
     _decode(2, gamma=0.0, num_candidates=2)
   with pytest.raises(ValueError, match="num_candidates must be positive"):
     _decode(2, num_candidates=0)
+
+
+def test_a_candidate_without_a_value_is_never_chosen_and_counted():
+  # One step to N(0, 1), as above; the likeliest side has no value.
+  n, m = 2000, 3
+  step = Kernel(*(np.array([v]) for v in (1.0, 0.0, 0.0, 1.0)))
+
+  @functools.partial(jax.jit, static_argnums=0)
+  def decode(reward_fn):
+    return value.sample(
+      lg.keys(n, seed=5),
+      jnp.zeros((n, 1)),
+      step,
+      lambda x, t: x,
+      reward_fn,
+      gc.SDE,
+      None,
+      jnp.zeros(n),
+      gamma=1.0,
+      num_candidates=m,
+    )
+
+  none = jnp.array([jnp.nan, jnp.inf])
+
+  def half(x, c, y):
+    return jnp.where(x[:, 0] > 0, none[jnp.arange(n) % 2], -jnp.inf)
+
+  out = decode(half)
+  lost = np.asarray(out.undefined)
+  assert abs(lg.z_score(lost, m / 2)) < 3 and set(lost) == {0, 1, 2, 3}
+  # With no candidate left, no plausible sample stands for them.
+  np.testing.assert_array_equal(np.isnan(out.x[:, 0]), lost == m)
+  assert not (np.asarray(out.x) > 0).any()
+  finite = decode(lambda x, c, y: -0.5 * x[:, 0] ** 2)
+  assert not finite.undefined.any() and np.isfinite(finite.x).all()

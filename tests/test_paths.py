@@ -213,7 +213,7 @@ def test_resampling_by_path_weights_reaches_the_target():
     assert abs(values.mean() - expected) > 6 * stderr  # before resampling
 
 
-@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("gamma", [0.0, -1.0, float("nan"), float("inf")])
 def test_gamma_must_be_positive(gamma):
   log_p = jnp.zeros(3)
   out = Rollout(jnp.zeros((3, 1)), jnp.zeros((2, 3)), jnp.zeros(3), None)

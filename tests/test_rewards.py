@@ -50,10 +50,20 @@ def test_gradient_survives_where_the_probability_does_not():
   np.testing.assert_allclose(value, [-70, -1000], rtol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), float("inf")])
 def test_bad_temperatures_are_refused(temperature):
   with pytest.raises(ValueError, match="temperature must be positive"):
     rewards.classifier(_logits, temperature=temperature)
+
+
+def test_what_is_no_label_has_no_probability():
+  reward_fn, x = rewards.classifier(_logits), jnp.ones(4)
+  y = jnp.array([-1, 3, 0, 2])  # -1 would be the last of a table, 2
+  found = reward_fn(x, None, y)
+  np.testing.assert_array_equal(np.isnan(found), [1, 1, 0, 0])
+  joint = rewards.factors([reward_fn, reward_fn], (3, 3))
+  found = joint(x, None, jnp.array([-1, 9, 0, 8]))
+  np.testing.assert_array_equal(np.isnan(found), [1, 1, 0, 0])
 
 
 def test_labels_out_of_range_are_named():

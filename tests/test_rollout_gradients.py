@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ctrl_jax import sampling
+from ctrl_jax.objectives import ctrl
 from tests import linear_gaussian as lg
 from tests import toy_chain as chain
 from tests import toy_control as toy
@@ -43,7 +44,7 @@ def test_rematerialisation_changes_no_gradient():
   np.testing.assert_allclose(with_remat, without, rtol=1e-5)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+@pytest.mark.parametrize("steps", [2, 3, 4])
 def test_backprop_steps_cut_the_gradient_once_and_no_value(steps):
   (_, aux), gradient = _value_and_gradient(
     lambda theta: _by_rollout(theta, backprop_steps=steps)
@@ -65,6 +66,32 @@ def test_backprop_steps_cut_the_gradient_once_and_no_value(steps):
     expected_aux,
   )
   np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_through_steps_without_noise_alone_are_refused():
+  # There a policy is its reference, and its gradient would be exactly 0.
+  with pytest.raises(ValueError, match="last 1 steps .* no noise.* use 2 or"):
+    _by_rollout(0.5, backprop_steps=1)
+  kernel = toy.make_kernel(6)
+  with pytest.raises(ValueError, match="use 2 or more"):
+    ctrl.make_loss(
+      toy.make_policy(),
+      toy.reward,
+      kernel,
+      gamma=1.0,
+      sample_shape=toy.SHAPE,
+      backprop_steps=1,
+    )
+  # Alone a policy acts there too, and has a gradient.
+  keys = lg.keys(3)
+  run = lambda theta: sampling.rollout(
+    keys,
+    chain.start(keys),
+    chain.KERNEL,
+    chain.policy(theta),
+    backprop_steps=1,
+  ).x.sum()
+  assert abs(jax.grad(run)(0.5)) > 1e-3
 
 
 @pytest.mark.parametrize("steps", [0, 5])

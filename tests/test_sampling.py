@@ -212,3 +212,40 @@ def test_starts_belong_to_the_process(eta):
   variance = lg.moments(kernel, data, variance=sde.std_max**2)[1][-1]
   assert variance**0.5 > 1.75
   assert abs((x**2).mean() / variance - 1) < 3 * (2 / n) ** 0.5
+
+
+@pytest.mark.parametrize(
+  ("dtype", "x64", "nats"),
+  [
+    (jnp.bfloat16, False, jnp.float32),
+    (jnp.float32, True, jnp.float32),
+    (jnp.float64, True, jnp.float64),
+  ],
+)
+def test_states_keep_the_dtype_of_their_starts(dtype, x64, nats):
+  keys = lg.keys(3)
+  start = chain.start(keys)
+  known = sampling.rollout(
+    keys, start, chain.KERNEL, chain.policy(), reference_fn=chain.reference
+  )
+  with jax.enable_x64(x64):
+    out = sampling.rollout(
+      keys,
+      start.astype(dtype),
+      chain.KERNEL,
+      chain.policy(),
+      reference_fn=chain.reference,
+      backprop_steps=2,
+      keep_path=True,
+    )
+    assert out.x.dtype == out.path.x.dtype == out.path.noise.dtype == dtype
+    assert out.log_ratio.dtype == out.step_kl.dtype == nats
+    density = paths.log_density(out.path, out.x, chain.KERNEL, chain.policy())
+    assert density.dtype == nats
+  # bfloat16 has 8 bits; the chains of float64 have noise of their own.
+  if dtype != jnp.float64:
+    atol = 0.05 if dtype == jnp.bfloat16 else 1e-4
+    np.testing.assert_allclose(
+      np.asarray(out.x, np.float32), known.x, atol=atol
+    )
+    np.testing.assert_allclose(out.kl, known.kl, rtol=4 * atol)

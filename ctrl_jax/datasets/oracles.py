@@ -101,9 +101,9 @@ def bin_of(
 ) -> Int[Array, "n"]:
   """Bin of each value, int32 [N], in 0 ... k; a value on an edge goes up.
 
-  NaN has bin -1, equal to no label, so that a sample that diverged is never
-  counted as right.
+  NaN and infinities have bin -1, equal to no label, so that a sample that
+  diverged is never counted as right.
   """
   values = jnp.asarray(values)
   bins = jnp.searchsorted(jnp.asarray(edges), values, side="right")
-  return jnp.where(jnp.isnan(values), -1, bins).astype(jnp.int32)
+  return jnp.where(jnp.isfinite(values), bins, -1).astype(jnp.int32)

@@ -34,7 +34,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Num
 
-from ctrl_jax import paths
+from ctrl_jax import paths, weights
 from ctrl_jax.types import PerExample
 
 
@@ -55,20 +55,40 @@ def best(
 ) -> Chosen:
   """The likeliest of each n consecutive samples; a remainder is dropped.
 
+  A likelihood of NaN or +inf is no likelihood: its sample is never kept. Where
+  a group has no other, what is kept of traced arrays is NaN (the least of
+  whole numbers), with a log-likelihood of NaN.
+
   Args:
     samples: of the reference, independent [N, ...].
     log_likelihood: log p(y | x, c) [N], nats.
     n: samples for each that is kept.
 
   Raises:
-    ValueError: n outside [1, N].
+    ValueError: n outside [1, N], or a group without a likelihood.
   """
   if not 1 <= n <= len(samples):
     raise ValueError(f"n must lie in [1, {len(samples)}], got {n}")
   groups = len(samples) // n
-  log_p = log_likelihood[: groups * n].reshape(groups, n)
+  log_p = weights.rank(log_likelihood[: groups * n].reshape(groups, n))
   rows = jnp.arange(groups) * n + log_p.argmax(1)
-  return Chosen(samples[rows], log_likelihood[rows])
+  known = jnp.isfinite(log_p.max(1))
+  if not isinstance(known, jax.core.Tracer) and not known.all():
+    raise ValueError(
+      f"no log-likelihood of group {int(known.argmin())} of {n} samples is "
+      "defined: the likeliest is nobody"
+    )
+  return _rows(samples, log_likelihood, jnp.where(known, rows, len(samples)))
+
+
+def _rows(
+  samples: jax.Array, log_likelihood: jax.Array, rows: jax.Array
+) -> Chosen:
+  """The rows that are there, and NaN for those that are not."""
+  return Chosen(
+    jnp.take(samples, rows, axis=0, mode="fill"),
+    jnp.take(log_likelihood, rows, mode="fill"),
+  )
 
 
 def resample(
@@ -89,8 +109,9 @@ def resample(
     num: samples to draw, in the order of their rows.
 
   Raises:
-    ValueError: gamma <= 0.
+    ValueError: gamma <= 0, or no finite log-likelihood; if they are traced,
+      samples and log-likelihoods are NaN instead, as in `best`.
   """
   paths.check_gamma(gamma)
   rows = paths.resample(key, gamma * log_likelihood, num=num)
-  return Chosen(samples[rows], log_likelihood[rows])
+  return _rows(samples, log_likelihood, rows)

@@ -32,7 +32,8 @@ The logarithm of an estimate of Z is too low on average, by about half its
 relative variance, and one sample drawn from N particles is biased by O(1/N).
 After the last resampling the copies of a particle separate by the noise of the
 steps that are left: with few ancestors at the end the particles are alike, and
-at eta = 0 copies never separate.
+at eta = 0 copies never separate. A weight of NaN or +inf, of a particle that
+diverged, is taken as 0 and counted: Z is then that of the others, too low.
 
 Cost. K network evaluations a particle, those of the proposal: the twist reuses
 its prediction of the reference. A sample from the target costs N K of them if
@@ -50,7 +51,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ctrl_jax import metrics, paths, sampling
+from ctrl_jax import metrics, paths, sampling, weights
 from ctrl_jax.guidance.reconstruction import TwistFn
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.policy import Condition
@@ -66,12 +67,20 @@ class Particles(NamedTuple):
   log_evidence: Float[Array, ""]  # log of that mean; unbiased for Z, not log Z
   ess: Float[Array, "states"]  # of x_0 ... x_K before resampling, fractions
   ancestors: Int[Array, ""]  # how many of the N starts have descendants left
+  undefined: Int[
+    Array, "states"
+  ]  # weights of x_0 ... x_K taken as 0; see above
 
 
 class _State(NamedTuple):
   x: jax.Array  # x_k [N, ...]
   ratio: jax.Array  # r_k of (2) [N]
   root: jax.Array  # which start each particle descends from [N]
+
+
+def _weights(log_w: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Those that are defined, or NaN, and how many are not."""
+  return weights.defined(log_w), jnp.sum(~(log_w < jnp.inf))
 
 
 def _ancestors(
@@ -123,40 +132,47 @@ def sample(
   if not 0 <= threshold <= 1:
     raise ValueError(f"threshold must lie in [0, 1], got {threshold}")
   steps, num = kernel.num_steps, len(x_init)
+  dtype = sampling.precision(x_init.dtype)
 
   def step(state, row):
     index, t, a, b, s, weight, noise_coef = row
     eps, reference, _ = pair_fn(state.x, t)
-    psi = jnp.zeros(num) if not twist_fn else twist_fn(state.x, t, reference)
-    log_w = state.ratio + psi
+    psi = jnp.zeros_like(state.ratio)
+    if twist_fn:
+      psi = twist_fn(state.x, t, reference)
+    log_w, undefined = _weights(state.ratio + psi)
     ess = paths.effective_sample_size(log_w)
-    # A NaN compares as false: weights that are none are kept, and seen.
+    # A NaN compares as false: where no weight is above 0, all are kept.
     resampling = ess < threshold
     # Steps fold in 0 ... K-1 for their noise; these indices lie beyond.
     chooser = jax.random.fold_in(keys[0], steps + index)
     chosen = _ancestors(chooser, log_w, resampling)
     level = metrics.log_mean_exp(log_w).mean - psi[chosen]
-    ratio = jnp.where(resampling, level, state.ratio)
+    ratio = jnp.where(resampling, level, state.ratio).astype(dtype)
 
     x, reference = state.x[chosen], reference[chosen]
     eps = jnp.where(s > 0, eps[chosen], reference)
-    noise = sampling.gaussian(sampling.fold_in(keys, index), x.shape[1:])
-    change, flat = (v.reshape(num, -1) for v in (eps - reference, noise))
+    chain_keys = sampling.fold_in(keys, index)
+    noise = sampling.gaussian(chain_keys, x.shape[1:], x.dtype)
+    change, flat = (
+      v.reshape(num, -1).astype(dtype) for v in (eps - reference, noise)
+    )
     ratio -= noise_coef * (change * flat).sum(1) + weight * (change**2).sum(1)
-    x_next = a * x + b * eps + s * noise
-    return _State(x_next, ratio, state.root[chosen]), ess
+    x_next = (a * x + b * eps + s * noise).astype(x.dtype)
+    return _State(x_next, ratio, state.root[chosen]), (ess, undefined)
 
   rows = (jnp.arange(steps),) + tuple(
-    jnp.asarray(column, x_init.dtype)
+    jnp.asarray(column, dtype)
     for column in (*kernel.columns, kernel.kl_weight, kernel.noise_coef)
   )
-  start = _State(x_init, jnp.zeros(num, x_init.dtype), jnp.arange(num))
-  end, ess = jax.lax.scan(step, start, rows)
-  log_w = gamma * reward_fn(end.x, c, y) + end.ratio
+  start = _State(x_init, jnp.zeros(num, dtype), jnp.arange(num))
+  end, (ess, undefined) = jax.lax.scan(step, start, rows)
+  log_w, lost = _weights(gamma * reward_fn(end.x, c, y) + end.ratio)
   return Particles(
     x=end.x,
     log_weights=log_w,
     log_evidence=metrics.log_mean_exp(log_w).mean,
     ess=jnp.append(ess, paths.effective_sample_size(log_w)),
     ancestors=jnp.zeros(num, jnp.int32).at[end.root].set(1).sum(),
+    undefined=jnp.append(undefined, lost),
   )

@@ -43,13 +43,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Int
 
-from ctrl_jax import paths
+from ctrl_jax import paths, weights
 from ctrl_jax.guidance import reconstruction
 from ctrl_jax.guidance.classifier import NoisyRewardFn
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.policy import Condition
-from ctrl_jax.sampling import fold_in, gaussian
+from ctrl_jax.sampling import fold_in, gaussian, precision
 from ctrl_jax.sde import SDE
 from ctrl_jax.types import EpsFn, Keys, RewardFn, Sample
 
@@ -57,14 +58,27 @@ from ctrl_jax.types import EpsFn, Keys, RewardFn, Sample
 class Decoded(NamedTuple):
   """Samples and their price."""
 
-  x: Sample  # x_K [batch, ...]
+  x: Sample  # x_K [batch, ...]; NaN once no candidate had a value
   evaluations: int | jax.Array  # of the network, for one sample
+  undefined: Int[Array, "batch"]  # candidates of NaN or +inf, never chosen
 
 
-def _select(keys: Keys, values: jax.Array, candidates: Any) -> Any:
-  """One candidate for each chain, by values [M, B] as in (2)."""
-  choice = jax.vmap(jax.random.categorical)(keys, values.T)
-  return jax.tree.map(lambda a: a[choice, jnp.arange(len(choice))], candidates)
+def _select(
+  keys: Keys, values: jax.Array, candidates: Any
+) -> tuple[Any, jax.Array]:
+  """One candidate for each chain, by values [M, B] as in (2).
+
+  Returns:
+    What was chosen, NaN where no value is defined, and how many are not [B].
+  """
+  logits = weights.rank(values).T
+  known = jnp.isfinite(logits)
+  choice = jax.vmap(jax.random.categorical)(keys, logits)
+  rows = jnp.where(known.any(1), choice, len(values)), jnp.arange(len(choice))
+  chosen = jax.tree.map(
+    lambda a: a.at[rows].get(mode="fill", fill_value=jnp.nan), candidates
+  )
+  return chosen, jnp.sum(~known, axis=1)
 
 
 def sample(
@@ -113,10 +127,11 @@ def sample(
   )
 
   def propose(carry, row):
-    (x, eps), (index, a, b, s) = carry, row
+    (x, eps, _), (index, a, b, s) = carry, row
     shape = (num_candidates, *x.shape[1:])
-    noise = gaussian(fold_in(keys, index), shape)
-    return (a * x + b * eps)[None] + s * jnp.moveaxis(noise, 1, 0)
+    noise = gaussian(fold_in(keys, index), shape, x.dtype)
+    moved = (a * x + b * eps)[None] + s * jnp.moveaxis(noise, 1, 0)
+    return moved.astype(x.dtype)
 
   def look(x, t):
     """Values of one candidate of each chain, and predictions if they help."""
@@ -131,16 +146,19 @@ def sample(
     values, eps = jax.vmap(look, in_axes=(0, None))(candidates, t_next)
     # Steps fold in 0 ... K-1 for their noise; these indices lie beyond.
     chooser = fold_in(keys, steps + step_row[0])
-    x, eps = _select(chooser, values, (candidates, eps))
-    return (x, reference_fn(x, t_next) if eps is None else eps), None
+    (x, eps), undefined = _select(chooser, values, (candidates, eps))
+    eps = reference_fn(x, t_next) if eps is None else eps
+    return (x, eps, carry[2] + undefined), None
 
-  times, a, b, s = (
-    jnp.asarray(column, x_init.dtype) for column in kernel.columns
-  )
+  dtype = precision(x_init.dtype)
+  times, a, b, s = (jnp.asarray(column, dtype) for column in kernel.columns)
   rows = (times[1:], jnp.arange(steps - 1), a[:-1], b[:-1], s[:-1])
-  carry, _ = jax.lax.scan(step, (x_init, reference_fn(x_init, times[0])), rows)
+  none = jnp.zeros(len(x_init), jnp.int32)
+  start = (x_init, reference_fn(x_init, times[0]), none)
+  carry, _ = jax.lax.scan(step, start, rows)
   candidates = propose(carry, (steps - 1, a[-1], b[-1], s[-1]))
   values = jax.vmap(lambda x: gamma * reward_fn(x, c, y))(candidates)
-  x = _select(fold_in(keys, 2 * steps - 1), values, candidates)
+  chooser = fold_in(keys, 2 * steps - 1)
+  x, undefined = _select(chooser, values, candidates)
   evaluated = num_candidates if value_fn is None else 1
-  return Decoded(x, 1 + evaluated * (steps - 1))
+  return Decoded(x, 1 + evaluated * (steps - 1), carry[2] + undefined)

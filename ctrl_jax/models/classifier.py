@@ -114,9 +114,23 @@ def log_probs(
 def negative_log_likelihood(
   log_probabilities: Table, labels: Targets
 ) -> Float[Array, ""]:
-  """Mean of -log p(label | x), nats per example."""
-  index = jnp.asarray(labels)[:, None]
-  return -jnp.take_along_axis(jnp.asarray(log_probabilities), index, 1).mean()
+  """Mean of -log p(label | x), nats per example; NaN if one is no label."""
+  table, index = jnp.asarray(log_probabilities), jnp.asarray(labels)
+  # Indices below 0 would count from the end.
+  index = jnp.where(index < 0, table.shape[1], index)[:, None]
+  return -jnp.take_along_axis(table, index, axis=1, mode="fill").mean()
+
+
+def defined(logits: Table, labels: Targets) -> np.ndarray:
+  """Which rows have a finite log p(label | x), bool [N].
+
+  Not those with a logit of NaN or +inf, with -inf for their label, or whose
+  label is none.
+  """
+  table, index = np.asarray(logits), np.asarray(labels)
+  known = (index >= 0) & (index < table.shape[1])
+  own = np.take_along_axis(table, np.where(known, index, 0)[:, None], 1)[:, 0]
+  return known & np.isfinite(own) & (table < np.inf).all(1)
 
 
 def fit_temperature(
@@ -126,15 +140,24 @@ def fit_temperature(
 
   The NLL is convex in 1 / T, hence has one minimum in log T, the variable of
   the search. Where the data has none, because every label is predicted right
-  (or worse than at random), the answer is next to a bound.
+  (or worse than at random), the answer is next to a bound. Rows that are not
+  `defined` say nothing of it and are left out.
 
   Args:
     logits: [N, num_classes], of examples that were not trained on.
     labels: [N].
     bounds: smallest and largest temperature.
+
+  Raises:
+    ValueError: no row is defined.
   """
-  table = np.asarray(logits, np.float64)
-  index = np.asarray(labels)[:, None]
+  rows = defined(logits, labels)
+  if not rows.any():
+    raise ValueError(
+      f"none of the {len(rows)} examples has finite logits and a label"
+    )
+  table = np.asarray(logits, np.float64)[rows]
+  index = np.asarray(labels)[rows, None]
 
   def mean_nll(log_temperature: float) -> float:
     log_p = scipy.special.log_softmax(table / np.exp(log_temperature), axis=1)

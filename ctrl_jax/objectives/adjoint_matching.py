@@ -36,7 +36,7 @@ from ctrl_jax import learner, paths, transitions
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.objectives import progress
 from ctrl_jax.policy import Policy
-from ctrl_jax.sampling import PairFn
+from ctrl_jax.sampling import PairFn, precision
 from ctrl_jax.types import LossFn, Metrics, Params, RewardFn, Sample
 
 
@@ -54,11 +54,14 @@ def lean_adjoint(
 
   def back(adjoint, row):
     x, t, a, b = row
-    _, pull = jax.vjp(lambda x: a * x + b * pair_fn(x, t).reference, x)
-    return pull(adjoint)[0], adjoint
+
+    def move(x):
+      return (a * x + b * pair_fn(x, t).reference).astype(states.dtype)
+
+    return jax.vjp(move, x)[1](adjoint)[0], adjoint
 
   columns = [
-    jnp.asarray(column, states.dtype)
+    jnp.asarray(column, precision(states.dtype))
     for column in (kernel.times, kernel.x_coef, kernel.eps_coef)
   ]
   rows = (states, *columns)

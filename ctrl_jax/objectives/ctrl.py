@@ -62,10 +62,13 @@ def make_loss(
     "log_evidence": [B]}, the last in nats and used for the metric `gap` only.
 
   Raises:
-    ValueError: gamma <= 0, or a kernel without noise.
+    ValueError: gamma <= 0, a kernel without noise, or backprop_steps outside
+      [1, K] or all without noise.
   """
   paths.check_gamma(gamma)
   paths.check_stochastic(kernel)
+  if backprop_steps is not None:
+    sampling.check_backprop(kernel, backprop_steps)
 
   def loss_fn(
     params: Params, keys: jax.Array, batch: dict[str, jax.Array]

@@ -153,7 +153,8 @@ class Schedule:
     pairs = np.stack([start, end], axis=1) / total
     steps = [kernels.ddim(self.sde, pair, eta=eta) for pair in pairs]
     columns = zip(*(step.columns for step in steps), strict=True)
-    return kernels.Kernel(*map(np.concatenate, columns), steps[0].start_std)
+    times, a, b, s = map(np.concatenate, columns)
+    return kernels.Kernel(times, a, b, s, steps[0].start_std)
 
   def steps(self, t: jax.Array) -> jax.Array:
     """Index of the training step at time t, for the network; any shape.
