@@ -57,14 +57,15 @@ def nearest_gamma(
     gamma_max: largest gamma that is looked at.
 
   Raises:
-    ValueError: gamma_max <= 0, cells that differ, or a value not finite.
+    ValueError: gamma_max not in (0, inf), cells that differ, or a value not
+      finite.
   """
   path_kl, given, reference = (
     np.asarray(values, np.float64)
     for values in (path_kl_mean, log_likelihood, reference_log_likelihood)
   )
-  if not gamma_max > 0:
-    raise ValueError(f"gamma_max must be positive, got {gamma_max}")
+  if not 0 < gamma_max < np.inf:
+    raise ValueError(f"gamma_max must be positive and finite, got {gamma_max}")
   cells = given.shape[1:]
   if reference.shape[1:] != cells or path_kl.shape not in ((), cells):
     raise ValueError(

@@ -79,6 +79,11 @@ class VP:
   beta_min: float = 0.1
   beta_max: float = 20.0
 
+  def __post_init__(self) -> None:
+    """Raises ValueError unless both rates are positive and finite."""
+    if not (0 < self.beta_min < np.inf and 0 < self.beta_max < np.inf):
+      raise ValueError(f"noise rates must be positive and finite: {self}")
+
   def _integral(self, t: Time) -> Any:
     return t * (self.beta_min + 0.5 * t * (self.beta_max - self.beta_min))
 
@@ -115,6 +120,11 @@ class VE:
 
   std_min: float = 0.01
   std_max: float = 50.0
+
+  def __post_init__(self) -> None:
+    """Raises ValueError unless 0 < std_min < std_max < infinity."""
+    if not 0 < self.std_min < self.std_max < np.inf:
+      raise ValueError(f"need 0 < std_min < std_max < infinity: {self}")
 
   def alpha(self, t: Time) -> Any:
     """One: the signal is never scaled."""

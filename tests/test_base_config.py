@@ -33,6 +33,10 @@ NAN = float("nan")
     ("classifier.hidden", (True,), "whole numbers"),
     ("data.dir", "gs://bucket/run", "a folder of this machine"),
     ("prior.dir", "s3:/bucket", "a folder of this machine"),
+    ("reward.gamma", float("inf"), "above 0"),
+    ("compare.gammas", (1.0, float("inf")), "above 0"),
+    ("compare.strengths", (float("nan"),), "above 0"),
+    ("classifier.noise", float("inf"), "0 or more"),
   ],
 )
 def test_wrong_values_are_named(field: str, value: object, remedy: str) -> None:

@@ -92,12 +92,40 @@ def test_a_residual_beyond_the_bound_pulls_no_harder():
     )
     losses[bound] = loss_fn(START, lg.keys(6), toy.make_batch(6))[0]
   assert losses[0.01] < 0.02 * losses[1e9]
-  with pytest.raises(ValueError, match="temper must contain 1"):
+
+
+@pytest.mark.parametrize(
+  ("settings", "message"),
+  [
+    ({"temper": (0.5,)}, "temper must contain 1"),
+    ({"group": 1}, "group is 1: .* always 0; use 0, or 2 and more"),
+    ({"max_residual": 0.0}, "max_residual must be positive and finite"),
+    ({"max_residual": float("inf")}, "max_residual must be positive"),
+  ],
+)
+def test_settings_that_train_nothing_are_refused(settings, message):
+  with pytest.raises(ValueError, match=message):
     path_consistency.make_loss(
       POLICY,
       toy.reward,
       KERNEL,
       gamma=GAMMA,
       sample_shape=toy.SHAPE,
-      temper=(0.5,),
+      **settings,
     )
+
+
+def test_a_device_without_a_chain_of_the_policy_itself_is_refused():
+  loss_fn = path_consistency.make_loss(
+    POLICY,
+    toy.reward,
+    KERNEL,
+    gamma=GAMMA,
+    sample_shape=toy.SHAPE,
+    temper=(0.0, 1.0),
+  )
+  # Its metrics would be means over nothing.
+  with pytest.raises(ValueError, match="the 1 chains of a device .* put 1 fir"):
+    loss_fn(START, lg.keys(1), toy.make_batch(1))
+  _, found = loss_fn(START, lg.keys(2), toy.make_batch(2))
+  assert np.isfinite(found["objective"])

@@ -80,18 +80,28 @@ def make_loss(
     loss(params, keys [B], batch), as `ctrl.make_loss`.
 
   Raises:
-    ValueError: gamma <= 0, a kernel without noise, or no share of 1.
+    ValueError: gamma <= 0, a kernel without noise, no share of 1, a group of
+      one, whose residual is always 0, or a bound that is not above 0.
   """
   paths.check_gamma(gamma)
   paths.check_stochastic(kernel)
   if 1.0 not in temper:
     raise ValueError(f"temper must contain 1, the policy itself; got {temper}")
+  if group < 0 or group == 1:
+    raise ValueError(
+      f"group is {group}: the residual from a chain's own log w is always 0; "
+      "use 0, or 2 and more"
+    )
+  if not 0 < max_residual < np.inf:
+    raise ValueError(
+      f"max_residual must be positive and finite, got {max_residual}"
+    )
 
   def loss_fn(
     params: Params, keys: jax.Array, batch: dict[str, jax.Array]
   ) -> tuple[jax.Array, Metrics]:
     c, y, log_evidence = batch["c"], batch["y"], batch["log_evidence"]
-    share = np.resize(np.asarray(temper, np.float32), len(y))
+    share = shares(temper, len(y))
     chain, path = transitions.collect(
       policy,
       params,
@@ -114,6 +124,21 @@ def make_loss(
     return loss, progress.metrics(*(column[own] for column in columns))
 
   return loss_fn
+
+
+def shares(temper: Sequence[float], chains: int) -> np.ndarray:
+  """The share of the control that each chain of a device follows, [chains].
+
+  Raises:
+    ValueError: none of them is 1, so that no chain is the policy's own.
+  """
+  share = np.resize(np.asarray(temper, np.float32), chains)
+  if not (share == 1).any():
+    raise ValueError(
+      f"the {chains} chains of a device follow shares {share.tolist()} of "
+      f"temper {tuple(temper)}, none of them 1: use more chains, or put 1 first"
+    )
+  return share
 
 
 def _log_evidence(log_w: jax.Array, given: jax.Array, group: int) -> jax.Array:

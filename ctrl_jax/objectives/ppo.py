@@ -95,10 +95,15 @@ def make_learner(
     axis_name: mapped axis, or None.
 
   Raises:
-    ValueError: gamma <= 0, or a kernel without noise.
+    ValueError: gamma <= 0, a kernel without noise, a group of fewer than
+      three, or a clip that is not above 0.
   """
   paths.check_gamma(gamma)
   paths.check_stochastic(kernel)
+  if group < 3:
+    raise ValueError(f"group is {group}: use 3 or more, for a deviation")
+  if not clip > 0:
+    raise ValueError(f"clip must be positive, got {clip}: nothing would move")
 
   def collect_fn(
     params: Params, keys: jax.Array, batch: dict[str, jax.Array]

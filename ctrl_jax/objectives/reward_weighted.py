@@ -60,6 +60,10 @@ def make_loss(
       the metrics `objective` and `gap` are those of the untrained model, and
       `forward_kl` tells of progress: KL(P* || P_theta) in nats.
     max_weight: the largest w / Z.
+
+  Raises:
+    ValueError: as `ctrl.make_loss`, an unknown behaviour, or a largest weight
+      that is not above 0.
   """
   paths.check_gamma(gamma)
   paths.check_stochastic(kernel)
@@ -67,6 +71,9 @@ def make_loss(
     raise ValueError(
       f"behaviour is {behaviour!r}: use one of {', '.join(BEHAVIOURS)}"
     )
+
+  if not max_weight > 0:
+    raise ValueError(f"max_weight must be positive, got {max_weight}")
 
   def loss_fn(
     params: Params, keys: jax.Array, batch: dict[str, jax.Array]

@@ -57,12 +57,12 @@ GUIDANCE = (
 )
 QUANTITIES = ("compressibility", "aesthetic")  # of Stable Diffusion's images
 _ALL_POSITIVE: Rule = (
-  lambda v: all(number > 0 for number in v),
+  lambda v: all(0 < number < float("inf") for number in v),
   "use numbers above 0, such as (1.0, 3.0)",
 )
 _POSITIVE: Rule = (lambda v: 0 < v < float("inf"), "use a number above 0")
-_NOT_NEGATIVE: Rule = (lambda v: v >= 0, "use 0 or more")
-_AT_LEAST_1: Rule = (lambda v: v >= 1, "use 1 or more")
+_NOT_NEGATIVE: Rule = (lambda v: 0 <= v < float("inf"), "use 0 or more")
+_AT_LEAST_1: Rule = (lambda v: 1 <= v < float("inf"), "use 1 or more")
 _FRACTION: Rule = (lambda v: 0 <= v < 1, "use a number in [0, 1)")
 _EDGES: Rule = (_increasing, "use increasing numbers, or () for equal shares")
 _NEEDS_NOISE = "use a number in (0, 1]: without noise nothing can be controlled"
@@ -132,7 +132,7 @@ RULES: dict[str, Rule] = {
   "num_bridge": (lambda v: v >= 8, "use 8 or more"),
   "chunk": _AT_LEAST_1,
   "size": _AT_LEAST_1,
-  "guidance_scale": (lambda v: v >= 1, "use 1 or more"),
+  "guidance_scale": _AT_LEAST_1,
   "widths": (_eights, "use multiples of 8, such as (64, 128, 256)"),
   "strides": (_widths, "use whole numbers above 0, such as (1, 2, 2)"),
   "prompts": (
