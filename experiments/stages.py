@@ -25,7 +25,12 @@ from experiments.problems.exact import Exact
 from experiments.problems.problem import Problem
 from experiments.problems.stable_diffusion import StableDiffusion
 from experiments.runtime.logs import Log
-from experiments.training import control, pretraining, stable_training
+from experiments.training import (
+  algorithms,
+  control,
+  pretraining,
+  stable_training,
+)
 from experiments.training.pretraining import Clock, Learned, Run
 
 
@@ -38,7 +43,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   """
   problem = families.make(config, workdir)
   _check_numbers(config, problem)
-  this = Run(config, workdir, problem, parallel.make_mesh(), log)
+  mesh = parallel.make_mesh()
+  algorithms.check(problem, config, devices=mesh.size)
+  this = Run(config, workdir, problem, mesh, log)
   timed = Clock(this)
   if isinstance(problem, Exact):
     learned = pretraining.given(this, problem)

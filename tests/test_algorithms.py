@@ -97,3 +97,23 @@ def test_an_update_evaluates_the_network_as_often_as_is_said(name):
   found = counts["forward"] + 2 * counts["backward"]
   expected = problem.kernel.num_steps * algorithms.EVALUATIONS[name]
   assert found == expected, counts
+
+
+def test_an_update_that_can_train_nothing_is_refused_before_anything_costs():
+  config = base.mixture_config().unlock()
+  problem = types.SimpleNamespace(kernel=toy.make_kernel(6))
+  check = lambda devices: algorithms.check(problem, config, devices=devices)
+  check(64)
+  config.control.ctrl.backprop_steps = 1
+  with pytest.raises(ValueError, match=r"control\.ctrl: .* use 2 or more"):
+    check(1)
+  config.control.objective = "path_consistency"
+  check(1)
+  config.compare.objectives = ("ctrl",)
+  with pytest.raises(ValueError, match=r"control\.ctrl: .* no noise"):
+    check(1)
+  config.compare.objectives = ()
+  config.control.path_consistency.temper = (0.0, 1.0)
+  check(32)
+  with pytest.raises(ValueError, match="control.path_consistency: the 1 chai"):
+    check(64)

@@ -12,6 +12,7 @@ from ctrl_jax import parallel
 from experiments import compare, stages
 from experiments.baselines import comparison, guided
 from experiments.configs import digits, fashion, mixture
+from experiments.measures import evaluation
 from experiments.problems import exact, images
 from experiments.reporting import studies
 from experiments.runtime.logs import Log
@@ -153,3 +154,18 @@ def test_classifier_free_guidance_has_the_budget_of_ctrl(config):
   chains = control.num_steps * control.batch_size
   evaluations = algorithms.EVALUATIONS["ctrl"] * given.kernel.num_steps * chains
   assert 3 * free.num_steps * free.batch_size == evaluations
+
+
+def test_pairs_of_an_exact_problem_have_labels_that_somebody_drew(tmp_path):
+  config = settings()
+  problem = exact.mixture(config, tmp_path)
+  shape = (40, problem.num_conditions, problem.num_controls)
+  log_p = np.full(shape, -np.inf, np.float32)
+  log_p[..., 1] = 0.0
+  log_p[3, 0, 2] = np.nan  # argmax would draw it
+  samples = np.zeros((*shape[:2], *problem.sample_shape), np.float32)
+  reference = evaluation.Reference(samples, log_p, None)
+  run = pretraining.Run(config, tmp_path, problem, None, None)
+  found = guided.pairs(run, reference)
+  assert len(found["x"]) == len(found["c"]) == 40 * problem.num_conditions - 1
+  assert (found["y"] == 1).all()

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax import sampling
+from ctrl_jax import linear_quadratic, sampling
 from experiments.configs import gaussian, mixture
-from experiments.problems import exact
+from experiments.problems import exact, instruments
 
 NOWHERE = pathlib.Path("unused")
 
@@ -103,3 +103,27 @@ def test_what_an_exact_problem_cannot_do(changes, message):
   for module, family in ((gaussian, exact.gaussian), (mixture, exact.mixture)):
     with pytest.raises(ValueError, match=message):
       make(module, family, **changes)
+
+
+def test_a_sample_that_diverged_is_right_about_no_label():
+  problem = make(mixture, exact.mixture)
+  x = np.zeros((3, 2), np.float32)
+  x[1, 0], x[2, 1] = np.nan, np.inf
+  verdict = instruments.of_exact(problem).verdict(x)
+  np.testing.assert_allclose(verdict.sum(1), [1, 0, 0], rtol=1e-5)
+  logits = jnp.array([[0.0, 2.0], [jnp.nan, 2.0], [1.0, jnp.inf]])
+  np.testing.assert_array_equal(instruments.likeliest(logits), [1, -1, -1])
+
+
+def test_exploding_noise_is_scaled_for_its_chains():
+  changes = {"sde.name": "ve", "kernel.eta": 0.3, "kernel.num_steps": 100}
+  problem = make(gaussian, exact.gaussian, **changes)
+  steps = linear_quadratic.chain(problem.kernel, problem.sde, problem.prior)
+  truth = np.trace(problem.prior.covariances[0])
+  of_starts = [
+    np.trace(linear_quadratic.end_law(s).covariance) / truth
+    for s in (steps, steps._replace(start_std=1.0))
+  ]
+  assert abs(of_starts[0] - 1) < 0.1 and of_starts[1] < 0.5
+  with pytest.raises(ValueError, match="0 < std_min < std_max"):
+    make(gaussian, exact.gaussian, **changes, **{"sde.std_min": 60.0})

@@ -107,6 +107,7 @@ def test_likelier_samples_have_a_larger_gamma_within_its_limits():
   ("kl", "samples", "reference", "settings", "message"),
   [
     (0.0, [0.0], [0.0], {"gamma_max": 0.0}, "gamma_max"),
+    (0.0, [0.0], [0.0], {"gamma_max": np.inf}, "gamma_max"),
     (0.0, [[0.0, 1.0]], [0.0], {}, "cells differ"),
     (np.zeros(3), [[0.0, 1.0]], [[0.0, 1.0]], {}, "cells differ"),
     (0.0, [0.0], [-np.inf], {}, "finite"),

@@ -139,16 +139,20 @@ def test_forward_kl_of_the_untrained_policy_is_that_of_the_target():
   assert np.mean(expected) > 0.3
 
 
-def test_an_unknown_behaviour_is_refused():
-  with pytest.raises(ValueError, match="use one of policy, pretrained"):
-    reward_weighted.make_loss(
-      POLICY,
-      toy.reward,
-      KERNEL,
-      gamma=GAMMA,
-      sample_shape=toy.SHAPE,
-      behaviour="theirs",
-    )
+@pytest.mark.parametrize(
+  ("name", "settings", "message"),
+  [
+    ("reward_weighted", {"behaviour": "theirs"}, "one of policy, pretrained"),
+    ("reward_weighted", {"max_weight": 0.0}, "max_weight must be positive"),
+    ("ppo", {"clip": 0.0}, "clip must be positive"),
+    ("ppo", {"group": 2}, "group is 2: use 3 or more"),
+  ],
+)
+def test_settings_of_one_update_are_refused(name, settings, message):
+  make = UPDATES[name]
+  rest = {"gamma": GAMMA, "sample_shape": toy.SHAPE, **settings}
+  with pytest.raises(ValueError, match=message):
+    make(POLICY, toy.reward, KERNEL, optax.sgd(1.0), **rest)
 
 
 @pytest.mark.parametrize("name", UPDATES)

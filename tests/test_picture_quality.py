@@ -121,3 +121,13 @@ def test_pictures_of_latents_are_judged(tmp_path: pathlib.Path) -> None:
     "clip_score": None,
     "brisque": None,
   }
+
+
+def test_an_example_without_logits_is_wrong_and_counted() -> None:
+  logits = np.array([[2.0, 0.0], [0.0, 1.0], [np.nan, 0.0], [-np.inf, 0.0]])
+  labels = np.zeros(4, np.int32)  # argmax would call the third one right
+  found, curves = judges.figures(logits, labels, 1.0)
+  known, _ = judges.figures(logits[:2], labels[:2], 1.0)
+  assert found["accuracy"] == 0.25 and found["undefined"] == 0.5
+  assert found["nll"] == known["nll"] and "undefined" not in known
+  assert curves["reliability_count"].sum() == 2

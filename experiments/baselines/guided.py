@@ -74,11 +74,13 @@ def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
   log_p = reference.log_likelihood[:num]
   noise = np.random.default_rng(this.config.seed).gumbel(size=log_p.shape)
   c = np.broadcast_to(np.arange(problem.num_conditions), log_p.shape[:2])
-  return {
+  found = {
     "x": reference.samples[:num].reshape(-1, *problem.sample_shape),
     "c": c.ravel().astype(np.int32),
     "y": (log_p + noise).argmax(-1).ravel().astype(np.int32),
   }
+  known = ~np.isnan(log_p).any(-1).ravel()  # else y would be the NaN's
+  return {name: column[known] for name, column in found.items()}
 
 
 def _reconstruction(

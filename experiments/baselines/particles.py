@@ -70,7 +70,14 @@ def twisted(
     )
     log_p = learned.reward_fn(found.x, c, y)
     log_w = found.log_weights - found.log_evidence
-    return found.x, log_w, log_p, found.log_evidence, found.ancestors
+    return (
+      found.x,
+      log_w,
+      log_p,
+      found.log_evidence,
+      found.ancestors,
+      found.undefined.sum(),
+    )
 
   def function(strength, system_keys, labels):
     over = jax.vmap(system, in_axes=(None, 0, 0, 0))
@@ -79,7 +86,7 @@ def twisted(
   labels = evaluation.cell_labels(
     max(config.evaluate.num_samples // num, 1), problem
   )
-  x, log_w, log_p, log_z, ancestors = evaluation.run_chains(
+  x, log_w, log_p, log_z, ancestors, undefined = evaluation.run_chains(
     function,
     jnp.float32(gamma * strength),
     labels,
@@ -99,6 +106,7 @@ def twisted(
   return Method(found, None, None, ess, None, steps, 0), {
     "particles": num,
     "ancestors": float(ancestors.mean()),
+    "undefined": int(undefined.sum()),
     "evidence_ratio": _evidence_ratio(ratio, reference),
   }
 
@@ -143,9 +151,9 @@ def decoded(
       num_candidates=config.compare.candidates,
       bound=problem.bound,
     )
-    return found.x, learned.reward_fn(found.x, c, y)
+    return found.x, learned.reward_fn(found.x, c, y), found.undefined
 
-  x, log_p = evaluation.run_chains(
+  x, log_p, undefined = evaluation.run_chains(
     function,
     {},
     evaluation.cell_labels(config.evaluate.num_samples, problem),
@@ -158,4 +166,5 @@ def decoded(
   x = x.reshape(*log_p.shape, *problem.sample_shape)
   taken = config.compare.candidates * (problem.kernel.num_steps - 1)
   cells = Cells(x, np.zeros_like(log_p), log_p)
-  return Method(cells, None, None, None, None, 1 + taken, 0), {}
+  found = Method(cells, None, None, None, None, 1 + taken, 0)
+  return found, {"undefined": int(undefined.sum())}

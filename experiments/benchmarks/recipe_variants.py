@@ -15,11 +15,11 @@ landing: "sticking the landing" (Roeder et al., arXiv 1703.09194). The mean of
   on the states and noises as they came: the policy once more at all of them.
 path_consistency: the score function's gradient of the same divergence, see
   `ctrl_jax.objectives.path_consistency`; none passes through the sampler.
-backprop_1, backprop_5: only the last steps are differentiated, which is biased;
+backprop_5: only the last steps are differentiated, which is biased;
   DRaFT-K (Clark et al., arXiv 2309.17400), AlignProp (Prabhudesai et al., arXiv
   2310.03739). Nothing then holds the earlier steps, which share the parameters:
   their KL has no gradient. The last step has no noise, hence no control: 5 are
-  4 in truth, and 1 is none.
+  4 in truth.
 no_scale: d_k = h, wherever the step has noise.
 window: d_k = h where m_k >= 0.2 and 0 in the last steps: a control that other
   libraries can follow without knowing m_k.
@@ -131,7 +131,6 @@ VARIANTS = {
   "default": Variant(),
   "landing": Variant(make_loss=landing_loss),
   "path_consistency": Variant(changes={"objective": "path_consistency"}),
-  "backprop_1": Variant(changes={"ctrl": {"backprop_steps": 1}}),
   "backprop_5": Variant(changes={"ctrl": {"backprop_steps": 5}}),
   "no_scale": Variant(scale=unscaled),
   "window": Variant(scale=window),

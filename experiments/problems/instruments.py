@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import parallel
@@ -21,7 +22,7 @@ class Instruments(NamedTuple):
   """What looks at samples [N, ...], each compiled once; None: there is none."""
 
   verdict: Look | None  # the oracle's probability of every y, [N, Y]
-  opinion: Look | None  # the independent classifier's y, [N]
+  opinion: Look | None  # the independent classifier's y, [N]; -1: none
   features: Look  # in which distances are measured, [N, d]
   quality: Quality  # whether samples are good ones, whatever y
   sizes: tuple[int, ...]  # labels of each factor of y that verdict tells apart
@@ -50,7 +51,7 @@ def of_pictures(
 
   return Instruments(
     verdict,
-    in_chunks(lambda x: independent.logits_fn(x).argmax(-1), chunk=chunk),
+    in_chunks(lambda x: likeliest(independent.logits_fn(x)), chunk=chunk),
     in_chunks(independent.features_fn, chunk=chunk),
     quality or {},
     tuple(sizes),
@@ -60,9 +61,17 @@ def of_pictures(
 def of_exact(problem: Exact) -> Instruments:
   """The true p(y | x), and distances between the samples themselves."""
   known = problem.probabilities
-  return Instruments(
-    None if known is None else in_chunks(known), None, lambda x: x, {}, ()
-  )
+  verdict = None
+  if known is not None:
+    # A sample that diverged has no y: it is right about none.
+    verdict = in_chunks(lambda x: jnp.nan_to_num(known(x)))
+  return Instruments(verdict, None, lambda x: x, {}, ())
+
+
+def likeliest(logits: jax.Array) -> jax.Array:
+  """The label of the largest logit [N]; -1 where one is NaN or +inf."""
+  known = (logits < jnp.inf).all(-1)
+  return jnp.where(known, logits.argmax(-1), -1)
 
 
 def in_chunks(

@@ -96,7 +96,7 @@ def train(
     return np.concatenate([np.asarray(compiled(images[p])) for p in parts])
 
   temperature = classifier.fit_temperature(on(calibration), labels[calibration])
-  metrics, curves = _judge(on(test), labels[test], temperature)
+  metrics, curves = figures(on(test), labels[test], temperature)
   reward_fn = rewards.classifier(logits_fn, temperature=temperature)
   return Judge(reward_fn, logits_fn, features_fn, metrics, curves)
 
@@ -179,14 +179,22 @@ def _loss(network: nn.Module, noise: float) -> LossFn:
   return loss_fn
 
 
-def _judge(
+def figures(
   logits: np.ndarray, labels: np.ndarray, temperature: float
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-  """Accuracy, NLL and ECE before and after calibration, with their curves."""
+  """Accuracy, NLL and ECE before and after calibration, with their curves.
+
+  Examples of undefined log-probability count as wrong, and no further.
+  """
+  known = classifier.defined(logits, labels)
+  right = known & (logits.argmax(-1) == labels)
   metrics = {
-    "accuracy": float(np.mean(logits.argmax(-1) == labels)),
+    "accuracy": float(np.mean(right)),
     "temperature": temperature,
   }
+  if not known.all():
+    metrics["undefined"] = float(np.mean(~known))
+    logits, labels = logits[known], labels[known]
   curves = {}
   for suffix, t in (("_before", 1.0), ("", temperature)):
     log_p = classifier.log_probs(logits, t)

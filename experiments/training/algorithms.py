@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Config -> the optimiser and the policy update that train a control."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 
 import jax
 import optax
 import optax.contrib as contrib
 from ml_collections import ConfigDict
 
-from ctrl_jax import parallel
+from ctrl_jax import parallel, sampling
 from ctrl_jax.learner import Learner
 from ctrl_jax.objectives import (
   adjoint_matching,
@@ -123,6 +124,34 @@ def control_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def group_size(config: ConfigDict) -> int:
   """Chains of one (c, y) that the policy update of config.control wants."""
   return max(config[config.objective].get("group", 0), 1)
+
+
+def check(problem: Problem, config: ConfigDict, *, devices: int) -> None:
+  """Raises ValueError where an update that config asks for can train nothing.
+
+  Args:
+    problem: gives the sampler.
+    config: of the experiment.
+    devices: that share a batch.
+  """
+  control = config.control
+  objectives = {control.objective, *config.compare.objectives}
+  if "ctrl" in objectives and control.ctrl.backprop_steps is not None:
+    with _named("control.ctrl"):
+      sampling.check_backprop(problem.kernel, control.ctrl.backprop_steps)
+  if "path_consistency" in objectives:
+    with _named("control.path_consistency"):
+      chains = control.batch_size // devices
+      path_consistency.shares(control.path_consistency.temper, chains)
+
+
+@contextlib.contextmanager
+def _named(section: str) -> Iterator[None]:
+  """Says in which section of the config a mistake is."""
+  try:
+    yield
+  except ValueError as error:
+    raise ValueError(f"{section}: {error}") from None
 
 
 def control_learner(
