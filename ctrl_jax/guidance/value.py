@@ -78,7 +78,7 @@ def _select(
   chosen = jax.tree.map(
     lambda a: a.at[rows].get(mode="fill", fill_value=jnp.nan), candidates
   )
-  return chosen, jnp.sum(~known, axis=1)
+  return chosen, jnp.sum(~known, axis=1, dtype=jnp.int32)
 
 
 def sample(

@@ -83,7 +83,7 @@ class Factor:
         )
 
   def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
-    """The oracle's label of each image, int32 [N]; -1 for one of NaN."""
+    """The oracle's label of each image, int32 [N]; -1 where not finite."""
     measured = self.quantity.measure(jnp.asarray(images))
     return np.asarray(oracles.bin_of(measured, jnp.asarray(self.edges)))
 
@@ -109,7 +109,7 @@ def equal_shares(values: np.ndarray, num: int) -> np.ndarray:
 def joint_label(
   factors: Sequence[Factor], images: jax.Array | np.ndarray
 ) -> np.ndarray:
-  """The oracles' y of each image, int32 [N]; -1 for one of NaN.
+  """The oracles' y of each image, int32 [N]; -1 where not finite.
 
   The first factor varies slowest, as in `rewards.factors`.
   """

@@ -68,7 +68,7 @@ class Images(Problem):
     return {"factors": [factor.quantity.name for factor in self.factors]}
 
   def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
-    """The oracles' y of each image, int32 [N]; -1 for one of NaN."""
+    """The oracles' y of each image, int32 [N]; -1 where not finite."""
     return joint_label(self.factors, images)
 
   def init_network(self, key: jax.Array) -> Params:

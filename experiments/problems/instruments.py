@@ -39,7 +39,7 @@ def of_pictures(
   """Oracle, which need not be traceable, and independent classifier.
 
   Args:
-    label: samples [N, ...] -> y, int [N]; -1 for one of NaN.
+    label: samples [N, ...] -> y, int [N]; -1 where not finite.
     independent: a classifier of samples.
     sizes: labels of each factor of y, the first varies slowest.
     chunk: samples that it sees at a time.
