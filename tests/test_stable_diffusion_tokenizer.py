@@ -172,14 +172,18 @@ def test_missing_files_are_named(folder: pathlib.Path, name: str) -> None:
 @pytest.mark.parametrize(
   ("name", "content", "message"),
   [
-    ("vocab.json", '{"a": 0', "vocab.json cannot be read"),
-    ("vocab.json", "[]", "vocab.json cannot be read: it holds no JSON object"),
-    ("vocab.json", b"\xff\xfe", "vocab.json cannot be read"),
+    ("vocab.json", '{"a": 0', "vocab.json is not valid JSON"),
+    ("vocab.json", "[]", "vocab.json holds no JSON object"),
+    ("vocab.json", b"\xff\xfe", "vocab.json is not UTF-8"),
     ("vocab.json", '{"a": "b"}', "vocab.json: token 'a' has 'b' for an id"),
-    ("merges.txt", b"\xff\xfe", "merges.txt cannot be read"),
+    ("merges.txt", b"\xff\xfe", "merges.txt is not UTF-8"),
     ("merges.txt", "c at</w> a", "merges.txt: 'c at</w> a' is no pair"),
     ("merges.txt", "c 1", "merges.txt: 'c 1' is no pair"),
-    ("tokenizer_config.json", "null", "tokenizer_config.json cannot be read"),
+    (
+      "tokenizer_config.json",
+      "null",
+      "tokenizer_config.json holds no JSON object",
+    ),
     (
       "tokenizer_config.json",
       '{"tokenizer_class": "T5Tokenizer"}',

@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ctrl_jax.stable_diffusion import clip_text, clip_vision, fields
+from ctrl_jax.stable_diffusion.json_file import shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,9 +48,10 @@ class Config:
     """
     found = config.get("model_type", "clip")
     if found != "clip":
-      raise ValueError(f"model_type={found!r}, but 'clip' is needed")
+      raise ValueError(f"model_type={shown(found)}, but 'clip' is needed")
     text, vision = (
-      config.get(f"{tower}_config_dict") or config.get(f"{tower}_config") or {}
+      fields.section(config, f"{tower}_config_dict")
+      or fields.section(config, f"{tower}_config")
       for tower in ("text", "vision")
     )
     return cls(

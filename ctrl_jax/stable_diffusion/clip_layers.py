@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ctrl_jax.stable_diffusion import fields
+from ctrl_jax.stable_diffusion.json_file import shown
 
 _ACTIVATIONS = {
   "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -32,7 +33,6 @@ _ACTIVATIONS = {
 _SIZES = (
   "hidden_size",
   "intermediate_size",
-  "num_hidden_layers",
   "num_attention_heads",
 )
 
@@ -56,9 +56,10 @@ class Config:
         divide the width.
     """
     fields.check_counts(self, *_SIZES)
+    fields.check_counts(self, "num_hidden_layers", most=fields.MOST_LAYERS)
     if self.hidden_act not in _ACTIVATIONS:
       raise ValueError(
-        f"hidden_act={self.hidden_act!r} is none of {sorted(_ACTIVATIONS)}"
+        f"hidden_act={shown(self.hidden_act)} is none of {sorted(_ACTIVATIONS)}"
       )
     if self.hidden_size % self.num_attention_heads:
       raise ValueError(
@@ -83,7 +84,7 @@ def read_fields(
   """
   found = config.get("model_type", model_type)
   if found != model_type:
-    raise ValueError(f"model_type={found!r}, but {model_type!r} is needed")
+    raise ValueError(f"model_type={shown(found)}, but {model_type!r} is needed")
   given = {name: value for name, value in config.items() if value is not None}
   return fields.select(given, cls)
 

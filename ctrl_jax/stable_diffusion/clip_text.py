@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ctrl_jax.stable_diffusion import clip_layers, fields
@@ -41,8 +42,17 @@ class Config(clip_layers.Config):
   def __post_init__(self) -> None:
     """Raises ValueError at what no text encoder can be built of."""
     super().__post_init__()
+    fields.check_counts(self, "vocab_size", "max_position_embeddings")
     if self.projection_dim is not None:
       fields.check_counts(self, "projection_dim")
+
+  def check_tokens(self, ids: np.ndarray) -> None:
+    """Raises ValueError at an id of prompts that has no embedding."""
+    if ids.size and ids.max() >= self.vocab_size:
+      raise ValueError(
+        f"the tokenizer has an id {ids.max()}, and the text encoder has "
+        f"vocab_size={self.vocab_size}"
+      )
 
   @classmethod
   def from_json(cls, config: Mapping[str, Any]) -> "Config":
@@ -56,7 +66,7 @@ class Config(clip_layers.Config):
     """
     values = clip_layers.read_fields(cls, config, model_type="clip_text_model")
     dims = values.pop("projection_dim", 512)
-    if "CLIPTextModelWithProjection" in (config.get("architectures") or ()):
+    if "CLIPTextModelWithProjection" in fields.names(config, "architectures"):
       values["projection_dim"] = dims
     return cls(**values)
 

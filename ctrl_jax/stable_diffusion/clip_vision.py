@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ctrl_jax.stable_diffusion import clip_layers
+from ctrl_jax.stable_diffusion import clip_layers, fields
+from ctrl_jax.stable_diffusion.json_file import shown
 
 Rgb = tuple[float, float, float]
 
 _BICUBIC = 3  # Pillow's number for it
+_MOST = 2**13  # pixels a side
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +47,13 @@ class Config(clip_layers.Config):
   patch_size: int = 32
   projection_dim: int = 512
 
+  def __post_init__(self) -> None:
+    """Raises ValueError at what no vision tower can be built of."""
+    super().__post_init__()
+    fields.check_counts(self, "num_channels", "projection_dim")
+    fields.check_counts(self, "image_size", most=_MOST)
+    fields.check_counts(self, "patch_size", most=self.image_size)
+
   @classmethod
   def from_json(cls, config: Mapping[str, Any]) -> "Config":
     """Reads the config.json of a vision tower with projection.
@@ -53,7 +62,7 @@ class Config(clip_layers.Config):
       ValueError: another kind of model, a tower without projection, or a value
         that is not supported.
     """
-    if "CLIPVisionModel" in (config.get("architectures") or ()):
+    if "CLIPVisionModel" in fields.names(config, "architectures"):
       raise ValueError(
         "architectures=['CLIPVisionModel'] has no projection: image embeddings "
         "need a CLIPVisionModelWithProjection or a CLIPModel"
@@ -177,16 +186,21 @@ class Preprocessing:
   std: Rgb = (0.26862954, 0.26130258, 0.27577711)
 
   def __post_init__(self) -> None:
-    """Refuses a crop that would need padding.
+    """Refuses a crop that would need padding, and what cannot be computed.
 
     Raises:
-      ValueError: a crop larger than what is left of the image.
+      ValueError: a crop larger than what is left of the image, an image of no
+        size that is ever shown to CLIP, or a deviation that is not above 0.
     """
     if not 1 <= self.crop <= self.size:
       raise ValueError(f"crop_size={self.crop} exceeds size={self.size}")
+    if self.size > _MOST:
+      raise ValueError(f"size={self.size} exceeds {_MOST}, the most supported")
+    if min(self.std) <= 0:
+      raise ValueError(f"image_std={self.std} is not supported: it divides")
 
   @classmethod
-  def from_json(cls, fields: Mapping[str, Any]) -> "Preprocessing":
+  def from_json(cls, config: Mapping[str, Any]) -> "Preprocessing":
     """Reads a preprocessor_config.json, of any age.
 
     Raises:
@@ -194,17 +208,16 @@ class Preprocessing:
         not a square.
     """
     for step in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
-      if fields.get(step) is False:
+      if config.get(step) is False:
         raise ValueError(f"{step}=False is not supported: CLIP needs the step")
-    if fields.get("resample", _BICUBIC) != _BICUBIC:
-      raise ValueError(
-        f"resample={fields['resample']!r} is not supported: 3, bicubic, is"
-      )
+    if config.get("resample", _BICUBIC) != _BICUBIC:
+      given = shown(config["resample"])
+      raise ValueError(f"resample={given} is not supported: 3, bicubic, is")
     return cls(
-      size=_side(fields, "size", {"shortest_edge"}),
-      crop=_side(fields, "crop_size", {"height", "width"}),
-      mean=_channels(fields, "image_mean", cls.mean),
-      std=_channels(fields, "image_std", cls.std),
+      size=_side(config, "size", {"shortest_edge"}),
+      crop=_side(config, "crop_size", {"height", "width"}),
+      mean=_channels(config, "image_mean", cls.mean),
+      std=_channels(config, "image_std", cls.std),
     )
 
   def __call__(
@@ -225,21 +238,21 @@ class Preprocessing:
     return ((x + 1) / 2 - mean[None, None, None]) / std[None, None, None]
 
 
-def _channels(fields: Mapping[str, Any], name: str, default: Rgb) -> Rgb:
-  """The value of each colour that fields[name] holds."""
-  value = fields.get(name) or default
-  if len(value) != 3 or not all(isinstance(v, float | int) for v in value):
-    raise ValueError(f"{name}={value!r} is not supported: 3 numbers are")
+def _channels(config: Mapping[str, Any], name: str, default: Rgb) -> Rgb:
+  """The value of each colour that config[name] holds."""
+  value = fields.names(config, name) or default
+  if len(value) != 3 or not fields.fits(tuple(value), tuple[float, ...]):
+    raise ValueError(f"{name}={shown(value)} is not supported: 3 numbers are")
   red, green, blue = map(float, value)
   return red, green, blue
 
 
-def _side(fields: Mapping[str, Any], name: str, keys: set[str]) -> int:
-  """The one length that fields[name] holds, by the given keys or bare."""
-  value = fields.get(name, 224)
+def _side(config: Mapping[str, Any], name: str, keys: set[str]) -> int:
+  """The one length that config[name] holds, by the given keys or bare."""
+  value = config.get(name, 224)
   if isinstance(value, dict) and value.keys() == keys:
-    lengths = set(value.values())
-    value = lengths.pop() if len(lengths) == 1 else value
+    first, *others = value.values()
+    value = first if all(other == first for other in others) else value
   if type(value) is not int:
-    raise ValueError(f"{name}={fields[name]!r} is not supported: one length is")
+    raise ValueError(f"{name}={shown(value)} is not supported: one length is")
   return value

@@ -55,6 +55,7 @@ class Embedder:
     """Embeddings of prompts; what does not fit 77 tokens is cut."""
     embed = jax.jit(self.model.apply, static_argnames="method")
     ids = self.tokenizer(prompts).ids
+    self.model.config.text.check_tokens(ids)
     return embed({"params": self.params}, ids, method="embed_texts")
 
 
@@ -73,10 +74,13 @@ def load(
     ValueError: it is another model, damaged, or its images are cut to a size
       that it does not take.
   """
-  config = clip.Config.from_json(folders.read_json(folder / "config.json"))
-  preprocessing = Preprocessing.from_json(
-    folders.read_json(folder / "preprocessor_config.json")
+  read = folders.read_config
+  config = read(folder / "config.json", clip.Config.from_json)
+  preprocessing = read(
+    folder / "preprocessor_config.json", Preprocessing.from_json
   )
+  tokenizer = Tokenizer.from_folder(folder)
+  config.text.check_tokens(tokenizer([""]).ids)
   side = config.vision.image_size
   if preprocessing.crop != side:
     raise ValueError(
@@ -84,11 +88,12 @@ def load(
       f"{preprocessing.crop} pixels a side, and config.json takes {side}"
     )
   model = clip.Clip(config, remat, dtype)
-  ids, pixels = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, side, side, 3))
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  pixels = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), ids, pixels)["params"]
   return Embedder(
     model=model,
     params=weights.load(folder, shapes, dtype=dtype),
     preprocessing=preprocessing,
-    tokenizer=Tokenizer.from_folder(folder),
+    tokenizer=tokenizer,
   )

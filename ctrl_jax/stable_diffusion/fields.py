@@ -7,10 +7,17 @@ matter (versions, where the weights came from) is passed over. A field that the
 file leaves out has diffusers' default, which is that of the Config classes.
 """
 
+import sys
 import types
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+from ctrl_jax.stable_diffusion.json_file import shown
+
+# What no network has more of: channels, tokens or pixels, and layers, each of
+# which takes time to build.
+MOST, MOST_LAYERS = 2**20, 256
 
 
 def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
@@ -26,7 +33,7 @@ def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
   for name, value in supported.items():
     if config.get(name, value) != value:
       raise ValueError(
-        f"{name} is {config[name]!r}; supported is {value!r}, "
+        f"{name} is {shown(config[name])}; supported is {value!r}, "
         "as in Stable Diffusion 1.x and 2.x"
       )
 
@@ -42,36 +49,73 @@ def select(config: Mapping[str, Any], kind: type) -> dict[str, Any]:
     if name in config:
       value = config[name]
       value = tuple(value) if isinstance(value, list) else value
-      if not _fits(value, hint):
+      if not fits(value, hint):
         needed = hint.__name__ if isinstance(hint, type) else hint
-        raise ValueError(f"{name} is {config[name]!r}; needed is {needed}")
+        raise ValueError(f"{name} is {shown(config[name])}; needed is {needed}")
       chosen[name] = float(config[name]) if hint is float else value
   return chosen
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def fits(value: Any, hint: Any) -> bool:
+  """Whether a value of JSON, its lists as tuples, is of a field's type."""
   if isinstance(hint, types.UnionType):
-    return any(_fits(value, option) for option in typing.get_args(hint))
+    return any(fits(value, option) for option in typing.get_args(hint))
   if typing.get_origin(hint) is tuple:
     element, _ = typing.get_args(hint)
-    return isinstance(value, tuple) and all(_fits(v, element) for v in value)
+    return isinstance(value, tuple) and all(fits(v, element) for v in value)
   # By type and not isinstance: True is an integer to Python alone.
-  return type(value) in ((int, float) if hint is float else (hint,))
+  if hint is float:
+    # Neither NaN nor an integer that no float can hold.
+    most = sys.float_info.max
+    return type(value) in (int, float) and -most <= value <= most
+  return type(value) is hint
 
 
-def check_counts(config: object, *names: str) -> None:
-  """Raises ValueError if an attribute is less than 1."""
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """The object in a field; empty where the field is absent or null.
+
+  Raises:
+    ValueError: it holds something else.
+  """
+  value = config.get(name)
+  if value is None:
+    return {}
+  if not isinstance(value, dict):
+    raise ValueError(f"{name} is {shown(value)}; needed is an object")
+  return value
+
+
+def names(config: Mapping[str, Any], name: str) -> list[Any]:
+  """The list in a field; empty where the field is absent or null.
+
+  Raises:
+    ValueError: it holds something else.
+  """
+  value = config.get(name)
+  if value is None:
+    return []
+  if not isinstance(value, list):
+    raise ValueError(f"{name} is {shown(value)}; needed is a list")
+  return value
+
+
+def check_counts(config: object, *names: str, most: int = MOST) -> None:
+  """Raises ValueError if an attribute is not in 1 ... most."""
   for name in names:
-    if getattr(config, name) < 1:
+    if not 1 <= getattr(config, name) <= most:
       raise ValueError(
-        f"{name} is {getattr(config, name)}; needed is 1 or more"
+        f"{name} is {getattr(config, name)}; needed is 1 or more, and at most "
+        f"{most}"
       )
 
 
 def check_widths(name: str, widths: tuple[int, ...], *, groups: int) -> None:
   """Raises ValueError if there are no widths, or groups do not divide one."""
-  if not widths or min(widths) < 1:
-    raise ValueError(f"{name} is {widths}; needed is 1 or more of each level")
+  if not widths or min(widths) < 1 or max(widths) > MOST or len(widths) > 8:
+    raise ValueError(
+      f"{name} is {shown(widths)}; needed is 1 or more, and at most {MOST}, of "
+      "each of up to 8 levels"
+    )
   for width in widths:
     if width % groups:
       raise ValueError(
@@ -84,11 +128,11 @@ def check_types(
 ) -> None:
   """Raises ValueError if there is no known type of block for each level."""
   if len(found) != levels:
-    raise ValueError(f"{name} is {found}; needed is a list of {levels}")
+    raise ValueError(f"{name} is {shown(found)}; needed is a list of {levels}")
   for block in found:
     if block not in known:
       raise ValueError(
-        f"{name} has {block!r}; supported is {' and '.join(known)}"
+        f"{name} has {shown(block)}; supported is {' and '.join(known)}"
       )
 
 
@@ -97,7 +141,9 @@ def check_heads(
 ) -> None:
   """Raises ValueError if heads are not counts that divide the widths."""
   if len(heads) != len(widths):
-    raise ValueError(f"{name} is {heads}; needed is a list of {len(widths)}")
+    raise ValueError(
+      f"{name} is {shown(heads)}; needed is a list of {len(widths)}"
+    )
   for number, width in zip(heads, widths, strict=True):
     if number < 1 or width % number:
       raise ValueError(

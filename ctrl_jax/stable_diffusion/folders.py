@@ -13,30 +13,28 @@ A pipeline's folder holds one folder a part, named in model_index.json:
 Weights may also be cut into shards, with an index that says which tensor is in
 which file, or be there in half precision only (".fp16.safetensors"). Pickles
 are never read: unpickling runs whatever code the file brings.
+
+A file may name others: the index of shards, and model_index.json. What it names
+lies beside it. A link is followed wherever it leads, as from the snapshots of
+Hugging Face's cache to its blobs; into a folder that is given away nothing is
+copied that it leads to elsewhere (`inside`).
 """
 
 import contextlib
-import json
 import pathlib
-import shlex
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
+import numpy as np
 import safetensors
 
+from ctrl_jax.stable_diffusion import json_file, pickles
+from ctrl_jax.stable_diffusion.json_file import shown
+
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that weights may have
+_T = TypeVar("_T")
 _PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _STEMS = ("diffusion_pytorch_model", "model")
-_PICKLES = (".bin", ".pth", ".pt", ".ckpt")
-_TO_SAFETENSORS = """\
-import torch
-from safetensors.torch import save_file
-tensors = torch.load({pickle!r}, map_location="cpu", weights_only=True)
-tensors = {{name: value.clone() for name, value in tensors.items()}}
-save_file(tensors, {target!r}, metadata={{"format": "pt"}})"""
-_TO_FOLDER = """\
-from diffusers import StableDiffusionPipeline
-pipeline = StableDiffusionPipeline.from_single_file({pickle!r})
-pipeline.save_pretrained({target!r})"""
 
 
 def check_pipeline(folder: pathlib.Path) -> None:
@@ -44,14 +42,19 @@ def check_pipeline(folder: pathlib.Path) -> None:
 
   Raises:
     FileNotFoundError: the folder, its model_index.json or a part is not there.
-    ValueError: it is another pipeline's, such as SDXL's.
+    ValueError: it is another pipeline's, such as SDXL's, or names a part that
+      does not lie in it.
   """
-  name = read_json(folder / "model_index.json").get("_class_name")
-  if name != "StableDiffusionPipeline":
+  index = folder / "model_index.json"
+  fields = read_json(index)
+  kind = shown(fields.get("_class_name")).strip("'")
+  if kind != "StableDiffusionPipeline":
     raise ValueError(
-      f"{folder} holds a {name}; StableDiffusionPipeline is supported, that "
+      f"{folder} holds a {kind}; StableDiffusionPipeline is supported, that "
       "is Stable Diffusion 1.x and 2.x from text"
     )
+  for part in fields:
+    _check_name(index, part)
   missing = [part for part in _PARTS if not (folder / part).is_dir()]
   if missing:
     raise FileNotFoundError(
@@ -69,13 +72,49 @@ def read_json(file: pathlib.Path) -> dict[str, Any]:
   """
   if not file.is_file():
     raise FileNotFoundError(_no_file(file.parent, file.name))
+  return json_file.read(file)
+
+
+def read_config(
+  file: pathlib.Path, parse: Callable[[Mapping[str, Any]], _T]
+) -> _T:
+  """What parse makes of the object in a JSON file; its errors name the file.
+
+  Raises:
+    FileNotFoundError: the file is not there; says what is.
+    ValueError: it holds no JSON object, or one that parse refuses.
+  """
+  fields = read_json(file)
   try:
-    value = json.loads(file.read_text(encoding="utf-8"))
+    return parse(fields)
   except ValueError as error:
-    raise ValueError(f"{file} is not valid JSON: {error}") from None
-  if not isinstance(value, dict):
-    raise ValueError(f"{file} holds no JSON object but {str(value)[:40]!r}")
-  return value
+    raise ValueError(f"{file}: {error}") from None
+
+
+def inside(file: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """The file, unless a link leads from it to elsewhere.
+
+  In Hugging Face's cache the blobs beside the snapshots belong to a folder.
+
+  Raises:
+    ValueError: it lies outside of the folder.
+  """
+  root, found = folder.resolve(), file.resolve()
+  roots = [root]
+  roots += [p.parent / "blobs" for p in root.parents if p.name == "snapshots"]
+  if not any(found.is_relative_to(known) for known in roots):
+    raise ValueError(
+      f"{file} is a link to {found}, outside of {folder}: what lies there is "
+      "not given away; put a copy of it in the link's place"
+    )
+  return file
+
+
+def only_half(folder: pathlib.Path) -> bool:
+  """Whether the weights in a folder are there in half precision only."""
+  ends = (".safetensors", ".safetensors.index.json")
+  names = (f"{stem}{end}" for stem in _STEMS for end in ends)
+  return not any((folder / name).is_file() for name in names)
 
 
 def find_tensors(path: pathlib.Path) -> list[pathlib.Path]:
@@ -89,8 +128,8 @@ def find_tensors(path: pathlib.Path) -> list[pathlib.Path]:
     ValueError: there are pickles only; says how to convert them.
   """
   if path.is_file():
-    if path.suffix in _PICKLES:
-      raise ValueError(_conversion(path))
+    if path.suffix in pickles.SUFFIXES:
+      raise ValueError(pickles.conversion(path))
     return [path]
   for variant in ("", ".fp16"):
     for stem in _STEMS:
@@ -100,11 +139,31 @@ def find_tensors(path: pathlib.Path) -> list[pathlib.Path]:
         return [single]
       if index.is_file():
         return _shards(index)
-  pickles = sorted(p for p in path.glob("*") if p.suffix in _PICKLES)
-  if pickles:
-    raise ValueError(_conversion(pickles[0]))
+  found = sorted(p for p in path.glob("*") if p.suffix in pickles.SUFFIXES)
+  if found:
+    raise ValueError(pickles.conversion(found[0]))
   names = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
   raise FileNotFoundError(_no_file(path, names))
+
+
+def read_array(file: pathlib.Path, tensors: Any, name: str) -> np.ndarray:
+  """A tensor of an open file.
+
+  Args:
+    file: that it is of, for errors.
+    tensors: as `open_tensors` has it.
+    name: of the tensor.
+
+  Raises:
+    ValueError: it holds something else than finite floats.
+  """
+  dtype = tensors.get_slice(name).get_dtype()
+  if dtype not in FLOATS:
+    raise ValueError(f"{file}: {shown(name)} is {dtype}, which is no float")
+  value: np.ndarray = tensors.get_tensor(name)
+  if not np.isfinite(value).all():
+    raise ValueError(f"{file} is corrupted: {name} is not finite")
+  return value
 
 
 @contextlib.contextmanager
@@ -135,13 +194,26 @@ def open_tensors(files: list[pathlib.Path]) -> Iterator[dict[str, Any]]:
 def _shards(index: pathlib.Path) -> list[pathlib.Path]:
   """The files that an index names."""
   weight_map = read_json(index).get("weight_map")
-  if not isinstance(weight_map, dict):
+  if not isinstance(weight_map, dict) or not weight_map:
     raise ValueError(f"{index} has no weight_map of tensors to files")
+  for name in weight_map.values():
+    _check_name(index, name)
   names = sorted(set(weight_map.values()))
   missing = [name for name in names if not (index.parent / name).is_file()]
   if missing:
     raise FileNotFoundError(_no_file(index.parent, missing[0]))
   return [index.parent / name for name in names]
+
+
+def _check_name(index: pathlib.Path, name: Any) -> None:
+  """Raises ValueError unless a file can name what lies beside it so."""
+  # On any system: a folder that is written here may be opened there.
+  known = isinstance(name, str) and name not in ("", ".", "..")
+  if not known or any(letter in name for letter in "/\\:\0"):
+    raise ValueError(
+      f"{index} names {shown(name)}; what it names must lie beside it, and so "
+      "have a name without folders"
+    )
 
 
 def _content(folder: pathlib.Path) -> str:
@@ -155,20 +227,3 @@ def _no_file(folder: pathlib.Path, name: str) -> str:
   if not folder.is_dir():
     return f"no such file or folder: {folder}"
   return f"no {name} in {folder}; there is {_content(folder)}"
-
-
-def _conversion(pickle: pathlib.Path) -> str:
-  """Why a pickle is refused, and the command that converts it."""
-  if pickle.suffix == ".ckpt":
-    target, script = pickle.with_suffix(""), _TO_FOLDER
-  else:
-    stem = pickle.stem.replace("pytorch_model", "model")
-    stem = stem.replace("diffusion_model", "diffusion_pytorch_model")
-    target, script = pickle.with_name(f"{stem}.safetensors"), _TO_SAFETENSORS
-  code = script.format(pickle=str(pickle), target=str(target))
-  # One line: the statements of the scripts need no line of their own.
-  command = shlex.quote("; ".join(code.splitlines()))
-  return (
-    f"{pickle} is a pickle, which could run code; convert it where torch is "
-    f"installed: python -c {command}"
-  )

@@ -93,19 +93,20 @@ def load(
     ValueError: it is another pipeline, or damaged; see `weights.load`.
   """
   folders.check_pipeline(folder)
-  config = unet.Config.from_json(folders.read_json(folder / "unet/config.json"))
+  read = folders.read_config
+  config = read(folder / "unet/config.json", unet.Config.from_json)
+  vae_config = read(folder / "vae/config.json", vae.Config.from_json)
   network = unet.UNet(config, attention, remat, dtype)
-  latents = jnp.zeros((1, *(2 ** (len(config.block_out_channels) - 1),) * 2, 1))
-  latents = jnp.repeat(latents, config.in_channels, axis=-1)
-  context = jnp.zeros((1, 1, config.cross_attention_dim))
-  unet_shapes = _shapes(network, latents, jnp.zeros(()), context)
-  vae_config = vae.Config.from_json(
-    folders.read_json(folder / "vae/config.json")
+  side = 2 ** (len(config.block_out_channels) - 1)
+  unet_shapes = _shapes(
+    network,
+    (1, side, side, config.in_channels),
+    (),
+    (1, 1, config.cross_attention_dim),
   )
   autoencoder = vae.VAE(vae_config, remat, dtype)
   side = vae_config.downsampling
-  image = jnp.zeros((1, side, side, vae_config.in_channels))
-  vae_shapes = _shapes(autoencoder, image)
+  vae_shapes = _shapes(autoencoder, (1, side, side, vae_config.in_channels))
   return Pipeline(
     unet=network,
     vae=autoencoder,
@@ -139,9 +140,12 @@ def encode_prompts(
     raise ValueError("at least one prompt is needed")
   tokens = Tokenizer.from_folder(folder / "tokenizer")([*prompts, ""])
   source = folder / "text_encoder"
-  config = clip_text.Config.from_json(folders.read_json(source / "config.json"))
+  config = folders.read_config(
+    source / "config.json", clip_text.Config.from_json
+  )
+  config.check_tokens(tokens.ids)
   encoder = clip_text.TextEncoder(config, dtype)
-  shapes = _shapes(encoder, jnp.zeros((1, 1), jnp.int32))
+  shapes = _shapes(encoder, (1, 1), dtype=jnp.int32)
   params = weights.load(source, shapes, dtype=dtype)
   hidden = jax.jit(encoder.apply)({"params": params}, tokens.ids).hidden
   cut = zip(prompts, tokens.truncated, strict=False)
@@ -150,6 +154,9 @@ def encode_prompts(
   )
 
 
-def _shapes(module: Any, *inputs: jax.Array) -> Params:
-  """The tree of a module's parameters, as shapes."""
+def _shapes(
+  module: Any, *shapes: tuple[int, ...], dtype: Any = jnp.float32
+) -> Params:
+  """The tree of a module's parameters, as shapes, by those of its inputs."""
+  inputs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
   return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]

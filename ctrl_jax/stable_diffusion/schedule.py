@@ -24,7 +24,8 @@ import numpy as np
 
 from ctrl_jax import kernels
 from ctrl_jax.sde import SDE, Tabulated
-from ctrl_jax.stable_diffusion import folders
+from ctrl_jax.stable_diffusion import fields, folders
+from ctrl_jax.stable_diffusion.json_file import shown
 
 # Samplers of one and the same model: they differ in how they step, not in
 # the alpha_bar that the network was trained with.
@@ -33,20 +34,7 @@ _FAMILY = (
   *("EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete"),
   *("DPMSolverMultistep", "DPMSolverSinglestep"),
 )
-_DEFAULTS: dict[str, Any] = {  # DDIMScheduler's
-  "_class_name": "DDIMScheduler",
-  "beta_end": 0.02,
-  "beta_schedule": "linear",
-  "beta_start": 0.0001,
-  "num_train_timesteps": 1000,
-  "prediction_type": "epsilon",
-  "rescale_betas_zero_snr": False,
-  "set_alpha_to_one": True,
-  "steps_offset": 0,
-  "thresholding": False,
-  "timestep_spacing": "leading",
-  "trained_betas": None,
-}
+_MOST = 100_000  # training steps
 _SUPPORTED = {
   "_class_name": tuple(f"{name}Scheduler" for name in _FAMILY),
   "beta_schedule": ("linear", "scaled_linear"),
@@ -56,6 +44,39 @@ _SUPPORTED = {
   "thresholding": (False,),
   "timestep_spacing": ("leading", "trailing", "linspace"),
 }
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Fields:
+  """What is read of a scheduler_config.json; defaults are DDIMScheduler's."""
+
+  _class_name: str = "DDIMScheduler"
+  beta_end: float = 0.02
+  beta_schedule: str = "linear"
+  beta_start: float = 0.0001
+  clip_sample: bool = True
+  num_train_timesteps: int = 1000
+  prediction_type: str = "epsilon"
+  rescale_betas_zero_snr: bool = False
+  set_alpha_to_one: bool = True
+  steps_offset: int = 0
+  thresholding: bool = False
+  timestep_spacing: str = "leading"
+  trained_betas: tuple[int | float, ...] | None = None
+
+  def __post_init__(self) -> None:
+    """Raises ValueError at steps that no sampler could walk along."""
+    fields.check_counts(self, "num_train_timesteps", most=_MOST)
+    if not 0 <= self.steps_offset < self.num_train_timesteps:
+      raise ValueError(
+        f"steps_offset is {self.steps_offset}; needed is a step of "
+        f"num_train_timesteps {self.num_train_timesteps}"
+      )
+    if not 0 < self.beta_start <= self.beta_end < 1:
+      raise ValueError(
+        f"beta_start is {self.beta_start} and beta_end {self.beta_end}; "
+        "needed are values in (0, 1), the first not above the second"
+      )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -86,22 +107,24 @@ class Schedule:
     Raises:
       ValueError: a field has a value that is not supported.
     """
-    config = _DEFAULTS | dict(config)
     # Only these two clip unless told otherwise; the rest do not know how to.
-    clips = config["_class_name"] in ("DDIMScheduler", "DDPMScheduler")
-    config.setdefault("clip_sample", clips)
+    kind = config.get("_class_name", "DDIMScheduler")
+    clips = kind in ("DDIMScheduler", "DDPMScheduler")
+    given = {"clip_sample": clips, **config}
+    found = _Fields(**fields.select(given, _Fields))
     for field, values in _SUPPORTED.items():
-      if config[field] not in values:
+      value = getattr(found, field)
+      if value not in values:
         raise ValueError(
-          f"{field} is {config[field]!r}; supported: "
+          f"{field} is {shown(value)}; supported: "
           f"{', '.join(map(repr, values))}"
         )
     return cls(
-      sde=Tabulated(alpha_bar=tuple(np.cumprod(1 - _betas(config)).tolist())),
-      prediction_type=config["prediction_type"],
-      timestep_spacing=config["timestep_spacing"],
-      steps_offset=config["steps_offset"],
-      set_alpha_to_one=config["set_alpha_to_one"],
+      sde=Tabulated(alpha_bar=tuple(np.cumprod(1 - _betas(found)).tolist())),
+      prediction_type=found.prediction_type,
+      timestep_spacing=found.timestep_spacing,
+      steps_offset=found.steps_offset,
+      set_alpha_to_one=found.set_alpha_to_one,
     )
 
   @property
@@ -185,16 +208,14 @@ def load(folder: pathlib.Path) -> Schedule:
     FileNotFoundError: there is no scheduler_config.json.
     ValueError: it says something that is not supported.
   """
-  file = folder / "scheduler_config.json"
-  try:
-    return Schedule.from_json(folders.read_json(file))
-  except ValueError as error:
-    raise ValueError(f"{file}: {error}") from None
+  return folders.read_config(
+    folder / "scheduler_config.json", Schedule.from_json
+  )
 
 
-def _betas(config: Mapping[str, Any]) -> np.ndarray:
+def _betas(config: _Fields) -> np.ndarray:
   """Noise variances of the training steps, float64, [N]."""
-  total, betas = config["num_train_timesteps"], config["trained_betas"]
+  total, betas = config.num_train_timesteps, config.trained_betas
   if betas is not None:
     if len(betas) != total:
       raise ValueError(
@@ -202,6 +223,6 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
         f"num_train_timesteps {total} expected"
       )
     return np.array(betas, np.float64)
-  power = 2 if config["beta_schedule"] == "scaled_linear" else 1
-  ends = config["beta_start"] ** (1 / power), config["beta_end"] ** (1 / power)
+  power = 2 if config.beta_schedule == "scaled_linear" else 1
+  ends = config.beta_start ** (1 / power), config.beta_end ** (1 / power)
   return np.linspace(*ends, total) ** power

@@ -108,10 +108,11 @@ class Config:
     optional = ("sample_size", "num_class_embeds")
     fields.check_counts(
       self,
-      *("in_channels", "out_channels", "layers_per_block"),
-      *("cross_attention_dim", "norm_num_groups"),
+      *("in_channels", "out_channels", "cross_attention_dim"),
+      "norm_num_groups",
       *(name for name in optional if getattr(self, name) is not None),
     )
+    fields.check_counts(self, "layers_per_block", most=fields.MOST_LAYERS)
     widths, groups = self.block_out_channels, self.norm_num_groups
     fields.check_widths("block_out_channels", widths, groups=groups)
     for name, known in (("down_block_types", _DOWN), ("up_block_types", _UP)):

@@ -72,11 +72,9 @@ class Config:
 
   def __post_init__(self) -> None:
     """Raises ValueError at what no autoencoder can be built of."""
-    fields.check_counts(
-      self,
-      *("in_channels", "out_channels", "latent_channels"),
-      *("layers_per_block", "norm_num_groups"),
-    )
+    sizes = ("in_channels", "out_channels", "latent_channels")
+    fields.check_counts(self, *sizes, "norm_num_groups")
+    fields.check_counts(self, "layers_per_block", most=fields.MOST_LAYERS)
     widths, groups = self.block_out_channels, self.norm_num_groups
     fields.check_widths("block_out_channels", widths, groups=groups)
     for name, known in (

@@ -9,15 +9,18 @@ From 5 on they are in tokenizer.json, as are vocabulary and merges, which until
 then had vocab.json and merges.txt to themselves.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
+
+from ctrl_jax.stable_diffusion import fields, folders, json_file
+from ctrl_jax.stable_diffusion.json_file import shown
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77
 # Beyond it, model_max_length is what transformers writes for "not known".
 _UNKNOWN_LENGTH = 1e20
+_MOST = 4096  # tokens of a prompt
 # Where several describe one token, the last one counts.
 _ROLES = {
   "bos_token": BEGIN,
@@ -62,22 +65,24 @@ def read(folder: pathlib.Path) -> Vocabulary:
   for name, token in described:
     content = token.get("content") if isinstance(token, dict) else token
     if not isinstance(content, str):
-      raise ValueError(f"{folder}: {name}={token!r} is no token")
+      raise ValueError(f"{folder}: {name}={shown(token)} is no token")
     if content not in ids:
       raise ValueError(
-        f"{folder}: {name} {content!r} is not in the vocabulary; tokens added "
-        "to CLIP's are not supported"
+        f"{folder}: {name} {shown(content)} is not in the vocabulary; "
+        "tokens added to CLIP's are not supported"
       )
     special[content] = _flags(token)
   length = config.get("model_max_length", LENGTH)
-  if not isinstance(length, int | float) or length < 3:
-    raise ValueError(f"{folder}: model_max_length={length!r} is no length")
+  unknown = isinstance(length, int | float) and length > _UNKNOWN_LENGTH
+  length = LENGTH if unknown else length
+  if not fields.fits(length, float) or not 3 <= length <= _MOST:
+    raise ValueError(f"{folder}: model_max_length={shown(length)} is no length")
   return Vocabulary(
     ids,
     merges,
     special,
     {role: _content(config[role]) for role in _ROLES},
-    LENGTH if length > _UNKNOWN_LENGTH else int(length),
+    int(length),
   )
 
 
@@ -94,28 +99,14 @@ def _flags(token: str | Mapping[str, Any]) -> dict[str, bool]:
   return {name: bool(token[name]) for name in names if name in token}
 
 
-def _read_text(path: pathlib.Path) -> str:
-  """The text of a file that must be there and be UTF-8."""
+def _found(path: pathlib.Path) -> pathlib.Path:
+  """A file that must be there."""
   if not path.is_file():
     raise FileNotFoundError(
       f"{path} is missing: a CLIP tokenizer is vocab.json and merges.txt, or "
       "tokenizer.json"
     )
-  try:
-    return path.read_text(encoding="utf-8")
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} cannot be read: {error}") from None
-
-
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a file that must hold one."""
-  try:
-    fields = json.loads(_read_text(path))
-  except json.JSONDecodeError as error:
-    raise ValueError(f"{path} cannot be read: {error}") from None
-  if not isinstance(fields, dict):
-    raise ValueError(f"{path} cannot be read: it holds no JSON object")
-  return fields
+  return path
 
 
 def _read_pairs(
@@ -124,48 +115,69 @@ def _read_pairs(
   """Ids by token, and the pairs that merge, first ones first."""
   ids_file, merges_file = folder / "vocab.json", folder / "merges.txt"
   whole = folder / "tokenizer.json"
+  ids: Any
+  lines: Any
   if not ids_file.is_file() and whole.is_file():
     ids_file = merges_file = whole
-    model = _read_json(whole).get("model") or {}
+    model = json_file.read(whole).get("model")
+    model = model if isinstance(model, dict) else {}
     ids, lines = model.get("vocab"), model.get("merges")
     if not isinstance(ids, dict) or not isinstance(lines, list):
       raise ValueError(f"{whole} holds no byte-pair encoding")
   else:
-    ids = _read_json(ids_file)
-    lines = _read_text(merges_file).split("\n")
+    ids = json_file.read(_found(ids_file))
+    lines = json_file.read_text(_found(merges_file)).split("\n")
     lines = [x for x in lines if x.strip() and not x.startswith("#version")]
   for token, i in ids.items():
-    if type(i) is not int or i < 0:
-      raise ValueError(f"{ids_file}: token {token!r} has {i!r} for an id")
-  merges = [tuple(x.split() if isinstance(x, str) else x) for x in lines]
-  for merge in merges:
-    if len(merge) != 2 or not {*merge, "".join(merge)} <= ids.keys():
+    if type(i) is not int or not 0 <= i < fields.MOST:
       raise ValueError(
-        f"{merges_file}: {' '.join(merge)!r} is no pair of the vocabulary"
+        f"{ids_file}: token {shown(token)} has {shown(i)} for an id"
       )
+  merges = []
+  for line in lines:
+    merge = line.split() if isinstance(line, str) else line
+    known = fields.fits(merge, list) and fields.fits(
+      tuple(merge), tuple[str, ...]
+    )
+    if (
+      not known or len(merge) != 2 or not {*merge, "".join(merge)} <= ids.keys()
+    ):
+      raise ValueError(
+        f"{merges_file}: {shown(line)} is no pair of the vocabulary"
+      )
+    merges.append(tuple(merge))
   return ids, merges
 
 
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
   """Fields of the folder's config; the tokens of the roles always."""
-  fields: dict[str, Any] = {}
+  config: dict[str, Any] = {}
   for name in ("tokenizer_config.json", "special_tokens_map.json"):
-    if (folder / name).is_file() and "added_tokens_decoder" not in fields:
-      fields |= _read_json(folder / name)
-  kind = fields.get("tokenizer_class") or "CLIPTokenizer"
+    if (folder / name).is_file() and "added_tokens_decoder" not in config:
+      config |= json_file.read(folder / name)
+  kind = config.get("tokenizer_class") or "CLIPTokenizer"
   if kind not in ("CLIPTokenizer", "CLIPTokenizerFast"):
-    raise ValueError(f"{folder}: tokenizer_class={kind!r} is not CLIPTokenizer")
-  return _ROLES | {k: v for k, v in fields.items() if v is not None}
+    raise ValueError(
+      f"{folder}: tokenizer_class={shown(kind)} is not CLIPTokenizer"
+    )
+  return _ROLES | {k: v for k, v in config.items() if v is not None}
 
 
 def _added(folder: pathlib.Path, config: Mapping[str, Any]) -> list[Any]:
   """The tokens that are described apart from their roles, and better."""
   if "added_tokens_decoder" in config:
-    return list(config["added_tokens_decoder"].values())
+    known = config["added_tokens_decoder"]
+    if not isinstance(known, dict):
+      raise ValueError(
+        f"{folder}: added_tokens_decoder={shown(known)} is no object of tokens"
+      )
+    return list(known.values())
   tokens: list[Any] = []
   names, whole = folder / "added_tokens.json", folder / "tokenizer.json"
   if names.is_file():
-    tokens += _read_json(names)
+    tokens += json_file.read(names)
   if whole.is_file():
-    tokens += _read_json(whole).get("added_tokens") or []
+    tokens += folders.read_config(
+      whole, lambda found: fields.names(found, "added_tokens")
+    )
   return tokens

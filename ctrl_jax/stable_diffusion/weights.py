@@ -42,7 +42,6 @@ _OLD_ATTENTION = {
   "value": "to_v",
   "proj_attn": "to_out.0",
 }
-_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def tensor_name(path: Path) -> str:
@@ -87,9 +86,8 @@ def load(
     _check_device(path, {_dtype(owners[s], s) for s in sources.values()}, dtype)
     loaded = {}
     for name in sorted(wanted, key=lambda n: -math.prod(wanted[n][1])):
-      value = owners[sources[name]].get_tensor(sources[name])
-      if not np.isfinite(value).all():
-        raise ValueError(f"{files[0]} is corrupted: {name} is not finite")
+      source = sources[name]
+      value = folders.read_array(files[0], owners[source], source)
       value = _to_parameter(value, *wanted[name], dtype)
       # Waits, lest the host's copies of many tensors queue for one device.
       loaded[name] = jax.device_put(value).block_until_ready()
@@ -186,7 +184,7 @@ def _check(
       faults["of another shape"].append(
         f"{name} {list(found)}, expected {list(expected)}"
       )
-    if (dtype := _dtype(owners[source], source)) not in _FLOATS:
+    if (dtype := _dtype(owners[source], source)) not in folders.FLOATS:
       faults["of a dtype that is no float"].append(f"{name} {dtype}")
   lists = [_listing(what, names) for what, names in faults.items() if names]
   if lists:
