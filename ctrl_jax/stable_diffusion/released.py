@@ -10,11 +10,11 @@ them, with the tensors
     (attention).processor.(to_q|to_k|to_v|to_out)_lora.up.weight    [out, rank]
     class_embedding.weight                                  [labels + 1, 4 C]
 
-and W + up down for the weight of a layer, without a further scale.
+and W + up down for the weight of a layer, without a further scale. Those of
+the adapters are names of old that `lora_file` knows.
 """
 
 import pathlib
-import re
 from typing import TypedDict
 
 import jax
@@ -22,9 +22,6 @@ import jax
 from ctrl_jax.stable_diffusion import lora_file
 
 _TABLE = "class_embedding.weight"
-_NAME = re.compile(
-  r"(?P<module>.+\.processor\.to_(q|k|v|out)_lora)\.(?P<side>down|up)\.weight"
-)
 
 
 class Control(TypedDict):
@@ -57,16 +54,7 @@ def load(file: pathlib.Path) -> Control:
     )
   if table[-1].any():
     raise ValueError(f"{file}: the last row of {_TABLE}, the null, is not zero")
-  pairs = lora_file.pair_up(
-    file, tensors, _NAME, sides={"down": "a", "up": "b"}
-  )
   return {
     "embedding": jax.device_put(table[:-1]),
-    "lora": {_kernel(path): pair for path, pair in pairs.items()},
+    "lora": lora_file.pair_up(file, tensors),
   }
-
-
-def _kernel(path: str) -> str:
-  """.../attn1/processor/to_out_lora/kernel as .../attn1/to_out.0/kernel."""
-  path = path.replace("/processor/", "/").replace("_lora/", "/")
-  return path.replace("/to_out/", "/to_out.0/")
