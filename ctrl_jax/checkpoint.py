@@ -167,7 +167,7 @@ def restore_or_start(directory: pathlib.Path, state: Any) -> Restored:
       try:
         intact = _check_files(folder)
         stored = manager.metadata(step).custom_metadata
-        extra, shapes = stored["extra"], stored["shapes"]
+        extra, shapes = stored["extra"], dict(stored["shapes"])
       except Exception as error:  # Orbax has no one type for damaged files
         warnings.append(_put_aside(folder, error))
         continue

@@ -26,8 +26,10 @@ from ctrl_jax import checkpoint
 from ctrl_jax.learner import TrainState
 from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import export, folders, guided, lora_file
+from ctrl_jax.stable_diffusion.json_file import shown
 from ctrl_jax.types import Params
 from experiments.configs import rules
+from experiments.configs import stable_diffusion as schema
 from experiments.problems import stable_diffusion
 from experiments.problems.stable_diffusion import Latents
 from experiments.runtime import devices, outcome
@@ -45,20 +47,31 @@ def config_of(run: pathlib.Path) -> ConfigDict:
   for file in ("config.json", "results.json"):
     if not (run / file).is_file():
       raise FileNotFoundError(f"{run} holds no finished run: no {file} there")
-  fields = folders.read_json(run / "config.json")
-  family = fields["problem"]["name"]
+  source = run / "config.json"
+  found = folders.read_json(source)
+  problem = found.get("problem")
+  family = problem.get("name") if isinstance(problem, dict) else problem
   if family != "stable_diffusion":
+    name = shown(family).strip("'")
     raise ValueError(
-      f"{run} is a run of {family}: diffusers knows only what a run of "
+      f"{run} is a run of {name}: diffusers knows only what a run of "
       "stable_diffusion controls"
     )
-  model = fields["model"]
-  if model["control_on"] == "conditional" and model["guidance_scale"] > 1:
+  config = schema.get_config()
+  try:
+    config.update(found)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(
+      f"{source} is no config of this version: {shown(str(error))}"
+    ) from None
+  rules.validate(config)
+  model = config.model
+  if model.control_on == "conditional" and model.guidance_scale > 1:
     raise ValueError(
       f"{run} has model.control_on=conditional, but diffusers has one U-Net "
       "for prompts and empty prompts: train with model.control_on=guided"
     )
-  return ConfigDict(fields)
+  return config
 
 
 def trained(run: pathlib.Path, config: ConfigDict, policy: Policy) -> Params:

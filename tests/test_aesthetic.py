@@ -67,6 +67,8 @@ def change(name, value):
     ("layers.4.bias", None, "layers.4.bias is absent, not .64,."),
     ("layers.7.weight", np.ones((2, 16), np.float32), "layers.7.weight is .2,"),
     ("extra.weight", np.ones(3, np.float32), "unexpected tensor extra.weight"),
+    ("layers.7.bias", np.full(1, np.nan, np.float32), "bias is not finite"),
+    ("layers.7.bias", np.ones(1, np.int8), "layers.7.bias is int8, no float"),
   ],
 )
 def test_wrong_tensors_are_named(tmp_path, name, value, message):

@@ -70,6 +70,18 @@ def test_what_cannot_be_exported_is_one_line(
   assert "model.path is empty" in fault(monkeypatch, capsys, alone)
   (run / "config.json").write_text("{")
   assert "config.json is not valid JSON" in fault(monkeypatch, capsys, run)
+  good = sd15_compressibility.get_config().to_dict()
+  for strange in ({}, {"problem": 3}, {"problem": {"name": ["x"]}}):
+    write_json(run / "config.json", strange)
+    assert "is a run of " in fault(monkeypatch, capsys, run)
+  for strange in ({"model": 3}, {"model": {"size": []}}, {"extra": 1}):
+    write_json(run / "config.json", good | strange)
+    error = fault(monkeypatch, capsys, run)
+    assert "config.json is no config of this version" in error
+  write_json(run / "config.json", good | {"model": {"size": 12.0}})
+  assert "config.json is no config of this" in fault(monkeypatch, capsys, run)
+  write_json(run / "config.json", good | {"kernel": {"num_steps": 0}})
+  assert "kernel.num_steps is 0" in fault(monkeypatch, capsys, run)
 
 
 @pytest.mark.slow

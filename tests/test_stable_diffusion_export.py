@@ -66,22 +66,6 @@ def test_a_pipeline_comes_in_as_it_went_out(source, tmp_path, dtype) -> None:
   )
 
 
-def test_the_other_parts_are_copies(source, tmp_path) -> None:
-  (source / "vae").rename(tmp_path / "cache")  # as in a download cache
-  (source / "vae").symlink_to(tmp_path / "cache")
-  (source / "v1-5.safetensors").write_bytes(b"a second copy of everything")
-  target = tmp_path / "target"
-  params = weights.load(source / "unet", toy.template())
-  export.save_pipeline(source, target, params, table())
-  assert not (target / "v1-5.safetensors").exists()
-  for part in ("vae", "text_encoder", "tokenizer", "scheduler"):
-    file = target / part / "config.json"
-    assert not (target / part).is_symlink()
-    assert json.loads(file.read_text()) == {"part": part}
-    file.write_text("changed")
-    assert json.loads((source / part / "config.json").read_text())
-
-
 def test_merging_is_the_sum_rounded_once() -> None:
   params, pairs = toy.parameters(jnp.bfloat16), adapters(jnp.bfloat16)
   named = {f"params/{path}": pair for path, pair in pairs.items()}

@@ -87,6 +87,9 @@ def write_pipeline(folder: pathlib.Path) -> pathlib.Path:
   (folder / "model_index.json").write_text(json.dumps(index))
   write(folder / "unet" / "diffusion_pytorch_model.safetensors", tensors())
   config = {"block_out_channels": [3, 6], "num_class_embeds": None}
+  config |= {"norm_num_groups": 3, "attention_head_dim": 3}
+  config |= {"down_block_types": ["DownBlock2D"] * 2}
+  config |= {"up_block_types": ["UpBlock2D"] * 2}
   (folder / "unet" / "config.json").write_text(json.dumps(config))
   return folder
 

@@ -18,11 +18,12 @@ installed. The modules here have the names of its tensors.
 import os
 import pathlib
 import shlex
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 import safetensors
-import safetensors.numpy
 from jaxtyping import Array, Float
 
 from ctrl_jax.types import Params
@@ -65,27 +66,40 @@ def load(path: str | os.PathLike[str]) -> Params:
       "safetensors"
     )
   try:
-    tensors = safetensors.numpy.load_file(file)
+    with safetensors.safe_open(file, framework="np") as opened:
+      return {"params": _read(file, opened)}
   except safetensors.SafetensorError as error:
     raise ValueError(
       f"{file} is no safetensors file, or not whole ({error}); convert a .pth "
       f"where torch is installed: {_CONVERSION} {shlex.quote(str(file))} "
       f"{shlex.quote(str(file.with_suffix('.safetensors')))}"
     ) from error
-  modules, inputs = {}, EMBEDDING
+
+
+def _read(file: pathlib.Path, tensors: Any) -> Params:
+  """The layers in an open file, of which nothing larger is read."""
+  modules, inputs, names = {}, EMBEDDING, set(tensors.keys())
   for index, outputs in LAYERS:
     shapes = {"weight": (outputs, inputs), "bias": (outputs,)}
+    values = {}
     for leaf, shape in shapes.items():
       name = f"layers.{index}.{leaf}"
-      found = tensors[name].shape if name in tensors else "absent"
+      slot = tensors.get_slice(name) if name in names else None
+      found = tuple(slot.get_shape()) if slot else "absent"
       if found != shape:
         raise ValueError(f"{file}: tensor {name} is {found}, not {shape}")
-    weight, bias = (
-      jnp.asarray(tensors.pop(f"layers.{index}.{leaf}"), jnp.float32)
-      for leaf in shapes
-    )
-    modules[f"layers.{index}"] = {"kernel": weight.T, "bias": bias}
+      value = tensors.get_tensor(name)
+      if not jnp.issubdtype(value.dtype, jnp.floating):
+        raise ValueError(f"{file}: tensor {name} is {value.dtype}, no float")
+      if not np.isfinite(value).all():
+        raise ValueError(f"{file} is corrupted: {name} is not finite")
+      values[leaf] = jnp.asarray(value, jnp.float32)
+      names.remove(name)
+    modules[f"layers.{index}"] = {
+      "kernel": values["weight"].T,
+      "bias": values["bias"],
+    }
     inputs = outputs
-  if tensors:
-    raise ValueError(f"{file}: unexpected tensor {min(tensors)}")
-  return {"params": modules}
+  if names:
+    raise ValueError(f"{file}: unexpected tensor {min(names)}")
+  return modules

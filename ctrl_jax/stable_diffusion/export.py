@@ -41,6 +41,7 @@ import safetensors.numpy
 from ctrl_jax.models import lora
 from ctrl_jax.stable_diffusion import folders, weights
 from ctrl_jax.stable_diffusion.lora_file import Adapters
+from ctrl_jax.stable_diffusion.unet import Config
 from ctrl_jax.types import Params
 
 _TABLE = "class_embedding.weight"
@@ -87,6 +88,9 @@ def save_pipeline(
 ) -> None:
   """Writes the pipeline of source with a controlled U-Net.
 
+  Of the other parts the files are copied, those of links as well; what lies in
+  folders of theirs, which diffusers does not know, is left out.
+
   Args:
     source: folder of the pipeline that the control was trained on.
     target: new folder.
@@ -96,13 +100,15 @@ def save_pipeline(
   Raises:
     FileNotFoundError: source lacks something.
     FileExistsError: there is something in target already.
-    ValueError: params or table do not fit the U-Net in source.
+    ValueError: params or table do not fit the U-Net in source, or a file of
+      source is a link that leads out of it.
   """
   folders.check_pipeline(source)
   if target.exists() and any(target.iterdir()):
     raise FileExistsError(f"{target} is not empty: name a new folder")
-  config = folders.read_json(source / "unet" / "config.json")
-  width = 4 * config["block_out_channels"][0]
+  copies = _copies(source)
+  file = source / "unet" / "config.json"
+  width = folders.read_config(file, Config.from_json).control_dim
   if table.ndim != 2 or table.shape[1] != width:
     raise ValueError(
       f"the table of labels has shape {table.shape}; [labels, {width}] fits"
@@ -110,13 +116,39 @@ def save_pipeline(
   tensors = weights.to_tensors(params)
   _check_fits(source / "unet", tensors)
 
-  for part in folders.read_json(source / "model_index.json"):
-    if part != "unet" and (source / part).is_dir():
-      # Copies, not links: diffusers saves into existing files, and would
-      # then change those of source.
-      shutil.copytree(source / part, target / part)
-  shutil.copy(source / "model_index.json", target)
-  _save_unet(target / "unet", config, tensors, np.asarray(table))
+  for name, original in copies.items():
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    # Copies, not links: diffusers saves into existing files, and would then
+    # change those of source.
+    shutil.copyfile(original, target / name)
+  _save_unet(
+    target / "unet", folders.read_json(file), tensors, np.asarray(table)
+  )
+
+
+def _copies(source: pathlib.Path) -> dict[str, pathlib.Path]:
+  """What is copied of a pipeline, by its name in the copy.
+
+  Where a part's weights are in half precision only, they lose the ".fp16" of
+  their names, so that diffusers opens all parts without a `variant`.
+
+  Raises:
+    ValueError: a link leads out of source, in the U-Net's folder, too: what is
+      written of that is also given away.
+  """
+  index = source / "model_index.json"
+  found = {index.name: folders.inside(index, source)}
+  for part in folders.read_json(index):
+    folder = source / part
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    kept = {file.name for file in files if file.is_file()}
+    half = folders.only_half(folder)
+    for name in kept:
+      file = folders.inside(folder / name, source)
+      plain = name.replace(".fp16.", ".") if half else name
+      if part != "unet":
+        found[f"{part}/{name if plain in kept else plain}"] = file
+  return found
 
 
 def _save_unet(

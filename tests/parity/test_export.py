@@ -108,3 +108,30 @@ def test_shards_in_half_precision_that_they_write(
   np.testing.assert_array_equal(
     found["conv_in"]["bias"], unet.conv_in.bias.detach().float().numpy()
   )
+
+
+@pytest.mark.parametrize("shard", ["10GB", "20KB"])
+def test_a_model_in_half_precision_opens_with_the_documented_line(
+  ours, tmp_path, shard
+) -> None:
+  half = diffusers.StableDiffusionPipeline.from_pretrained(ours.folder)
+  for part in ("unet", "vae", "text_encoder"):
+    getattr(half, part).half()
+  source = tmp_path / "source"
+  half.save_pretrained(source, variant="fp16", max_shard_size=shard)
+  many = False
+  for part in ("unet", "vae", "text_encoder"):
+    names = [path.name for path in (source / part).glob("*.safetensors*")]
+    assert names and all(".fp16" in name for name in names)
+    many |= len(names) > 1
+  assert many == (shard == "20KB")
+  export.save_pipeline(source, tmp_path / "m", ours.params, ours.table)
+  opened = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "m")
+  for part in ("vae", "text_encoder"):
+    found = getattr(opened, part).state_dict()
+    for name, value in getattr(half, part).state_dict().items():
+      assert torch.equal(found[name].float(), value.float()), name
+  toy.check(
+    opened.unet.conv_in.bias.detach(),
+    np.asarray(ours.params["conv_in"]["bias"]),
+  )
