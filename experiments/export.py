@@ -26,7 +26,7 @@ from ctrl_jax import checkpoint
 from ctrl_jax.learner import TrainState
 from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import export, folders, guided, lora_file
-from ctrl_jax.stable_diffusion.json_file import shown
+from ctrl_jax.stable_diffusion.json_file import plain, shown
 from ctrl_jax.types import Params
 from experiments.configs import rules
 from experiments.configs import stable_diffusion as schema
@@ -52,10 +52,9 @@ def config_of(run: pathlib.Path) -> ConfigDict:
   problem = found.get("problem")
   family = problem.get("name") if isinstance(problem, dict) else problem
   if family != "stable_diffusion":
-    name = shown(family).strip("'")
     raise ValueError(
-      f"{run} is a run of {name}: diffusers knows only what a run of "
-      "stable_diffusion controls"
+      f"{run} is a run of {plain(str(family))}: diffusers knows only what a "
+      "run of stable_diffusion controls"
     )
   config = schema.get_config()
   try:

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ctrl_jax.stable_diffusion import (
@@ -19,6 +20,7 @@ from ctrl_jax.stable_diffusion import (
   clip_vision,
   folders,
   json_file,
+  pipeline,
   schedule,
   unet,
   vae,
@@ -187,6 +189,27 @@ def test_what_a_file_names_lies_beside_it(tmp_path, name: Any) -> None:
     index.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="model_index.json names .* beside it"):
       folders.check_pipeline(source)
+
+
+def test_tokens_without_an_embedding_are_refused(model, tmp_path) -> None:
+  file = model / "tokenizer" / "vocab.json"
+  before = file.read_text()
+  # It would be read beyond the end of the table, as NaN.
+  file.write_text(json.dumps(json.loads(before) | {"~</w>": 5000}))
+  with pytest.raises(ValueError, match="an id 5000, .* has vocab_size=190"):
+    pipeline.encode_prompts(model, ["a ~"])
+  file.write_text(before)
+
+
+def test_names_in_errors_cannot_leave_their_line(tmp_path) -> None:
+  values = toy.tensors() | {"\n\x1b[2J": np.zeros(1, np.float32)}
+  file = toy.write(tmp_path / "model.safetensors", values)
+  message = toy.fault(file, toy.template())
+  assert r"1 unexpected (\n\x1b[2J)" in message
+  (tmp_path / "sd").mkdir()
+  (tmp_path / "sd" / "\n\x1b[2J").touch()
+  with pytest.raises(FileNotFoundError, match=r"there is \\n\\x1b\[2J$"):
+    folders.read_json(tmp_path / "sd" / "config.json")
 
 
 def test_pipes_are_no_files(tmp_path: pathlib.Path) -> None:

@@ -29,7 +29,7 @@ import numpy as np
 import safetensors
 
 from ctrl_jax.stable_diffusion import json_file, pickles
-from ctrl_jax.stable_diffusion.json_file import shown
+from ctrl_jax.stable_diffusion.json_file import plain, shown
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that weights may have
 _T = TypeVar("_T")
@@ -47,7 +47,7 @@ def check_pipeline(folder: pathlib.Path) -> None:
   """
   index = folder / "model_index.json"
   fields = read_json(index)
-  kind = shown(fields.get("_class_name")).strip("'")
+  kind = plain(str(fields.get("_class_name")))
   if kind != "StableDiffusionPipeline":
     raise ValueError(
       f"{folder} holds a {kind}; StableDiffusionPipeline is supported, that "
@@ -159,10 +159,10 @@ def read_array(file: pathlib.Path, tensors: Any, name: str) -> np.ndarray:
   """
   dtype = tensors.get_slice(name).get_dtype()
   if dtype not in FLOATS:
-    raise ValueError(f"{file}: {shown(name)} is {dtype}, which is no float")
+    raise ValueError(f"{file}: {plain(name)} is {dtype}, which is no float")
   value: np.ndarray = tensors.get_tensor(name)
   if not np.isfinite(value).all():
-    raise ValueError(f"{file} is corrupted: {name} is not finite")
+    raise ValueError(f"{file} is corrupted: {plain(name)} is not finite")
   return value
 
 
@@ -218,7 +218,7 @@ def _check_name(index: pathlib.Path, name: Any) -> None:
 
 def _content(folder: pathlib.Path) -> str:
   """The first names in a folder."""
-  names = sorted(path.name for path in folder.iterdir())
+  names = sorted(plain(path.name) for path in folder.iterdir())
   more = f" and {len(names) - 8} more" if len(names) > 8 else ""
   return ", ".join(names[:8]) + more if names else "nothing"
 

@@ -71,6 +71,11 @@ def shown(value: Any) -> str:
   return text if len(text) <= 60 else f"{text[:50]}... and so on"
 
 
+def plain(name: str) -> str:
+  """A name likewise, without quotation marks."""
+  return shown(name).strip("'\"")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   fields = dict(pairs)
   if len(fields) < len(pairs):

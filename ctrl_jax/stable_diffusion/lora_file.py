@@ -32,7 +32,7 @@ import numpy as np
 import safetensors.numpy
 
 from ctrl_jax.stable_diffusion import folders, lora_scale
-from ctrl_jax.stable_diffusion.json_file import shown
+from ctrl_jax.stable_diffusion.json_file import plain
 
 Adapters = dict[str, dict[str, jax.Array]]
 FILE = "pytorch_lora_weights.safetensors"
@@ -116,7 +116,7 @@ def pair_up(file: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> Adapters:
   """
   parts: dict[str, dict[str, np.ndarray]] = {}
   for name, value in tensors.items():
-    match, label = _NAME.fullmatch(name), shown(name).strip("'")
+    match, label = _NAME.fullmatch(name), plain(name)
     side = _SIDES[match["side"]] if match else ""
     fits = value.size == 1 if side == "alpha" else value.ndim == 2
     if match is None or not fits:

@@ -30,6 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.stable_diffusion import folders
+from ctrl_jax.stable_diffusion.json_file import plain
 from ctrl_jax.types import Params
 
 Path = tuple[str, ...]
@@ -172,7 +173,7 @@ def _check(
   faults: dict[str, list[str]] = {
     "missing": [name for name in wanted if name not in sources],
     "unexpected": [
-      n for n in owners if n not in taken and not n.endswith(_BUFFER)
+      plain(n) for n in owners if n not in taken and not n.endswith(_BUFFER)
     ],
     "of another shape": [],
     "of a dtype that is no float": [],
