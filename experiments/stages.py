@@ -18,11 +18,11 @@ from ctrl_jax import parallel
 from ctrl_jax.types import Params
 from experiments import outputs
 from experiments.baselines import comparison
+from experiments.configs import agreement
 from experiments.measures import bridging, drawings, evaluation, speed
 from experiments.measures.evaluation import Chains, Reference
 from experiments.problems import families
 from experiments.problems.exact import Exact
-from experiments.problems.problem import Problem
 from experiments.problems.stable_diffusion import StableDiffusion
 from experiments.runtime.logs import Log
 from experiments.training import (
@@ -41,9 +41,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
     ValueError: a setting that cannot be run, named with its remedy.
     errors.NonFiniteError: a value that is not finite; says where.
   """
-  problem = families.make(config, workdir)
-  _check_numbers(config, problem)
   mesh = parallel.make_mesh()
+  agreement.check_devices(config, mesh.size)
+  problem = families.make(config, workdir)
   algorithms.check(problem, config, devices=mesh.size)
   this = Run(config, workdir, problem, mesh, log)
   timed = Clock(this)
@@ -76,17 +76,6 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
     this, learned, reference, chains, timed.seconds, best
   )
   return {**results, "comparison": compared}
-
-
-def _check_numbers(config: ConfigDict, problem: Problem) -> None:
-  """Raises ValueError if there are too few samples for what they are for."""
-  num, conditions = config.evaluate.num_reference, problem.num_sampled
-  least = 2 * conditions * config.evaluate.best_of
-  if num < least:
-    raise ValueError(
-      f"evaluate.num_reference is {num}: use {least} or more, for twice the "
-      f"best of {config.evaluate.best_of} under each of {conditions} conditions"
-    )
 
 
 def sample_reference(this: Run, learned: Learned) -> Reference:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples of an evaluation: how many are in memory at a time."""
 
-import pathlib
 from typing import Any
 
 import jax
@@ -11,11 +10,9 @@ import pytest
 from ctrl_jax import parallel
 from ctrl_jax.policy import Policy
 from ctrl_jax.sampling import Predictions
-from experiments import stages
 from experiments.configs import mixture
 from experiments.measures import evaluation, speed
 from experiments.problems import exact
-from experiments.runtime.logs import Log
 
 CELLS, CHUNK = 5 * 3, 4  # values of (c, y), far more than fit at a time
 
@@ -61,18 +58,6 @@ def test_no_more_than_a_chunk_is_sampled_at_a_time(
   # Without a control, a chain is its twin.
   np.testing.assert_array_equal(chains.twins, chains.x[:CELLS])
   assert seen == {CHUNK}
-
-
-def test_too_few_samples_are_refused_before_anything_is_trained(
-  tmp_path: pathlib.Path,
-) -> None:
-  config = mixture.get_config("smoke")
-  config.evaluate.best_of = 3
-  config.evaluate.num_reference = 2 * 3 * config.problem.num_conditions - 1
-  with Log(tmp_path, enabled=False) as log, pytest.raises(ValueError) as error:
-    stages.run(config, tmp_path, log)
-  assert f"use {config.evaluate.num_reference + 1} or more" in str(error.value)
-  assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("chunk", [CHUNK, CELLS + 1])

@@ -60,7 +60,7 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.compared_policies import Controlled
 from experiments.benchmarks.optimal_control import Grid, Optimum
-from experiments.configs import mixture, rules
+from experiments.configs import mixture
 from experiments.runtime import flags, logs, outcome
 from experiments.training import control, pretraining
 from experiments.training.pretraining import Run
@@ -204,7 +204,6 @@ def configure(seed: int, gamma: float, overrides: list[str]) -> ConfigDict:
   )
   config.seed = config.problem.seed = seed
   config.reward.gamma = gamma
-  rules.validate(config)
   if config.evaluate.num_reference < 2 * PAIRS:
     raise ValueError(
       f"evaluate.num_reference is {config.evaluate.num_reference}: the "

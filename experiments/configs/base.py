@@ -107,6 +107,8 @@ def common() -> dict[str, Any]:
       log_every=10,
     ),
     "evaluate": {
+      # These may change on a finished run; the second not if log Z is trained
+      # with, see `reevaluation`.
       "num_samples": 4000,  # of every method, over all (c, y)
       "num_reference": 8000,  # of the pre-trained model, over all c
       "num_bridge": 400,  # of each (c, y) whose log Z these do not know

@@ -78,7 +78,7 @@ def all_prompts(config: ConfigDict) -> tuple[str, ...]:
 
 def check(config: ConfigDict) -> None:
   """Raises ValueError where Stable Diffusion cannot do what is asked."""
-  control, compare = config.control, config.compare
+  control, compare, data = config.control, config.compare, config.data
   if control.adapt != "lora":
     raise ValueError(
       f"control.adapt is {control.adapt!r}: of Stable Diffusion only low-rank "
@@ -107,8 +107,19 @@ def check(config: ConfigDict) -> None:
       "compare.gammas and compare.objectives train on what is evaluated: use "
       "evaluate.prompts = (), or leave both out"
     )
-  if not config.data.dir and not config.data.num_images:
+  if not data.dir and not data.num_images:
     raise ValueError(
       "data.num_images is 0: say how many images the model makes, or name a "
       "folder of images by data.dir"
     )
+  if data.second_quantity == data.quantity:
+    raise ValueError(
+      f"data.second_quantity is {data.quantity!r}, as data.quantity: use "
+      "another"
+    )
+  for name in ("classifier", "independent"):
+    widths, strides = config[name].widths, config[name].strides
+    if len(widths) != len(strides):
+      raise ValueError(
+        f"{name}.strides {strides} are not as many as {name}.widths {widths}"
+      )

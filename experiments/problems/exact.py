@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import linear_quadratic, paths, rewards
+from ctrl_jax import linear_quadratic, rewards
 from ctrl_jax.linear_quadratic import Law, Solution
 from ctrl_jax.models.gaussian_mixture import GaussianMixture
 from ctrl_jax.types import EpsFn, RewardFn
@@ -56,7 +56,6 @@ class Gaussian(Exact):
 
 def gaussian(config: ConfigDict, workdir: pathlib.Path) -> Gaussian:
   """x ~ N(mean, covariance); y = direction.x + noise, a real number."""
-  _check(config)
   drawn, dims = config.problem, config.problem.dims
   rng = np.random.default_rng(drawn.seed)
   factor = rng.normal(size=(dims, 2 * dims))
@@ -156,7 +155,6 @@ def draw_logits(
 
 def mixture(config: ConfigDict, workdir: pathlib.Path) -> Exact:
   """A Gaussian mixture; y is one label, or two independent ones."""
-  _check(config)
   drawn = config.problem
   prior = draw_mixture(drawn)
   rng = np.random.default_rng([drawn.seed, 1])
@@ -190,15 +188,3 @@ def mixture(config: ConfigDict, workdir: pathlib.Path) -> Exact:
     reward_fn=reward_fn,
     probabilities=probabilities,
   )
-
-
-def _check(config: ConfigDict) -> None:
-  """Raises ValueError where an exact problem cannot do what is asked."""
-  if config.control.adapt != "none":
-    raise ValueError(
-      f"control.adapt is {config.control.adapt!r}: an exact prior has no "
-      "network to adapt; use none"
-    )
-  if not config.control.head:
-    raise ValueError("control.head is (): without a head nothing is trained")
-  paths.check_stochastic(make_kernel(config.kernel, make_sde(config.sde)))

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import kernels, policy
+from ctrl_jax import kernels, paths, policy
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.sde import SDE, VE, VP
 
@@ -82,7 +82,11 @@ def make_sde(config: ConfigDict) -> SDE:
 
 
 def make_kernel(config: ConfigDict, sde: SDE) -> Kernel:
-  """The sampler of config.kernel."""
+  """The sampler of config.kernel.
+
+  Raises:
+    ValueError: none of its steps has noise.
+  """
   grid = kernels.time_grid(
     config.num_steps, power=config.power, t_min=config.t_min
   )
@@ -91,4 +95,6 @@ def make_kernel(config: ConfigDict, sde: SDE) -> Kernel:
     "ddpm": lambda: kernels.ddpm(sde, grid),
     "euler_maruyama": lambda: kernels.euler_maruyama(sde, grid),
   }
-  return families[config.name]()
+  kernel = families[config.name]()
+  paths.check_stochastic(kernel)
+  return kernel

@@ -11,7 +11,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.configs import rules
+from experiments.configs import agreement, effects, rules
 
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
@@ -43,6 +43,9 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, bool]:
   config = _read([*plain, *others]).config
   config.update_from_flattened_dict(read)
   rules.check_local("workdir", values.workdir or "")
+  rules.validate(config)
+  agreement.check(config)
+  effects.check(config, values.config)
   name = "-".join(filter(None, (config.experiment, config.variant)))
   folder = pathlib.Path(values.workdir or pathlib.Path("runs") / name)
   return config, folder, values.distributed
