@@ -12,18 +12,19 @@
                             experiments/launch
 
 The same command again continues where an interrupted run stopped, and prints
-the result of a finished one; DIR/report.html shows more. Compiled programs are
-kept in ~/.cache/ctrl_jax, or in the folder CTRL_JAX_CACHE.
+the result of a finished one; DIR/report.html shows more. With other fields of
+evaluate or compare it evaluates again what it has trained. Compiled programs
+are kept in ~/.cache/ctrl_jax, or in the folder CTRL_JAX_CACHE.
 
 Exit code: 0 done, or saved and stopped by SIGTERM, as the message says; 1
 training diverged; 2 a mistake in the command, the config or a file, told in one
 line; 130 stopped by Ctrl-C. DIR/results.json is there once a run is done.
 """
 
+import contextlib
 import sys
 
-from experiments.configs import rules
-from experiments.runtime import devices, flags, outcome, workdir
+from experiments.runtime import devices, flags, lock, outcome, workdir
 
 
 def run() -> None:
@@ -32,19 +33,22 @@ def run() -> None:
     print((__doc__ or "").strip())
     return
   config, folder, distributed = flags.parse(sys.argv)
-  rules.validate(config)
-  workdir.prepare(folder, config)
-  if not (folder / "results.json").exists():
+  evaluates_again = workdir.check(folder, config)
+  if evaluates_again or not (folder / "results.json").exists():
     leads = devices.start(config, distributed=distributed)
     # Slow, as JAX is: only for a new result.
     from experiments import stages
     from experiments.runtime import logs
 
-    with logs.Log(folder, enabled=leads) as log:
+    with contextlib.ExitStack() as held:
+      if leads:  # one host of several writes what all of them know
+        held.enter_context(lock.held(folder, field="workdir"))
+        workdir.prepare(folder, config)
+      log = held.enter_context(logs.Log(folder, enabled=leads))
       results = stages.run(config, folder, log)
-    if not leads:  # one host of several writes what all of them know
-      return
-    workdir.write_json(folder / "results.json", results)
+      if not leads:
+        return
+      workdir.write_json(folder / "results.json", results)
   from experiments.reporting import finished, report, tables
 
   page = folder / "report.html"

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 from experiments.configs import base, rules
-from experiments.runtime import flags, workdir
+from experiments.runtime import flags, lock, workdir
 from experiments.runtime.errors import NonFiniteError
 from experiments.runtime.outcome import exit_code
 
@@ -184,3 +184,39 @@ def test_finished_run_only_prints(
   code, _, error = command(tmp_path, *arguments, "--config.seed=4")
   assert code == 2
   assert "seed was 0 and is 4" in error and error.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_finished_run_evaluates_again_and_trains_nothing(
+  tmp_path: pathlib.Path,
+) -> None:
+  """And nothing at all while another process holds its folder."""
+  folder = tmp_path / "run"
+  config = ROOT / "experiments" / "configs" / "mixture.py"
+  arguments = [f"--config={config}:smoke", f"--workdir={folder}"]
+  arguments += ["--config.control.num_steps=4"]
+  with lock.held(folder, field="workdir"):
+    code, output, error = command(tmp_path, *arguments)
+  assert (code, output, error.count("\n")) == (2, "", 1)
+  assert f"in use by process {os.getpid()} on " in error
+  assert sorted(path.name for path in folder.iterdir()) == [lock.FILE]
+
+  code, _, error = command(tmp_path, *arguments)
+  assert code == 0, error
+  trained = (folder / "metrics.jsonl").read_bytes()
+  before = json.loads((folder / "results.json").read_text())
+  arguments += ["--config.evaluate.num_samples=900"]
+  arguments += ["--config.compare.guidance=('best_of_n',)"]
+  code, output, error = command(tmp_path, *arguments)
+  assert code == 0 and "mixture:smoke" in output, error
+  changed = "evaluate.num_samples was 600 and is 900"
+  assert changed in error and "control: " not in error
+  assert (folder / "metrics.jsonl").read_bytes() == trained
+  after = json.loads((folder / "results.json").read_text())
+  previous = json.loads((folder / "previous" / "results.json").read_text())
+  assert previous == before and after["comparison"]
+  assert after["log_evidence"] == before["log_evidence"]  # of the same samples
+  gaps = [each["methods"]["ctrl"]["gap"]["stderr"] for each in (before, after)]
+  assert gaps[0] != gaps[1]
+  code, _, error = command(tmp_path, *arguments)  # done: it only prints
+  assert (code, error) == (0, "")

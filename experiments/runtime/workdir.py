@@ -3,6 +3,8 @@
 
 The first run writes its config to config.json; a later one continues only if
 its own is the same, so that no checkpoint is ever read into another experiment.
+What only the evaluation reads may change: then all that was evaluated is moved
+to `previous` and made anew, of what was trained before.
 """
 
 import json
@@ -16,11 +18,14 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import files
 from experiments.configs.rules import flatten
+from experiments.runtime import reevaluation
 
 # What may change between runs of a folder, because results do not depend on
-# it, but for rounding in the case of devices.
-FREE = {"devices", "data.dir", "prior.dir"}
+# it, but for rounding in the case of devices and chunks.
+FREE = {"devices", "data.dir", "evaluate.chunk"}
 FREE_ENDINGS = ("log_every", "save_every")
+# Places whose content `inputs` knows: it may move, not appear or vanish.
+MOVABLE = {"model.path", "aesthetic.clip", "aesthetic.head", "prior.dir"}
 # What only its config explains: trained, sampled, painted, found.
 BEGUN = (
   "checkpoints",
@@ -29,6 +34,14 @@ BEGUN = (
   "labelled.part",
   "results.json",
 )
+# What else a run writes, and must not write into another's folder.
+WRITTEN = {
+  *BEGUN,
+  *reevaluation.LEFT,
+  *("metrics.jsonl", "tensorboard", "seconds.json", "inputs.json"),
+  *("data", "labels.npz", "second_labels.npz"),
+  *("model", "clip", "aesthetic.safetensors"),
+}
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -59,31 +72,68 @@ def write_arrays(path: pathlib.Path, **arrays: np.ndarray) -> None:
   files.write_whole(path, write)
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+def begun(folder: pathlib.Path) -> bool:
+  """Whether something in a folder was made of its config and its inputs."""
+  return any((folder / name).exists() for name in BEGUN)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, str]:
   """A line for every field whose difference would change the results."""
   before, after = flatten(old), flatten(new)
-  lines = []
+  lines = {}
   for field in sorted(before.keys() | after.keys()):
     a, b = (
       json.dumps(f[field]) if field in f else "absent" for f in (before, after)
     )
     free = field in FREE or field.endswith(FREE_ENDINGS)
-    if a != b and not free:
-      lines.append(f"{field} was {a} and is {b}")
+    moved = field in MOVABLE and before.get(field) and after.get(field)
+    if a != b and not (free or moved):
+      lines[field] = f"{field} was {a} and is {b}"
   return lines
+
+
+def check(workdir: pathlib.Path, config: ConfigDict) -> dict[str, str]:
+  """Checks that a folder is free for a run, or was begun by the same one.
+
+  Returns:
+    Lines for the fields that only the evaluation reads and that have changed.
+
+  Raises:
+    ValueError: the folder holds a run of another config, or something else.
+  """
+  found = _changes(
+    workdir, _fields(config), file="config.json", what="run", field="workdir"
+  )
+  free = reevaluation.may_change(workdir, config.control, found)
+  later = {field: line for field, line in found.items() if field in free}
+  _refuse(workdir, found, later, what="run", field="workdir")
+  return later
 
 
 def prepare(workdir: pathlib.Path, config: ConfigDict) -> None:
   """Makes the folder and ties it to the config, or checks that it is tied.
 
-  A folder in which nothing was trained or sampled yet is tied to nothing.
-
   Raises:
-    ValueError: the folder holds a run of another config.
+    ValueError: as of `check`.
     OSError: the folder cannot be made or written.
   """
-  new = json.loads(config.to_json())  # tuples become lists, as in the file
-  tie(workdir, new, file="config.json", what="run", field="workdir")
+  later = check(workdir, config)
+  if later:
+    reevaluation.set_aside(workdir, later)
+  _write(workdir, _fields(config), file="config.json", field="workdir")
+
+
+def check_tie(
+  folder: pathlib.Path,
+  new: dict[str, Any],
+  *,
+  file: str,
+  what: str,
+  field: str,
+) -> None:
+  """Raises what `tie` would raise, and writes nothing."""
+  found = _changes(folder, new, file=file, what=what, field=field)
+  _refuse(folder, found, {}, what=what, field=field)
 
 
 def tie(
@@ -104,24 +154,73 @@ def tie(
     field: of the command line that names the folder, for an error.
 
   Raises:
-    ValueError: the folder is tied to something else.
+    ValueError: the folder is tied to something else, or is none of ours.
     OSError: it cannot be made or written.
   """
-  path = folder / file
-  begun = any((folder / name).exists() for name in BEGUN)
-  if begun and path.exists():
-    try:
-      found = differences(json.loads(path.read_text()), new)
-    except ValueError as error:
-      raise ValueError(f"{path} is no JSON: use another --{field}") from error
-    if found:
+  check_tie(folder, new, file=file, what=what, field=field)
+  _write(folder, new, file=file, field=field)
+
+
+def _fields(config: ConfigDict) -> dict[str, Any]:
+  """The config with lists for tuples, as in the file."""
+  fields: dict[str, Any] = json.loads(config.to_json())
+  return fields
+
+
+def _changes(
+  folder: pathlib.Path,
+  new: dict[str, Any],
+  *,
+  file: str,
+  what: str,
+  field: str,
+) -> dict[str, str]:
+  """What differs from what a folder was begun with; see `tie`."""
+  path, mark = folder / file, {"run": "control", "prior": "prior"}[what]
+  if not path.exists():
+    there = (
+      {entry.name for entry in folder.iterdir()} if folder.is_dir() else {}
+    )
+    others = {n for n in there if not n.startswith((".", file))}
+    if what == "run":  # a log may lie beside it
+      others &= WRITTEN
+    if others:
       raise ValueError(
-        f"{folder} holds a {what} of another config: {'; '.join(found)}; "
-        f"use another --{field}"
+        f"{folder} holds {min(others)} but no {file}, so no {what} of this "
+        f"project: use another --{field}"
       )
+    return {}
+  try:
+    old = json.loads(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is no JSON: use another --{field}") from error
+  if not (isinstance(old, dict) and {"seed", mark} <= old.keys()):
+    raise ValueError(f"{path} is none of this project's: use another --{field}")
+  return differences(old, new) if begun(folder) else {}
+
+
+def _refuse(
+  folder: pathlib.Path,
+  found: dict[str, str],
+  allowed: dict[str, str],
+  *,
+  what: str,
+  field: str,
+) -> None:
+  told = [line for name, line in found.items() if name not in allowed]
+  if told:
+    raise ValueError(
+      f"{folder} holds a {what} of another config: {'; '.join(told)}; "
+      f"use another --{field}"
+    )
+
+
+def _write(
+  folder: pathlib.Path, new: dict[str, Any], *, file: str, field: str
+) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, new)
+    write_json(folder / file, new)
   except OSError as error:
     raise OSError(
       f"{folder} cannot be written ({error.strerror}): use another --{field}"
