@@ -10,6 +10,7 @@ from experiments.problems import exact, images, stable_diffusion
 from experiments.problems.exact import Exact
 from experiments.problems.images import Images
 from experiments.problems.stable_diffusion import StableDiffusion
+from experiments.runtime import inputs
 
 Any = Images | Exact | StableDiffusion
 
@@ -26,6 +27,11 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Any:
   """The problem of config.problem; data sets go under workdir.
 
   Raises:
-    ValueError: a setting that cannot be run.
+    ValueError: a setting that cannot be run, or an input that has changed since
+      the run in workdir was begun.
   """
-  return FAMILIES[config.problem.name](config, workdir)
+  problem = FAMILIES[config.problem.name](config, workdir)
+  for i, factor in enumerate(getattr(problem, "factors", ()), start=1):
+    what = f"edges of factor {i} of y ({factor.quantity.name})"
+    inputs.tie_numbers(workdir, f"edges {i}", what, factor.edges)
+  return problem

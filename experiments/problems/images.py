@@ -3,7 +3,6 @@
 
 import dataclasses
 import math
-import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +27,7 @@ from experiments.problems.factors import (
   joint_label,
 )
 from experiments.problems.problem import Problem, make_kernel, make_sde
-from experiments.runtime import downloads
+from experiments.runtime import downloads, inputs
 
 FRACTIONS = (0.6, 0.2, 0.2)  # of labelled pairs: train, calibration, test
 NUM_CONDITIONS = 10
@@ -100,31 +99,48 @@ class Images(Problem):
 
 
 def digits(config: ConfigDict, workdir: pathlib.Path) -> Images:
-  """Scikit-learn's digits, 8x8; c is the digit."""
-  data = digits_data.load(config.data.dir or os.path.join(workdir, "data"))
+  """Scikit-learn's digits, 8x8; c is the digit.
+
+  Raises:
+    ValueError: there are fewer than config.data.num_images.
+  """
+  data = digits_data.load(workdir / "data")
   num = config.data.num_images or len(data.images)
-  return _problem(config, data.images[:num], data.labels[:num])
+  if num > len(data.images):
+    raise ValueError(
+      f"data.num_images is {num}: there are {len(data.images)} digits"
+    )
+  return _problem(config, data.images[:num], data.labels[:num], workdir)
 
 
 def fashion(config: ConfigDict, workdir: pathlib.Path) -> Images:
   """Fashion-MNIST, 28x28; c is the garment.
 
   Its files are read from config.data.dir; without that, from where Debian
-  installs them, and downloaded where it has not.
+  installs them, and downloaded where it has not. What is prepared of them lies
+  under their digest, so that of others nothing is taken for theirs.
   """
   records = workdir / "data"
-  source = pathlib.Path(config.data.dir or fashion_mnist.DEBIAN)
+  source = pathlib.Path(config.data.dir or fashion_mnist.DEBIAN).expanduser()
   if not config.data.dir and not fashion_mnist.is_in(source):
     source = records / "downloads"
     for name, sha256 in fashion_mnist.SHA256.items():
       url = f"{fashion_mnist.URL}/{name}"
       downloads.fetch(url, source / name, sha256=sha256)
+  content = inputs.known(workdir, "data.dir") or ""
+  if fashion_mnist.is_in(source):  # else what is prepared will do
+    files = [source / name for name in fashion_mnist.SHA256]
+    content = inputs.tie_files(workdir, "data.dir", source, files)
+  records /= content[:8]
   data = fashion_mnist.load(source, records, num_images=config.data.num_images)
-  return _problem(config, data.images, data.labels)
+  return _problem(config, data.images, data.labels, workdir)
 
 
 def _problem(
-  config: ConfigDict, images: np.ndarray, conditions: np.ndarray
+  config: ConfigDict,
+  images: np.ndarray,
+  conditions: np.ndarray,
+  workdir: pathlib.Path,
 ) -> Images:
   """The problem of ten classes of images that config.data describes.
 
@@ -137,9 +153,19 @@ def _problem(
       f"the {len(images)} images have {classes} of each class c, and {FEWEST} "
       "are the fewest: give more images (data.num_images, data.dir)"
     )
+  what = f"the data set in {workdir / 'data'}"
+  inputs.tie_arrays(workdir, "data", what, (images, conditions))
   names = filter(None, (config.data.control, config.data.second_control))
   factors = _factors(config, images, [QUANTITIES[name] for name in names])
   sizes = [factor.num_labels for factor in factors]
+  pairs = min(
+    len(factor.splits[0]) + len(factor.splits[1]) for factor in factors
+  )
+  if config.data.num_pairs > pairs:
+    raise ValueError(
+      f"data.num_pairs is {config.data.num_pairs}: there are {pairs}; "
+      "use 0 for all"
+    )
   only = factors[0] if len(factors) == 1 else None
   sde = make_sde(config.sde)
   return Images(

@@ -19,19 +19,27 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import parallel, sampling
+from ctrl_jax import parallel, paths, sampling
 from ctrl_jax.datasets import image_folder
+from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.policy import Network
 from ctrl_jax.stable_diffusion import guided, pipeline
 from ctrl_jax.stable_diffusion.embedder import Embedder
 from ctrl_jax.stable_diffusion.pipeline import Pipeline
 from experiments.configs import stable_diffusion as schema
-from experiments.problems import painting, stable_labels, tiny_model
+from experiments.problems import (
+  model_files,
+  painting,
+  stable_labels,
+  tiny_model,
+)
 from experiments.problems.factors import control_names, joint_label
 from experiments.problems.instruments import Look, in_chunks
 from experiments.problems.problem import Problem
 from experiments.problems.stable_labels import Labelled
+from experiments.runtime import inputs
 
+PAINTED = "labelled"  # images of the model's own, in the run's folder
 PICTURES = 64  # that are held at a time; at 512x512 they are 200 MB
 
 
@@ -53,7 +61,9 @@ class Latents(Problem):
   def requests(self, log_evidence: np.ndarray) -> dict[str, np.ndarray]:
     """Every y of the prompts that training asks for."""
     table = super().requests(log_evidence)
-    asked = np.isin(table["c"], self.trained)
+    # In their order, which no other prompt changes.
+    rows = np.arange(log_evidence.size).reshape(log_evidence.shape)
+    asked = rows[self.trained].ravel()
     return {name: column[asked] for name, column in table.items()}
 
   def facts(self) -> dict[str, Any]:
@@ -118,25 +128,35 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
     FileNotFoundError: no such model, or no such folder of images.
     ValueError: no model was named, or a setting does not fit it.
   """
-  schema.check(config)
+  images = _find(config, workdir) if config.data.dir else None
   model = load(config, workdir)
   clip = stable_labels.read_clip(config, workdir)
   quantities = stable_labels.quantities(config, clip, workdir)
-  data = config.data
-  folder = pathlib.Path(data.dir) if data.dir else workdir / "labelled"
-  if not data.dir:
-    _paint(model, config, folder)
-  images = image_folder.find(
-    folder, size=config.model.size, max_pixels=data.max_pixels
-  )
-  if data.num_images:
-    images = images.subset(np.arange(min(data.num_images, len(images))))
+  if images is None:
+    _paint(model, config, workdir / PAINTED)
+    images = _find(config, workdir)
   factors = stable_labels.label(images, quantities, config, workdir)
   fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
   if len(factors) == 1:
     (only,) = factors
     fields |= {"edges": only.edges, "property_name": only.quantity.name}
   return StableDiffusion(**fields, factors=factors, clip=clip)
+
+
+def _find(config: ConfigDict, workdir: pathlib.Path) -> ImageFolder:
+  """The images that are labelled."""
+  data = config.data
+  folder = (
+    pathlib.Path(data.dir).expanduser() if data.dir else workdir / PAINTED
+  )
+  images = image_folder.find(
+    folder, size=config.model.size, max_pixels=data.max_pixels
+  )
+  if data.num_images:
+    images = images.subset(np.arange(min(data.num_images, len(images))))
+  files = [folder / name for name in images.names]
+  inputs.tie_files(workdir, "data.dir", folder, files)
+  return images
 
 
 def model_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
@@ -165,6 +185,9 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
   """
   settings = config.model
   folder = model_folder(config, workdir)
+  inputs.tie_files(
+    workdir, "model.path", folder, model_files.of_pipeline(folder)
+  )
   dtype: Any = jnp.dtype(settings.dtype)
   prompts = schema.all_prompts(config)
   encoded = pipeline.encode_prompts(folder, prompts, dtype=dtype)
@@ -192,11 +215,11 @@ def assemble(
   }
   if settings.control_on == "conditional":
     frozen["uncontrolled"] = parts.unet_params
+  kernel = parts.schedule.kernel(config.kernel.num_steps, eta=config.kernel.eta)
+  paths.check_stochastic(kernel)
   return Latents(
     sde=parts.schedule.sde,
-    kernel=parts.schedule.kernel(
-      config.kernel.num_steps, eta=config.kernel.eta
-    ),
+    kernel=kernel,
     sample_shape=parts.latent_shape(settings.size),
     num_conditions=len(config.evaluate.prompts or prompts),
     controls=np.arange(math.prod(sizes), dtype=np.int32),

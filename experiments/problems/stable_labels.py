@@ -7,7 +7,6 @@ two quantities each is measured of a share of the folder of its own.
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -23,11 +22,12 @@ from ctrl_jax.datasets import jpeg, labelled, measurements, oracles
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models.aesthetic import EMBEDDING, Aesthetic
 from ctrl_jax.models.aesthetic import load as load_head
-from ctrl_jax.stable_diffusion import embedder, folders
+from ctrl_jax.stable_diffusion import embedder
 from ctrl_jax.stable_diffusion.embedder import Embedder
-from experiments.problems import tiny_model
+from experiments.problems import model_files, tiny_model
 from experiments.problems.factors import Factor, Quantity, equal_shares
 from experiments.problems.instruments import in_chunks
+from experiments.runtime import inputs
 
 CHUNK = 64  # images that CLIP sees at a time
 PREFIXES = ("", "second_")  # of the fields of config.data about a quantity
@@ -65,7 +65,11 @@ def read_clip(config: ConfigDict, workdir: pathlib.Path) -> Embedder | None:
   """
   if not config.aesthetic.clip:
     return None
-  return embedder.load(_clip_folder(config, workdir), remat=config.model.remat)
+  folder = _clip_folder(config, workdir)
+  clip = embedder.load(folder, remat=config.model.remat)
+  files = model_files.of_network(folder)
+  inputs.tie_files(workdir, "aesthetic.clip", folder, files)
+  return clip
 
 
 def quantities(
@@ -194,18 +198,13 @@ def _aesthetic(
     scores: Any = Aesthetic().apply(params, clip.images(images))
     return scores
 
-  digest = _digest([*folders.find_tensors(folder), file])
+  # Scores of other weights differ.
+  digests = (
+    inputs.known(workdir, "aesthetic.clip"),
+    inputs.tie_files(workdir, "aesthetic.head", file, [file]),
+  )
   return Quantity(
-    f"aesthetic score (weights {digest})",
+    f"aesthetic score (weights {'-'.join(str(d)[:8] for d in digests)})",
     in_chunks(score, chunk=CHUNK),
     clip.images,
   )
-
-
-def _digest(files: Sequence[pathlib.Path]) -> str:
-  """Of the content of files, in 8 letters: scores of other weights differ."""
-  total = hashlib.blake2b(digest_size=4)
-  for path in files:
-    with path.open("rb") as file:
-      total.update(hashlib.file_digest(file, "blake2b").digest())
-  return total.hexdigest()

@@ -10,12 +10,13 @@ import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,7 +31,7 @@ from experiments.problems.images import Images
 from experiments.problems.instruments import Instruments
 from experiments.problems.judges import Judge
 from experiments.problems.problem import Problem
-from experiments.runtime import keys, loop, workdir
+from experiments.runtime import inputs, keys, lock, loop, workdir
 from experiments.runtime.logs import Log
 from experiments.training import policies
 from experiments.training.algorithms import adam
@@ -126,7 +127,19 @@ def prior(this: Run, problem: Images) -> Params:
   config = this.config.prior
   settings = loop_settings(this, config)
   if config.dir:
-    settings["workdir"] = _shared(this, problem)
+    settings["workdir"] = pathlib.Path(config.dir).expanduser()
+    with _shared(this, problem, settings["workdir"]):
+      params = _prior(this, problem, settings)
+    what = f"the prior in prior.dir ({config.dir})"
+    leaves = jax.tree.leaves(params)
+    inputs.tie_arrays(this.workdir, "prior.dir", what, leaves)
+    return params
+  return _prior(this, problem, settings)
+
+
+def _prior(this: Run, problem: Images, settings: dict[str, Any]) -> Params:
+  """Trains in settings["workdir"], or reads what is there."""
+  config = this.config.prior
   loss_fn = denoising.make_loss(problem.eps, problem.sde)
   trained = loop.fit(
     "prior",
@@ -145,22 +158,28 @@ def prior(this: Run, problem: Images) -> Params:
   return jax.device_get(trained.ema_params)
 
 
-def _shared(this: Run, problem: Images) -> pathlib.Path:
-  """The folder where several runs find one prior, tied to all it comes from."""
-  folder = pathlib.Path(this.config.prior.dir)
+@contextlib.contextmanager
+def _shared(this: Run, problem: Images, folder: pathlib.Path) -> Iterator[None]:
+  """Holds the folder where several runs find one prior.
+
+  It is tied to all that the prior comes from. Of several runs at once one
+  trains and the others wait; of several hosts the first one sees to that.
+  """
+  field, leads = "config.prior.dir", jax.process_index() == 0
   config = json.loads(this.config.to_json())
   content = hashlib.blake2b(digest_size=8)
   for array in (problem.images, problem.conditions):
     content.update(array.tobytes())
   origin = {name: config[name] for name in ("seed", "sde", "model", "prior")}
-  workdir.tie(
-    folder,
-    {**origin, "data": {"digest": content.hexdigest()}},
-    file="prior.json",
-    what="prior",
-    field="config.prior.dir",
-  )
-  return folder
+  origin["data"] = {"digest": content.hexdigest()}
+  named = {"file": "prior.json", "what": "prior", "field": field}
+  workdir.check_tie(folder, origin, **named)
+  with contextlib.ExitStack() as held:
+    if leads:
+      held.enter_context(lock.held(folder, field=field, wait=True))
+      workdir.tie(folder, origin, **named)
+    multihost_utils.sync_global_devices("prior")
+    yield
 
 
 def classifier(this: Run, problem: Images, stage: str) -> Judge:
