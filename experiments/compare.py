@@ -144,11 +144,16 @@ def compare(
   print(text)
   if not write:
     return
-  studies.write(text, f"make compare, {name}", PAGE)
+  studies.write(text, _table(name), PAGE)
   FIGURES.mkdir(exist_ok=True)
   with matplotlib.rc_context(style.STYLE):
     figure = comparison_figures.frontier(entries)
     figure.savefig(FIGURES / f"comparison-{name}.png")
+
+
+def _table(name: str) -> str:
+  """What the table of a study is called on its page."""
+  return f"make compare, {name}"
 
 
 def main() -> None:
@@ -167,6 +172,8 @@ def main() -> None:
   given = parser.parse_args()
   rules.check_local("--workdir", given.workdir)
   root = pathlib.Path(given.workdir)
+  for name in given.only if given.write else ():
+    studies.around(_table(name), PAGE)  # before anything is run
   for name in given.only:
     compare(name, given.seeds, root, write=given.write)
 

@@ -102,6 +102,8 @@ def main() -> None:
   )
   arguments = parser.parse_args()
   rules.check_local("--workdir", arguments.workdir)
+  if arguments.write:
+    studies.around("make exactness", PAGE)  # before anything is run
   root = pathlib.Path(arguments.workdir)
   lines, missed = [], []
   for name in arguments.only:

@@ -134,6 +134,8 @@ def write(run: pathlib.Path, to: pathlib.Path, *, lora: bool) -> None:
       damaged.
   """
   config = config_of(run)
+  if to.exists() and (not to.is_dir() or any(to.iterdir())):
+    raise FileExistsError(f"{to} is not a new folder: name one that is")
   problem = stable_diffusion.load(config, run)
   check_last_step(problem, lora=lora)
   policy = stable_training.control_policy(problem, config)

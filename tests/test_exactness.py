@@ -9,8 +9,10 @@ import sys
 
 import pytest
 
-from experiments import exactness
+from experiments import compare, exactness
+from experiments.configs import mixture
 from experiments.reporting import studies
+from experiments.runtime import workdir
 
 CONFIGS = pathlib.Path("experiments/configs")
 
@@ -53,11 +55,16 @@ def test_row_has_a_cell_for_every_heading():
 )
 def test_a_missed_bar_alone_is_a_failure(tmp_path, monkeypatch, gap, code):
   folder = tmp_path / "mixture-3"
-  folder.mkdir()
+  config = mixture.get_config()
+  config.problem.seed = 3
+  workdir.prepare(folder, config)
+  (folder / "report.html").write_text("")
   method = METHOD | {"gap": {"mean": gap, "stderr": 0.001}}
   methods = RESULTS["methods"] | {"ctrl": method}
   (folder / "results.json").write_text(
-    json.dumps(RESULTS | {"methods": methods})
+    json.dumps(
+      {"experiment": "mixture", "seed": 0} | RESULTS | {"methods": methods}
+    )
   )
   command = ["exactness", "--only", "mixture", "--seeds", "3"]
   monkeypatch.setattr(sys, "argv", [*command, "--workdir", str(tmp_path)])
@@ -66,6 +73,29 @@ def test_a_missed_bar_alone_is_a_failure(tmp_path, monkeypatch, gap, code):
     exactness.main()
   assert stopped.value.code == code
   assert exactness.PAGE.read_bytes() == page  # without --write
+  # Of another config, its figures are not this row's.
+  config.control.num_steps += 1
+  workdir.prepare(folder / "other", config)
+  (folder / "config.json").write_bytes(
+    (folder / "other" / "config.json").read_bytes()
+  )
+  with pytest.raises(SystemExit, match="2"):
+    exactness.main()
+
+
+def test_a_page_without_the_table_is_told_before_anything_is_run(
+  tmp_path, monkeypatch
+):
+  page = tmp_path / "page.md"
+  page.write_text("nothing")
+  for module, name in ((exactness, "mixture"), (compare, "digits")):
+    root = tmp_path / name
+    command = ["study", "--only", name, "--write", "--workdir", str(root)]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(module, "PAGE", page)
+    with pytest.raises(ValueError, match="page.md lacks the line"):
+      module.main()
+    assert not root.exists()
 
 
 def test_page_is_rewritten_between_its_markers(tmp_path):

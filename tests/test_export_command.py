@@ -84,6 +84,18 @@ def test_what_cannot_be_exported_is_one_line(
   assert "kernel.num_steps is 0" in fault(monkeypatch, capsys, run)
 
 
+def test_a_folder_that_is_not_new_is_refused_before_weights_are_read(
+  tmp_path: pathlib.Path,
+) -> None:
+  config = sd15_compressibility.get_config("tiny")
+  run = finish(tmp_path / "run", config)
+  before = sorted(run.iterdir())
+  for to in (run, run / "config.json"):
+    with pytest.raises(FileExistsError, match="name one that is"):
+      export.write(run, to, lora=False)
+  assert sorted(run.iterdir()) == before  # not even the tiny weights
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_was_trained_is_what_is_written(

@@ -20,14 +20,16 @@ END = "<!-- end of table -->"
 def run(config: str, folder: pathlib.Path, *settings: str) -> Mapping[str, Any]:
   """Results of one run, which is made, or continued, if they do not exist.
 
+  The command is given to a finished run too: it refuses a folder of another
+  config, whose figures would be nobody's.
+
   Args:
     config: FILE[:VARIANT] in experiments/configs.
     folder: its workdir.
     *settings: fields that are changed, as KEY=VALUE.
 
   Raises:
-    subprocess.CalledProcessError: the run failed; it has said why.
-    SystemExit: SIGTERM stopped it.
+    SystemExit: the run failed, or SIGTERM stopped it; it has said so.
   """
   path = folder / "results.json"
   command = [
@@ -40,9 +42,9 @@ def run(config: str, folder: pathlib.Path, *settings: str) -> Mapping[str, Any]:
   ]
   if not path.exists():
     print(" ".join(command[1:]), flush=True)
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-  if not path.exists():  # the run has said so
-    raise SystemExit(0)
+  done = subprocess.run(command, stdout=subprocess.DEVNULL)
+  if done.returncode or not path.exists():
+    raise SystemExit(done.returncode)
   results: Mapping[str, Any] = json.loads(path.read_text())
   return results
 
@@ -65,10 +67,20 @@ def write(text: str, name: str, page: pathlib.Path) -> None:
   Raises:
     ValueError: the page has no such markers.
   """
+  head, tail = around(name, page)
+  page.write_text(f"{head}\n{text}\n{tail}", encoding="utf-8")
+
+
+def around(name: str, page: pathlib.Path) -> tuple[str, str]:
+  """What a page has before and after the table of this name, with markers.
+
+  Raises:
+    ValueError: the page has no such markers.
+    OSError: it cannot be read.
+  """
   begin = f"<!-- table: {name} -->"
-  old = page.read_text(encoding="utf-8")
-  head, found, rest = old.partition(begin)
+  head, found, rest = page.read_text(encoding="utf-8").partition(begin)
   _, ended, tail = rest.partition(END)
   if not (found and ended):
     raise ValueError(f"{page} lacks the line {begin} or {END}")
-  page.write_text(f"{head}{begin}\n{text}\n{END}{tail}", encoding="utf-8")
+  return f"{head}{begin}", f"{END}{tail}"
