@@ -12,6 +12,7 @@ import functools
 import pathlib
 from typing import Any
 
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from ctrl_jax import parallel
@@ -43,6 +44,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   """
   mesh = parallel.make_mesh()
   agreement.check_devices(config, mesh.size)
+  multihost_utils.sync_global_devices("workdir")  # the first host prepares it
   problem = families.make(config, workdir)
   algorithms.check(problem, config, devices=mesh.size)
   this = Run(config, workdir, problem, mesh, log)

@@ -124,7 +124,9 @@ TABLE: dict[str, Needs] = {
     lambda config: config.model.guidance_scale > 1,
     "model.guidance_scale above 1",
   ),
-  "compare.strengths": Needs(_compares, "compare.guidance"),
+  "compare.strengths": Needs(
+    _compares, "compare.guidance, compare.gammas or compare.objectives"
+  ),
   "compare.num_steps": Needs(
     lambda config: bool(config.compare.gammas), "compare.gammas"
   ),
