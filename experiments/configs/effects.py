@@ -124,6 +124,10 @@ TABLE: dict[str, Needs] = {
     lambda config: config.model.guidance_scale > 1,
     "model.guidance_scale above 1",
   ),
+  "evaluate.num_bridge": Needs(
+    lambda config: config.problem.name != "gaussian",
+    "a problem whose log Z is estimated; a Gaussian's is known",
+  ),
   "compare.strengths": Needs(
     _compares, "compare.guidance, compare.gammas or compare.objectives"
   ),

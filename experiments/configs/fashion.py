@@ -81,4 +81,4 @@ def _smoke(config: ConfigDict) -> None:
   config.classifier.num_steps = 100
   config.independent.num_steps = 100
   config.control.update(num_steps=8, batch_size=8, head=(16,), log_every=2)
-  config.evaluate.update(num_samples=160, num_reference=400)
+  config.evaluate.update(num_samples=160, num_reference=400, num_bridge=8)

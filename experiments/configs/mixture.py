@@ -70,6 +70,8 @@ def _compare(config: ConfigDict) -> None:
 def _smoke(config: ConfigDict) -> None:
   config.kernel.num_steps = 10
   config.control.update(num_steps=20, batch_size=16, head=(8,), log_every=5)
-  config.evaluate.update(num_samples=600, num_reference=2000, chunk=500)
+  config.evaluate.update(
+    num_samples=600, num_reference=2000, num_bridge=40, chunk=500
+  )
   config.compare.update(num_steps=4, particles=16, strengths=(1.0,))
   config.compare.classifier.num_steps = 50

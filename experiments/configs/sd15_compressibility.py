@@ -76,7 +76,11 @@ def get_config(variant: str = "") -> ConfigDict:
   config.classifier.update(num_steps=2000, batch_size=32)
   config.independent.update(num_steps=2000, batch_size=32)
   config.evaluate.update(
-    prompts=EVALUATED, num_samples=512, num_reference=1880, chunk=8
+    prompts=EVALUATED,
+    num_samples=512,
+    num_reference=1880,
+    chunk=8,
+    num_bridge=32,
   )
   changes = {
     "": lambda: None,
@@ -107,5 +111,9 @@ def make_tiny(config: ConfigDict) -> None:
   config.control.update(num_steps=8, batch_size=6, log_every=2)
   config.control.ctrl.accumulate = 2
   config.evaluate.update(
-    prompts=("cat", "panda"), num_samples=48, num_reference=48, chunk=24
+    prompts=("cat", "panda"),
+    num_samples=48,
+    num_reference=48,
+    chunk=24,
+    num_bridge=8,
   )
