@@ -84,15 +84,15 @@ def test_mistakes_in_flags(
     ("compare.guidance", "smc", ("smc",)),
     ("compare.guidance", "", ()),
     ("compare.guidance", "()", ()),
-    ("compare.guidance", "a cat's bed", ("a cat's bed",)),
-    ("compare.guidance", "('a cat, asleep', \"b\")", ("a cat, asleep", "b")),
-    ("compare.guidance", "['a cat, asleep']", ("a cat, asleep",)),
-    ("compare.guidance", "'a cat, asleep'", ("a cat, asleep",)),
+    ("prompts", "a cat's bed", ("a cat's bed",)),
+    ("prompts", "('a cat, asleep', \"b\")", ("a cat, asleep", "b")),
+    ("prompts", "['a cat, asleep']", ("a cat, asleep",)),
+    ("prompts", "'a cat, asleep'", ("a cat, asleep",)),
     ("control.head", "7", (7,)),
     ("control.head", "7,8", (7, 8)),
     ("control.head", "[7, 8]", (7, 8)),
     ("compare.gammas", "0.5,3", (0.5, 3)),
-    ("control.path_consistency.temper", "-1e-3,1", (-1e-3, 1)),
+    ("control.path_consistency.temper", "1e-3,1", (1e-3, 1)),
     ("control.ctrl.backprop_steps", "None", None),
     ("control.ctrl.backprop_steps", "7", 7),
   ],
@@ -100,9 +100,15 @@ def test_mistakes_in_flags(
 def test_lists_and_none_are_read_as_people_write_them(
   config_file: pathlib.Path, field: str, text: str, value: object
 ) -> None:
-  config, _, _ = flags.parse(
-    ["run", f"--config={config_file}", f"--config.{field}={text}"]
-  )
+  others = {
+    "prompts": ["--config=experiments/configs/sd15_compressibility.py"],
+    "control.path_consistency.temper": [
+      f"--config={config_file}",
+      "--config.control.objective=path_consistency",
+    ],
+  }
+  chosen = others.get(field, [f"--config={config_file}"])
+  config, _, _ = flags.parse(["run", *chosen, f"--config.{field}={text}"])
   assert rules.flatten(config)[field] == value
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Means of weighted samples, their errors, and thinner sets of the same law."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -107,3 +108,12 @@ def test_halves_have_no_sample_in_common():
   first, second = (weighting.half(cells_of(x, x), i) for i in (0, 1))
   assert first.samples.ravel().tolist() == [0, 1, 2]
   assert second.log_weights.ravel().tolist() == [4, 5, 6]
+
+
+def test_of_weights_that_are_none_nothing_is_drawn():
+  x = np.arange(6.0).reshape(3, 1, 2)
+  log_weights = np.array([[0.0, np.nan], [0.0, np.nan], [-np.inf, np.nan]])
+  cells = cells_of(x, log_weights[:, None])
+  drawn = weighting.draw(cells, 8, jax.random.key(0))
+  assert sorted(drawn[:, 0, 0, 0]) == [0] * 4 + [2] * 4
+  assert np.isnan(drawn[:, 0, 1]).all()

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import sampling
 from ctrl_jax.guidance import reconstruction, smc, value
 from ctrl_jax.sampling import Predictions
 from experiments.measures import evaluation
@@ -59,7 +58,7 @@ def twisted(
     )
     found = smc.sample(
       chain_keys,
-      sampling.initial_noise(chain_keys, problem.sample_shape, problem.kernel),
+      problem.starts(chain_keys),
       problem.kernel,
       propose,
       learned.reward_fn,
@@ -140,7 +139,7 @@ def decoded(
     c, y = labels
     found = value.sample(
       chain_keys,
-      sampling.initial_noise(chain_keys, problem.sample_shape, problem.kernel),
+      problem.starts(chain_keys),
       problem.kernel,
       learned.reference_fn(c),
       learned.reward_fn,

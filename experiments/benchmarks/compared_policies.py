@@ -75,9 +75,7 @@ def imitate(
     # The path KL of P_opt, with the head as its reference, is (1).
     kl = sampling.rollout(
       chain_keys,
-      sampling.initial_noise(
-        chain_keys, this.problem.sample_shape, this.problem.kernel
-      ),
+      this.problem.starts(chain_keys),
       this.problem.kernel,
       lambda x, t: pair(x, t).eps,
       reference_fn=head.eps_fn(params, None, batch["y"]),
@@ -106,9 +104,7 @@ def log_weights(
   problem, settings = this.problem, this.config.evaluate
 
   def function(_, chain_keys, y):
-    start = sampling.initial_noise(
-      chain_keys, problem.sample_shape, problem.kernel
-    )
+    start = problem.starts(chain_keys)
     chain = sampling.rollout(chain_keys, start, problem.kernel, policy(y))
     log_p = reward_fn(chain.x, None, y)
     return paths.log_weights(chain, log_p, gamma=this.config.reward.gamma)

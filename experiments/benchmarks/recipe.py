@@ -70,9 +70,7 @@ def curve(
     problem.requests(table),
   )
   chain_keys = keys.example_keys(config.seed, "evaluate", CHAINS)
-  start = sampling.initial_noise(
-    chain_keys, problem.sample_shape, problem.kernel
-  )
+  start = problem.starts(chain_keys)
 
   @jax.jit
   def measure(control):

@@ -122,9 +122,7 @@ def reference(
     conditions, repeats = problem.num_sampled, num // problem.num_sampled
 
     def function(_, chain_keys, c):
-      start = sampling.initial_noise(
-        chain_keys, problem.sample_shape, problem.kernel
-      )
+      start = problem.starts(chain_keys)
       x = sampling.rollout(chain_keys, start, problem.kernel, eps_fn(c)).x
       labels = [jnp.full(len(c), y) for y in problem.controls]
       return x, jnp.stack([reward_fn(x, c, y) for y in labels], axis=1)
@@ -192,9 +190,7 @@ def controlled(
 
   def function(control, chain_keys, labels):
     c, y = labels
-    start = sampling.initial_noise(
-      chain_keys, problem.sample_shape, problem.kernel
-    )
+    start = problem.starts(chain_keys)
     pair_fn = policy.pair_fn(control, c, y)
     chain = sampling.rollout(chain_keys, start, problem.kernel, pair_fn)
     log_p = reward_fn(chain.x, c, y)
@@ -203,9 +199,7 @@ def controlled(
 
   def twin(control, chain_keys, labels):
     c, y = labels
-    start = sampling.initial_noise(
-      chain_keys, problem.sample_shape, problem.kernel
-    )
+    start = problem.starts(chain_keys)
     pair_fn = policy.pair_fn(control, c, y)
     return sampling.rollout(
       chain_keys, start, problem.kernel, lambda x, t: pair_fn(x, t).reference

@@ -40,9 +40,7 @@ def seconds_per_sample(
   def compiled(sampler: Sampler) -> Callable[..., jax.Array]:
     def sample(_, chain_keys, labels):
       c, y = labels
-      start = sampling.initial_noise(
-        chain_keys, problem.sample_shape, problem.kernel
-      )
+      start = problem.starts(chain_keys)
       chain = sampling.rollout(chain_keys, start, problem.kernel, sampler(c, y))
       return chain.x
 

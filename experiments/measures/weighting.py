@@ -132,4 +132,6 @@ def draw(cells: Cells, num: int, key: jax.Array) -> np.ndarray:
   rows = np.asarray(draws).T.reshape(num, conditions, controls)
   c = np.arange(conditions)[None, :, None]
   y = np.arange(controls)[None, None, :]
-  return cells.samples[rows, c, y]
+  drawn = cells.samples[np.minimum(rows, n - 1), c, y]
+  drawn[rows == n] = np.nan  # of weights none of which is finite
+  return drawn

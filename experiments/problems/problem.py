@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import kernels, paths, policy
+from ctrl_jax import kernels, paths, policy, sampling
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.sde import SDE, VE, VP
+from ctrl_jax.types import Keys, Sample
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,10 @@ class Problem:
   def num_sampled(self) -> int:
     """Number of values of c that are evaluated or trained."""
     return self.num_conditions
+
+  def starts(self, keys: Keys) -> Sample:
+    """x_0 of a chain for each key, [batch, *sample_shape]."""
+    return sampling.initial_noise(keys, self.sample_shape, self.kernel)
 
   def facts(self) -> dict[str, Any]:
     """What results.json says of this problem alone."""

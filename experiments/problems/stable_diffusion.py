@@ -245,9 +245,7 @@ def _paint(problem: Latents, config: ConfigDict, folder: pathlib.Path) -> None:
   """Fills a folder with images of the pre-trained model, unless it is there."""
 
   def sample(_, chain_keys, c):
-    start = sampling.initial_noise(
-      chain_keys, problem.sample_shape, problem.kernel
-    )
+    start = problem.starts(chain_keys)
     reference = problem.reference_fn(c)
     chain = sampling.rollout(chain_keys, start, problem.kernel, reference)
     return problem.decode(chain.x)
