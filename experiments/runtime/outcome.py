@@ -21,15 +21,19 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _OURS = (_ROOT / "ctrl_jax", _ROOT / "experiments")
 
 
-def exit_code(command: Callable[[], None]) -> int:
+def exit_code(command: Callable[[], None], *, resumes: bool = True) -> int:
   """Runs a command and returns its exit code; prints errors in one line.
 
   A ValueError that this project raises is a mistake of the user's, and so is
   an OSError; any other exception is a bug, and keeps its traceback.
+
+  Args:
+    command: what to run.
+    resumes: whether it continues, given again, where a signal stopped it.
   """
   _silence_libraries()
   replace_unprintable()
-  signal.signal(signal.SIGTERM, _terminate)
+  signal.signal(signal.SIGTERM, _terminate if resumes else _stop)
   try:
     command()
   except NonFiniteError as error:
@@ -41,7 +45,8 @@ def exit_code(command: Callable[[], None]) -> int:
       raise
     return _tell(error, 2)
   except KeyboardInterrupt:
-    print("SIGINT: the same command continues", file=sys.stderr)
+    if resumes:
+      print("SIGINT: the same command continues", file=sys.stderr)
     return after(signal.SIGINT)
   finally:
     # Python takes its handlers away before it is gone; all is done by then.
@@ -87,6 +92,11 @@ def _is_ours(error: Exception) -> bool:
 def _terminate(signum: int, _: FrameType | None) -> None:
   """SIGTERM where no training is under way."""
   leave(signum)
+
+
+def _stop(signum: int, _: FrameType | None) -> None:
+  """SIGTERM to a command that cannot go on, which has therefore failed."""
+  raise SystemExit(128 + signum)
 
 
 def _silence_libraries() -> None:

@@ -8,6 +8,7 @@ turns on the same cores. It needs the standard library alone.
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 import time
@@ -36,18 +37,28 @@ def serve(update: Callable[[], Answer]) -> None:
 class Worker:
   """The caller's end of a process that serves updates."""
 
-  def __init__(self, command: Sequence[str]) -> None:
-    """Starts it; its first answer waits until it is ready."""
-    self.command = command
-    self._process = subprocess.Popen(
-      command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+  def __init__(self, command: Sequence[str], log: pathlib.Path) -> None:
+    """Starts it; its first answer waits until it is ready.
+
+    Args:
+      command: that serves.
+      log: file for what its libraries say.
+    """
+    self._log = log
+    with log.open("w") as said:
+      self._process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=said,
+        text=True,
+      )
 
   def update(self) -> Answer:
     """One update.
 
     Raises:
-      RuntimeError: the process has ended; what it wrote says why.
+      RuntimeError: the process has ended; the last that it said is why.
     """
     requests, answers = self._process.stdin, self._process.stdout
     if requests is None or answers is None:
@@ -59,7 +70,9 @@ class Worker:
       pass  # it has ended, and so have its answers
     line = answers.readline()
     if not line:
-      raise RuntimeError(f"ended without an answer: {' '.join(self.command)}")
+      said = self._log.read_text(errors="replace").splitlines()
+      last = [text for text in said if text.strip()][-1:] or ["nothing"]
+      raise RuntimeError(f"ended without an answer, and said {last[0]}")
     answer: Answer = json.loads(line)
     return answer
 

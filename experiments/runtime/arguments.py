@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flags of the commands beside `run`, with every mistake told in one line."""
+
+import argparse
+import os
+import pathlib
+from collections.abc import Callable
+from typing import NoReturn
+
+
+class Parser(argparse.ArgumentParser):
+  """Flags of a command that `outcome.exit_code` runs."""
+
+  def __init__(self, doc: str | None) -> None:
+    """Doc: the docstring of the command's module, which --help prints."""
+    super().__init__(
+      description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+  def error(self, message: str) -> NoReturn:
+    """Raises ValueError, where argparse prints how the command is used."""
+    raise ValueError(f"{message} (--help explains)")
+
+
+def at_least(least: int) -> Callable[[str], int]:
+  """Reads whole numbers that are no smaller."""
+
+  def read(text: str) -> int:
+    try:
+      number = int(text)
+    except ValueError:
+      number = least - 1
+    if number < least:
+      raise argparse.ArgumentTypeError(
+        f"{text!r} is not a whole number of {least} or more"
+      )
+    return number
+
+  return read
+
+
+def new_file(text: str) -> pathlib.Path:
+  """A file that can be written, known before there is something to lose."""
+  path = pathlib.Path(text)
+  if path.is_dir() or not os.access(path.parent, os.W_OK):
+    raise argparse.ArgumentTypeError(f"{text!r} cannot be written")
+  return path
