@@ -2,15 +2,15 @@
 """Runs every comparison of methods, and prints its tables.
 
   python -m experiments.compare [--seeds 0 1 2] [--only NAME ...]
+    [--config.FIELD=VALUE ...]
 
 Each run is the variant `compare` of a config, in runs/compare/NAME-SEED; a
 finished one is not run again, an interrupted one continues. Of every method the
 table of docs/comparison.md has one setting: that of the least mean gap over the
 seeds, or, where a method has no gap, of the least distance to the target. The
-figure has all of them. --write puts both in docs/.
+figure has all of them. --write puts both in docs/, unless fields were changed.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments.configs import rules
 from experiments.reporting import comparison_figures, studies, style, tables
-from experiments.runtime import outcome
+from experiments.runtime import arguments, outcome
 
 PAGE = pathlib.Path("docs/comparison.md")
 FIGURES = PAGE.parent / "figures"
@@ -129,15 +129,27 @@ def headings(study: Study) -> list[str]:
 
 
 def compare(
-  name: str, seeds: Sequence[int], root: pathlib.Path, *, write: bool
+  name: str,
+  seeds: Sequence[int],
+  root: pathlib.Path,
+  *changes: str,
+  write: bool,
 ) -> None:
-  """Runs one study; prints its table, or writes it and its figure too."""
+  """Runs one study; prints its table, or writes it and its figure too.
+
+  Args:
+    name: of the study.
+    seeds: of its runs.
+    root: folder of their folders.
+    *changes: of fields, as KEY=VALUE.
+    write: whether into the docs.
+  """
   study = STUDIES[name]
   runs = []
   for seed in seeds:
     settings = [text.format(seed=seed, root=root) for text in study.settings]
     folder = root / f"{name}-{seed}"
-    runs.append(studies.run(study.config, folder, *settings))
+    runs.append(studies.run(study.config, folder, *settings, *changes))
   entries = pooled(runs)
   rows = [cells(entries[best], study) for best in chosen(entries, study)]
   text = studies.markdown(headings(study), rows, seeds, runs[0])
@@ -158,10 +170,10 @@ def _table(name: str) -> str:
 
 def main() -> None:
   """Runs what the command line says."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = arguments.Parser(__doc__)
+  parser.add_argument(
+    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2]
   )
-  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
   parser.add_argument(
     "--only", nargs="+", choices=STUDIES, default=list(STUDIES)
   )
@@ -169,13 +181,16 @@ def main() -> None:
   parser.add_argument(
     "--write", action="store_true", help=f"tables of {PAGE}, and figures"
   )
-  given = parser.parse_args()
+  given, overrides = parser.parse_overrides()
   rules.check_local("--workdir", given.workdir)
+  if given.write and overrides:
+    parser.error("--write takes the studies as they are: no --config.FIELD")
+  changes = [text.removeprefix("--config.") for text in overrides]
   root = pathlib.Path(given.workdir)
   for name in given.only if given.write else ():
     studies.around(_table(name), PAGE)  # before anything is run
   for name in given.only:
-    compare(name, given.seeds, root, write=given.write)
+    compare(name, given.seeds, root, *changes, write=given.write)
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 """Holds every problem with a known answer against it, and its bar.
 
   python -m experiments.exactness [--seeds 0 1 2 3 4] [--only NAME ...]
+    [--config.FIELD=VALUE ...]
 
 Each run is `python -m experiments.run` in runs/exactness/NAME-SEED, where SEED
 is that of the problem; a finished one is not run again, an interrupted one
-continues. With --write the table goes between the markers of docs/exactness.md.
-The exit code is 1 if a mean gap is above its bar.
+continues. With --write the table, if it is all of it, goes between the markers
+of docs/exactness.md. The exit code is 1 if a mean gap is above its bar.
 """
 
-import argparse
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ import numpy as np
 
 from experiments.configs import rules
 from experiments.reporting import studies, tables
-from experiments.runtime import outcome
+from experiments.runtime import arguments, outcome
 
 PAGE = pathlib.Path("docs/exactness.md")
 
@@ -91,35 +91,42 @@ def cells(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def main() -> None:
   """Runs what the command line says, and tells which bars were missed."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = arguments.Parser(__doc__)
+  parser.add_argument(
+    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2, 3, 4]
   )
-  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
   parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
   parser.add_argument("--workdir", default="runs/exactness")
   parser.add_argument(
     "--write", action="store_true", help=f"the table of {PAGE}"
   )
-  arguments = parser.parse_args()
-  rules.check_local("--workdir", arguments.workdir)
-  if arguments.write:
+  given, overrides = parser.parse_overrides()
+  rules.check_local("--workdir", given.workdir)
+  if given.write and (overrides or set(given.only) != set(ROWS)):
+    parser.error("--write takes the whole table: no --only, no --config.FIELD")
+  if given.write:
     studies.around("make exactness", PAGE)  # before anything is run
-  root = pathlib.Path(arguments.workdir)
+  changes = [text.removeprefix("--config.") for text in overrides]
+  root = pathlib.Path(given.workdir)
   lines, missed = [], []
-  for name in arguments.only:
+  for name in given.only:
     runs = [
       studies.run(
-        ROWS[name].config, root / f"{name}-{seed}", f"problem.seed={seed}"
+        ROWS[name].config,
+        root / f"{name}-{seed}",
+        f"problem.seed={seed}",
+        *changes,
       )
-      for seed in arguments.seeds
+      for seed in given.seeds
     ]
     lines.append(cells(ROWS[name], runs))
+    print(", ".join(lines[-1]), flush=True)
     gaps = [each["methods"]["ctrl"]["gap"]["mean"] for each in runs]
     if np.mean(gaps) > ROWS[name].bar:
       missed.append(f"{name}: gap {np.mean(gaps):.4f} > {ROWS[name].bar}")
-  text = studies.markdown(HEADINGS, lines, arguments.seeds, runs[0])
+  text = studies.markdown(HEADINGS, lines, given.seeds, runs[0])
   print(text)
-  if arguments.write:
+  if given.write:
     studies.write(text, "make exactness", PAGE)
   sys.exit("\n".join(missed) or 0)
 

@@ -14,7 +14,6 @@ the model is the run's only up to that.
 Exit code: 0 done; 2 a mistake in the command or a file, told in one line.
 """
 
-import argparse
 import pathlib
 import sys
 
@@ -32,7 +31,7 @@ from experiments.configs import rules
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import stable_diffusion
 from experiments.problems.stable_diffusion import Latents
-from experiments.runtime import devices, outcome
+from experiments.runtime import arguments, devices, outcome
 from experiments.training import algorithms, stable_training
 
 
@@ -160,9 +159,7 @@ def write(run: pathlib.Path, to: pathlib.Path, *, lora: bool) -> None:
 
 def main() -> None:
   """Does what the command line says."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = arguments.Parser(__doc__)
   parser.add_argument("--workdir", required=True, help="folder of the run")
   parser.add_argument("--to", required=True, help="new folder")
   parser.add_argument("--lora", action="store_true", help="do not merge")
@@ -176,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  sys.exit(outcome.exit_code(main))
+  sys.exit(outcome.exit_code(main, resumes=False))

@@ -69,7 +69,7 @@ def test_ctrl_is_trained_until_it_is_as_good(monkeypatch):
   # A batch that only smaller steps than these could use: it is not chosen.
   monkeypatch.setattr(reward_queries, "BATCHES", (16, 256))
   monkeypatch.setattr(reward_queries, "LENGTHS", (1, 24))
-  found = reward_queries.compare([5], queries=2560, gamma=1.0)
+  *_, found = reward_queries.compare([5], queries=2560, gamma=1.0)
   assert found["steps"] == 10
   assert {found[name]["batch_size"] for name in reward_queries.SHARES} == {16}
   assert found["ctrl"]["search"].keys() == {"16, 0.01", "256, 0.01"}

@@ -40,8 +40,7 @@ see `learned_classifier`. It stands below the total for comparison.
 --config.FIELD=VALUE changes any other field of experiments/configs/mixture.py.
 """
 
-import argparse
-import json
+import itertools
 import pathlib
 import sys
 import tempfile
@@ -60,8 +59,9 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.compared_policies import Controlled
 from experiments.benchmarks.optimal_control import Grid, Optimum
-from experiments.configs import mixture
-from experiments.runtime import flags, logs, outcome
+from experiments.configs import mixture, rules
+from experiments.runtime import arguments, flags, logs, outcome
+from experiments.runtime.workdir import write_json
 from experiments.training import control, pretraining
 from experiments.training.pretraining import Run
 
@@ -212,26 +212,30 @@ def configure(seed: int, gamma: float, overrides: list[str]) -> ConfigDict:
   return config
 
 
-def main(argv: Sequence[str]) -> None:
+def main() -> None:
   """Does what the command line says."""
-  parser = argparse.ArgumentParser(
-    description="Where the gap of a tuned policy comes from."
+  parser = arguments.Parser(__doc__)
+  parser.add_argument(
+    "--seed", type=arguments.at_least(0), nargs="+", default=[0]
   )
-  parser.add_argument("--seed", type=int, nargs="+", default=[0])
   parser.add_argument("--gamma", type=float, nargs="+", default=[1.0])
-  parser.add_argument("--updates", type=int, default=800, help="of the fit")
-  parser.add_argument("--json", type=pathlib.Path, help="file to write")
-  given, overrides = parser.parse_known_args(argv)
-  if given.updates < 2:
-    raise ValueError(f"--updates is {given.updates}: use 2 or more")
+  parser.add_argument(
+    "--updates", type=arguments.at_least(2), default=800, help="of the fit"
+  )
+  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  given, overrides = parser.parse_overrides()
+  # All mistakes before the first costs.
+  configs = {
+    (gamma, seed): configure(seed, gamma, overrides)
+    for gamma, seed in itertools.product(given.gamma, given.seed)
+  }
   records = []
   for gamma in given.gamma:
     budgets = {}
     for seed in given.seed:
-      config = configure(seed, gamma, overrides)
       with tempfile.TemporaryDirectory() as folder:
         budgets[f"seed {seed}"] = measure(
-          config, pathlib.Path(folder), updates=given.updates
+          configs[gamma, seed], pathlib.Path(folder), updates=given.updates
         )
     if len(budgets) > 1:
       budgets["mean"] = {
@@ -240,9 +244,9 @@ def main(argv: Sequence[str]) -> None:
       }
     print(table(gamma, budgets), flush=True)
     records += [record(gamma, *item) for item in budgets.items()]
-  if given.json:
-    given.json.write_text(json.dumps(records, indent=2) + "\n")
+    if given.json:
+      write_json(given.json, records)
 
 
 if __name__ == "__main__":
-  sys.exit(outcome.exit_code(lambda: main(sys.argv[1:])))
+  sys.exit(outcome.exit_code(main, resumes=False))

@@ -18,7 +18,6 @@ no more updates were made again than lie between two checkpoints.
     NaN         in the data of one update, hence in its gradient
 """
 
-import argparse
 import functools
 import pathlib
 import random
@@ -34,9 +33,10 @@ from experiments import outputs
 from experiments.benchmarks import disturbed
 from experiments.benchmarks.disturbed import Command
 from experiments.reporting import tables
-from experiments.runtime import outcome, workdir
+from experiments.runtime import arguments, outcome, workdir
 
 COLUMNS = ("fault", "injected", "survived", "most updates lost")
+FIRST = "first"  # run, by which a folder of faults is known
 IN_A_ROW = 5  # kills of one run
 FULL = ("prlimit", "--fsize=65536")
 UNPRIVILEGED = ("setpriv", "--bounding-set=-dac_override")  # if it is root's
@@ -181,21 +181,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
   """Injects everything and prints the table; exit code 1 if a run is lost."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
-  parser.add_argument("--kills", type=int, default=50)
-  parser.add_argument("--others", type=int, default=2, help="of each kind")
+  parser = arguments.Parser(__doc__)
+  number = arguments.at_least(0)
+  parser.add_argument("--kills", type=number, default=50)
+  parser.add_argument("--others", type=number, default=2, help="of each kind")
   parser.add_argument("--only", nargs="+", choices=FAULTS, default=[*FAULTS])
   parser.add_argument("--config", default="digits.py:smoke")
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--seed", type=number, default=0)
   parser.add_argument("--workdir", type=pathlib.Path, default="runs/faults")
   given = parser.parse_args()
   absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax is talkative
   root: pathlib.Path = given.workdir
+  if root.exists() and any(root.iterdir()) and not (root / FIRST).is_dir():
+    raise ValueError(f"{root} has other files: use another --workdir")
   shutil.rmtree(root, ignore_errors=True)
   command, rng = Command(given.config, given.seed), random.Random(given.seed)
-  command.finish(root / "first")  # fills the cache of compiled programs
+  command.finish(root / FIRST)  # fills the cache of compiled programs
   seconds = command.finish(root / "undisturbed")
   expected = disturbed.contents(root / "undisturbed")
   rows: list[dict[str, Any]] = []
@@ -206,13 +207,12 @@ def main() -> None:
       rows.append(inject(name, command, folder, rng, seconds, expected))
       missing -= rows[-1]["injected"]
       print(rows[-1], flush=True)
-  header = outputs.provenance()
-  workdir.write_json(root / "faults.json", {**header, "results": rows})
+      header = outputs.provenance()
+      workdir.write_json(root / "faults.json", {**header, "results": rows})
   print(table(rows))
   if any(row["reason"] for row in rows):
     sys.exit(1)
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

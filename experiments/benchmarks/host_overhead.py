@@ -20,8 +20,8 @@ restless, the time that the host's thread was at work bounds it more tightly:
 for the host works while the device does, as long as that has a queue.
 """
 
-import argparse
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.benchmarks.update import Compiled
 from experiments.reporting import tables
-from experiments.runtime import devices, loop, outcome, workdir
+from experiments.runtime import arguments, devices, loop, outcome, workdir
 from experiments.runtime.logs import Log
 from experiments.runtime.recorder import QUEUED
 
@@ -126,18 +126,20 @@ def percent(shares: Sequence[float]) -> str:
 
 def main() -> None:
   """Measures and prints one line."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = arguments.Parser(__doc__)
+  count = arguments.at_least(1)
   parser.add_argument("--model", default="fashion", choices=programs.MODELS)
-  parser.add_argument("--steps", type=int, default=32, help="K")
-  parser.add_argument("--batch", type=int, default=40)
-  parser.add_argument("--block", type=int, default=10, help="updates")
-  parser.add_argument("--rounds", type=int, default=10)
-  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+  parser.add_argument("--steps", type=count, default=32, help="K")
+  parser.add_argument("--batch", type=count, default=40)
+  parser.add_argument(
+    "--block",
+    type=arguments.at_least(FILLING + 2),
+    default=10,
+    help="updates",
+  )
+  parser.add_argument("--rounds", type=count, default=10)
+  parser.add_argument("--json", type=arguments.new_file, help="file to write")
   given = parser.parse_args()
-  if given.block < FILLING + 2:
-    parser.error(f"--block must be at least {FILLING + 2}")
   sizes = Sizes(given.batch, 1, given.steps, given.steps, "float32")
   jax.config.update("jax_num_cpu_devices", devices.virtual(given.batch))
   program = programs.MODELS[given.model](sizes)
@@ -155,5 +157,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments import run
-from experiments.runtime import loop, outcome
+from experiments.runtime import arguments, loop, outcome
 
 STAGE, STEP = "control", 5  # update 6 of it
 DAY = 86_400.0
@@ -49,6 +49,15 @@ def clock() -> None:
   vars(time)["time"] = lambda: now() - DAY * (next(looks) % 7 == 0)
 
 
+def main() -> None:
+  """Injects what the command line says into its run."""
+  injections = {"nan": nan, "clock": clock}
+  parser = arguments.Parser(__doc__)
+  parser.add_argument("fault", choices=injections)
+  given, sys.argv[1:] = parser.parse_known_args()
+  injections[given.fault]()
+  run.run()
+
+
 if __name__ == "__main__":
-  {"nan": nan, "clock": clock}[sys.argv.pop(1)]()
-  sys.exit(outcome.exit_code(run.run))
+  sys.exit(outcome.exit_code(main))

@@ -24,9 +24,8 @@ again long before their gradient needs them: 49 GB of temporaries in place of
 18. Here it orders for memory.
 """
 
-import argparse
 import itertools
-import pathlib
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +35,7 @@ import jax
 from experiments import outputs
 from experiments.benchmarks import weightless
 from experiments.reporting import tables
-from experiments.runtime import outcome, workdir
+from experiments.runtime import arguments, outcome, workdir
 
 BAR = 24e9  # bytes
 # Memory before speed; and the machine code, which no one will run, unoptimised.
@@ -94,18 +93,19 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def main() -> None:
   """Compiles every row and prints the table."""
-  parser = argparse.ArgumentParser(
-    description="Memory of one CTRL update of Stable Diffusion 1.5."
-  )
-  parser.add_argument("--backprop-steps", type=int, nargs="+", default=STEPS)
+  parser = arguments.Parser(__doc__)
+  count = arguments.at_least(1)
+  parser.add_argument("--backprop-steps", type=count, nargs="+", default=STEPS)
   parser.add_argument(
     "--attention", nargs="+", default=["xla"], choices=("xla", "cudnn")
   )
-  parser.add_argument("--batch", type=int, default=4, help="chains")
-  parser.add_argument("--parts", type=int, default=4, help="of the batch")
-  parser.add_argument("--steps", type=int, default=50, help="K")
-  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+  parser.add_argument("--batch", type=count, default=4, help="chains")
+  parser.add_argument("--parts", type=count, default=4, help="of the batch")
+  parser.add_argument("--steps", type=count, default=50, help="K")
+  parser.add_argument("--json", type=arguments.new_file, help="file to write")
   given = parser.parse_args()
+  if "cudnn" in given.attention and jax.default_backend() != "gpu":
+    parser.error("--attention cudnn is for a GPU of NVIDIA's: use xla")
   options = FOR_CPU if jax.default_backend() == "cpu" else {}
   rows = []
   for attention, back in itertools.product(
@@ -130,5 +130,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

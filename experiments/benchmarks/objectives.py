@@ -12,9 +12,9 @@ it pays for. The learning rate of each is the best of RATES on the first seed,
 with half of the budget: the same search for all, of 1.5 budgets.
 """
 
-import argparse
 import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from experiments.benchmarks.recipe_variants import Variant, make_trainer
 from experiments.configs import mixture
 from experiments.problems import exact
 from experiments.reporting import tables
-from experiments.runtime import outcome, workdir
+from experiments.runtime import arguments, outcome, workdir
 from experiments.training.algorithms import EVALUATIONS
 
 RATES = (3e-3, 1e-2, 3e-2)
@@ -93,10 +93,13 @@ def best_rate(
 
 def compare(
   names: Sequence[str], seeds: Sequence[int], *, updates: int, gamma: float
-) -> dict[str, Any]:
-  """For every policy update: its search, its rate and its runs, by seed."""
+) -> Iterator[dict[str, Any]]:
+  """For every policy update: its search, its rate and its runs, by seed.
+
+  What is found so far, after each run.
+  """
   logs = {seed: evidence(seed, gamma=gamma) for seed in seeds}
-  found = {}
+  found: dict[str, Any] = {}
   for name in names:
     best, search = best_rate(
       name,
@@ -105,7 +108,7 @@ def compare(
       gamma=gamma,
       seed=seeds[0],
     )
-    runs = {}
+    found[name] = {"search": search, "rate": best, "runs": {}}
     for seed in seeds:
       config = configure(
         name,
@@ -114,9 +117,9 @@ def compare(
         gamma=gamma,
         seed=seed,
       )
-      runs[seed] = train(config, logs[seed])
-    found[name] = {"search": search, "rate": best, "runs": runs}
-  return found
+      row = found[name]["runs"][seed] = train(config, logs[seed])
+      print(f"{name}, seed {seed}: {row['curve'][-1]}", flush=True)
+      yield found
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -138,26 +141,28 @@ def markdown(found: dict[str, Any]) -> str:
 
 def main() -> None:
   """Runs the comparison and prints its table."""
-  parser = argparse.ArgumentParser(
-    description="Policy updates at equal numbers of network evaluations."
+  parser = arguments.Parser(__doc__)
+  parser.add_argument(
+    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2]
   )
-  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-  parser.add_argument("--updates", type=int, default=400, help="of ctrl")
+  parser.add_argument(
+    "--updates", type=arguments.at_least(6), default=400, help="of ctrl"
+  )
   parser.add_argument("--gamma", type=float, default=1.0)
   parser.add_argument(
     "--only", nargs="+", choices=EVALUATIONS, default=list(EVALUATIONS)
   )
-  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+  parser.add_argument("--json", type=arguments.new_file, help="file to write")
   given = parser.parse_args()
-  found = compare(
+  found: dict[str, Any] = {}
+  for found in compare(
     given.only, given.seeds, updates=given.updates, gamma=given.gamma
-  )
+  ):
+    if given.json:
+      header = outputs.provenance()
+      workdir.write_json(given.json, {**header, "results": found})
   print(markdown(found))
-  if given.json:
-    header = outputs.provenance()
-    workdir.write_json(given.json, {**header, "results": found})
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

@@ -14,13 +14,13 @@ gap does not: the target is that of the classifier which the examples gave.
 Each run is that of `experiments.run`, in runs/offline/SIZE-SEED.
 """
 
-import argparse
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.reporting import studies, tables
-from experiments.runtime import outcome
+from experiments.runtime import arguments, outcome
 
 METHODS = (  # name in results.json's comparison, what it is called
   ("exact_target gamma=1", "the learned classifier's target"),
@@ -71,21 +71,27 @@ def rows(size: int, runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def main() -> None:
   """Runs what the command line says and prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = arguments.Parser(__doc__)
+  parser.add_argument(
+    "--seeds", type=arguments.at_least(0), nargs="+", default=[0]
   )
-  parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-  parser.add_argument("--sizes", type=int, nargs="+", default=[50, 200, 1000])
+  parser.add_argument(
+    "--sizes",
+    type=arguments.at_least(1),
+    nargs="+",
+    default=[50, 200, 1000],
+  )
   parser.add_argument("--config", default="digits.py")
   parser.add_argument("--workdir", default="runs/offline")
   given = parser.parse_args()
   root, lines = pathlib.Path(given.workdir), []
   for size in given.sizes:
     runs = [run(size, seed, given.config, root) for seed in given.seeds]
-    lines += rows(size, runs)
+    found = rows(size, runs)
+    print(*(", ".join(line) for line in found), sep="\n", flush=True)
+    lines += found
   print(studies.markdown(HEADINGS, lines, given.seeds, runs[0]))
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main))

@@ -48,6 +48,7 @@ SMALL_VAE = vae.Config(
   up_block_types=("UpDecoderBlock2D",) * 4,
   layers_per_block=1,
 )
+DTYPES = ("float32", "bfloat16")
 
 
 class Sizes(NamedTuple):

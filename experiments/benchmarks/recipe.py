@@ -16,10 +16,10 @@ is the median of such pairs, the default's own showing what noise there is. A
 file given by --json keeps every (variant, seed), and a study continues it.
 """
 
-import argparse
 import copy
 import json
 import pathlib
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ from experiments.measures import evaluation
 from experiments.problems import exact
 from experiments.problems.exact import Exact
 from experiments.reporting import tables
-from experiments.runtime import keys, outcome, workdir
+from experiments.runtime import arguments, keys, outcome, workdir
 
 MARKS = (0, 50, 100, 200, 500)  # updates after which a gap is measured
 CHAINS = 6000  # that it is measured on
@@ -220,23 +220,25 @@ def markdown(
 
 def main() -> None:
   """Runs the study and prints its table."""
-  parser = argparse.ArgumentParser(description="What the recipe's parts do.")
-  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-  parser.add_argument("--updates", type=int, default=300)
-  parser.add_argument("--batch", type=int, default=128)
+  parser = arguments.Parser(__doc__)
+  count = arguments.at_least(1)
+  parser.add_argument(
+    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1]
+  )
+  parser.add_argument("--updates", type=count, default=300)
+  parser.add_argument("--batch", type=count, default=128)
   parser.add_argument(
     "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)
   )
-  parser.add_argument("--json", type=pathlib.Path)
-  arguments = parser.parse_args()
+  parser.add_argument("--json", type=arguments.new_file)
+  given = parser.parse_args()
   config = mixture.get_config()
   config.control.update(
-    objective="ctrl", num_steps=arguments.updates, batch_size=arguments.batch
+    objective="ctrl", num_steps=given.updates, batch_size=given.batch
   )
-  study = run(config, arguments.variants, arguments.seeds, arguments.json)
-  print(markdown(study, arguments.variants, arguments.seeds))
+  study = run(config, given.variants, given.seeds, given.json)
+  print(markdown(study, given.variants, given.seeds))
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

@@ -25,10 +25,9 @@ K + 1. Neither counts what is computed again at the same x: ctrl's backward
 pass, once, and ppo's inner steps, four times and backwards.
 """
 
-import argparse
 import itertools
-import pathlib
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ from experiments import outputs
 from experiments.benchmarks import objectives
 from experiments.configs import mixture
 from experiments.reporting import tables
-from experiments.runtime import outcome, workdir
+from experiments.runtime import arguments, outcome, workdir
 
 SHARES = {"ppo": 2, "ctrl": 10}  # of --queries, in a run of the search
 BATCHES = (32, 64, 128, 256)
@@ -85,7 +84,7 @@ def search(name: str, table: np.ndarray, **settings: Any) -> dict[str, Any]:
 
 def compare(
   seeds: Sequence[int], *, queries: int, gamma: float
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
   """Trains ppo once on every seed, and ctrl until it is as good.
 
   Args:
@@ -93,9 +92,9 @@ def compare(
     queries: of ppo, and the most of ctrl.
     gamma: guidance strength.
 
-  Returns:
-    For ppo and ctrl what `search` found, and by seed its "runs", the rows of
-    `train` of every run that was made; and the "steps" K.
+  Yields:
+    After each run, for ppo and ctrl what `search` found, and by seed its
+    "runs", the rows of `train` of every run that was made; and the "steps" K.
   """
   logs = {seed: objectives.evidence(seed, gamma=gamma) for seed in seeds}
   found: dict[str, Any] = {"steps": mixture.get_config().kernel.num_steps}
@@ -119,9 +118,9 @@ def compare(
           )
         )
         print(f"{name}, seed {seed}: {rows[-1]}", flush=True)
+        yield found
         if name == "ctrl" and reached(found, seed, rows[-1]):
           break
-  return found
 
 
 def reached(found: dict[str, Any], seed: int, row: Row) -> bool:
@@ -175,21 +174,26 @@ def markdown(found: dict[str, Any]) -> str:
 
 def main() -> None:
   """Runs the comparison and prints its table."""
-  parser = argparse.ArgumentParser(
-    description="Reward queries that ctrl needs to get as far as ppo."
+  parser = arguments.Parser(__doc__)
+  parser.add_argument(
+    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2]
   )
-  parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-  parser.add_argument("--queries", type=int, default=76800, help="of ppo")
+  parser.add_argument(
+    "--queries",
+    type=arguments.at_least(max(SHARES.values()) * max(BATCHES)),
+    default=76800,
+    help="of ppo",
+  )
   parser.add_argument("--gamma", type=float, default=1.0)
-  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+  parser.add_argument("--json", type=arguments.new_file, help="file to write")
   given = parser.parse_args()
-  found = compare(given.seeds, queries=given.queries, gamma=given.gamma)
+  found: dict[str, Any] = {}
+  for found in compare(given.seeds, queries=given.queries, gamma=given.gamma):
+    if given.json:
+      header = outputs.provenance()
+      workdir.write_json(given.json, {**header, "results": found})
   print(markdown(found))
-  if given.json:
-    header = outputs.provenance()
-    workdir.write_json(given.json, {**header, "results": found})
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

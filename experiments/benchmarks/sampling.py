@@ -17,8 +17,7 @@ it looks at are computed for every sample. FLOPs are those of one evaluation, as
 XLA counts them.
 """
 
-import argparse
-import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -34,7 +33,7 @@ from experiments.configs import digits, fashion
 from experiments.measures import speed
 from experiments.problems.problem import Problem
 from experiments.reporting import tables
-from experiments.runtime import outcome, workdir
+from experiments.runtime import arguments, outcome, workdir
 
 COLUMNS = (
   "control,K,samples at a time,plain (s a sample),controlled,"
@@ -122,25 +121,23 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def main() -> None:
   """Measures every row and prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = arguments.Parser(__doc__)
+  count = arguments.at_least(1)
   parser.add_argument("--only", nargs="+", choices=CONTROLS, default=CONTROLS)
-  parser.add_argument("--steps", type=int, default=32)
-  parser.add_argument("--rounds", type=int, default=10)
-  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+  parser.add_argument("--steps", type=count, default=32)
+  parser.add_argument("--rounds", type=count, default=10)
+  parser.add_argument("--json", type=arguments.new_file, help="file to write")
   given = parser.parse_args()
   rows = []
   for name in given.only:
     rows.append(measure(name, steps=given.steps, rounds=given.rounds))
     print(rows[-1], flush=True)
+    if given.json:
+      header = outputs.provenance()
+      workdir.write_json(given.json, {**header, "results": rows})
   print(outputs.device())
   print(markdown(rows))
-  if given.json:
-    header = outputs.provenance()
-    workdir.write_json(given.json, {**header, "results": rows})
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

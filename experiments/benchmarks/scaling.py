@@ -19,8 +19,8 @@ A CPU is given as many virtual devices as are asked for. They share its cores,
 so their rows show what dividing the program costs, and no speed-up.
 """
 
-import argparse
-import pathlib
+import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Sizes
 from experiments.benchmarks.update import Compiled
 from experiments.reporting import tables
-from experiments.runtime import outcome, workdir
+from experiments.runtime import arguments, outcome, workdir
 
 COLUMNS = (
   "varied,to,compiling (s),update (s),÷ first (least to largest),"
@@ -115,33 +115,34 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def main() -> None:
   """Measures every list and prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = arguments.Parser(__doc__)
+  count = arguments.at_least(1)
   parser.add_argument("--model", default="digits", choices=programs.MODELS)
   for name, sizes in DEFAULTS.items():
-    parser.add_argument(f"--{name}", type=int, nargs="+", default=sizes)
-  parser.add_argument("--dtype", default="float32")
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+    parser.add_argument(f"--{name}", type=count, nargs="+", default=sizes)
+  parser.add_argument("--dtype", default="float32", choices=programs.DTYPES)
+  parser.add_argument("--rounds", type=count, default=5)
+  parser.add_argument("--json", type=arguments.new_file, help="file to write")
   given = parser.parse_args()
   jax.config.update("jax_num_cpu_devices", max(given.devices))
   if max(given.devices) > jax.device_count():
     parser.error(f"--devices: there are {jax.device_count()}")
   rows: list[Row] = []
-  lists = {name: getattr(given, name) for name in DEFAULTS}
-  for varied, group in cases(lists).items():
+  groups = cases({name: getattr(given, name) for name in DEFAULTS})
+  for case in itertools.chain(*groups.values()):
+    if case.batch % case.devices:
+      parser.error(f"{case.devices} devices cannot share {case.batch} chains")
+  for varied, group in groups.items():
     rows += measure(
       given.model, varied, group, dtype=given.dtype, rounds=given.rounds
     )
     print(*rows[-len(group) :], sep="\n", flush=True)
+    if given.json:
+      header = outputs.provenance()
+      workdir.write_json(given.json, {**header, "results": rows})
   print(f"{given.model}, {outputs.device()}")
   print(markdown(rows))
-  if given.json:
-    header = outputs.provenance()
-    workdir.write_json(given.json, {**header, "results": rows})
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

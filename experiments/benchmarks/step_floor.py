@@ -17,7 +17,7 @@ dynamic programming from the end,
 and the floor of the gap is the mean of h_0 - v_0 over the start.
 """
 
-import argparse
+import sys
 
 import numpy as np
 import scipy.special
@@ -25,7 +25,7 @@ import scipy.special
 from ctrl_jax import kernels
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.sde import VP
-from experiments.runtime import outcome
+from experiments.runtime import arguments, outcome
 
 # In units of the noise of a mean over 64 pixels, 1/8 of a pixel's.
 NOISE = 1 / 8
@@ -71,25 +71,25 @@ def floor(kernel: Kernel, sde: VP, y: int) -> tuple[float, float]:
 
 def main() -> None:
   """Prints the floor for several numbers of steps and powers of the grid."""
-  parser = argparse.ArgumentParser(
-    description="The least gap of any policy on a one-number model of digits."
+  parser = arguments.Parser(__doc__)
+  parser.add_argument(
+    "--steps", type=arguments.at_least(1), nargs="+", default=[25, 50]
   )
-  parser.add_argument("--steps", type=int, nargs="+", default=[25, 50])
   parser.add_argument(
     "--power", type=float, nargs="+", default=[1.0, 1.5, 1.75, 2.5]
   )
-  arguments = parser.parse_args()
+  given = parser.parse_args()
   sde = VP()
   print("steps  power   log Z   floor of the gap (nats)   by y")
-  for steps in arguments.steps:
-    for power in arguments.power:
+  for steps in given.steps:
+    for power in given.power:
       kernel = kernels.ddim(sde, kernels.time_grid(steps, power=power))
       rows = np.array([floor(kernel, sde, y) for y in range(len(EDGES) + 1)])
       by_y = " ".join(f"{value:.3f}" for value in rows[:, 1])
       log_z, gap = rows.mean(0)
-      print(f"{steps:5}  {power:5.2f}  {log_z:6.3f}   {gap:23.3f}   {by_y}")
+      row = f"{steps:5}  {power:5.2f}  {log_z:6.3f}   {gap:23.3f}   {by_y}"
+      print(row, flush=True)
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

@@ -20,11 +20,10 @@ which a matrix product of the same dtype reaches on this machine, measured
 beforehand: no data sheet is asked.
 """
 
-import argparse
 import itertools
 import math
-import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -39,7 +38,7 @@ from experiments import outputs
 from experiments.benchmarks import memory_plan, programs
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.reporting import tables
-from experiments.runtime import devices, outcome, workdir
+from experiments.runtime import arguments, devices, outcome, workdir
 
 COLUMNS = (
   "model,dtype,K,differentiated,batch,compiling (s),update (s),samples/s,"
@@ -158,17 +157,20 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def main() -> None:
   """Measures every row and prints the table."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-  )
+  parser = arguments.Parser(__doc__)
+  count = arguments.at_least(1)
   parser.add_argument("--model", default="digits", choices=programs.MODELS)
-  parser.add_argument("--steps", type=int, nargs="+", default=[10, 25, 50, 100])
-  parser.add_argument("--backprop-steps", type=int, nargs="+", default=[0])
-  parser.add_argument("--batch", type=int, nargs="+", default=[64])
-  parser.add_argument("--parts", type=int, default=1)
-  parser.add_argument("--dtype", default="float32")
-  parser.add_argument("--repeats", type=int, default=5)
-  parser.add_argument("--json", type=pathlib.Path, help="file to write")
+  parser.add_argument(
+    "--steps", type=count, nargs="+", default=[10, 25, 50, 100]
+  )
+  parser.add_argument(
+    "--backprop-steps", type=arguments.at_least(0), nargs="+", default=[0]
+  )
+  parser.add_argument("--batch", type=count, nargs="+", default=[64])
+  parser.add_argument("--parts", type=count, default=1)
+  parser.add_argument("--dtype", default="float32", choices=programs.DTYPES)
+  parser.add_argument("--repeats", type=count, default=5)
+  parser.add_argument("--json", type=arguments.new_file, help="file to write")
   given = parser.parse_args()
   whole = math.gcd(*given.batch) // given.parts
   jax.config.update("jax_num_cpu_devices", devices.virtual(whole))
@@ -180,13 +182,12 @@ def main() -> None:
     row = measure(given.model, sizes, repeats=given.repeats)
     rows.append({**row, "share": row["flops"] / row["seconds"] / best})
     print(rows[-1], flush=True)
+    if given.json:
+      header = {**outputs.provenance(), "peak": best}
+      workdir.write_json(given.json, {**header, "results": rows})
   print(f"{outputs.device()}, peak {best / 1e12:.3g} TFLOPs a second")
   print(markdown(rows))
-  if given.json:
-    header = outputs.provenance()
-    workdir.write_json(given.json, {**header, "peak": best, "results": rows})
 
 
 if __name__ == "__main__":
-  outcome.replace_unprintable()
-  main()
+  sys.exit(outcome.exit_code(main, resumes=False))

@@ -29,7 +29,7 @@ def run(config: str, folder: pathlib.Path, *settings: str) -> Mapping[str, Any]:
     *settings: fields that are changed, as KEY=VALUE.
 
   Raises:
-    SystemExit: the run failed, or SIGTERM stopped it; it has said so.
+    SystemExit: the run failed, or SIGTERM stopped it; it has said why.
   """
   path = folder / "results.json"
   command = [
@@ -42,9 +42,15 @@ def run(config: str, folder: pathlib.Path, *settings: str) -> Mapping[str, Any]:
   ]
   if not path.exists():
     print(" ".join(command[1:]), flush=True)
-  done = subprocess.run(command, stdout=subprocess.DEVNULL)
-  if done.returncode or not path.exists():
-    raise SystemExit(done.returncode)
+  process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+  try:
+    code = process.wait()
+  except BaseException:  # it saves, and leaves
+    process.terminate()
+    process.wait()
+    raise
+  if code or not path.exists():
+    raise SystemExit(128 - code if code < 0 else code)
   results: Mapping[str, Any] = json.loads(path.read_text())
   return results
 

@@ -21,6 +21,14 @@ class Parser(argparse.ArgumentParser):
     """Raises ValueError, where argparse prints how the command is used."""
     raise ValueError(f"{message} (--help explains)")
 
+  def parse_overrides(self) -> tuple[argparse.Namespace, list[str]]:
+    """Flags, and apart from them those of runs, --config.FIELD=VALUE."""
+    given, rest = self.parse_known_args()
+    for argument in rest:
+      if not argument.startswith("--config."):
+        self.error(f"unexpected argument {argument!r}")
+    return given, rest
+
 
 def at_least(least: int) -> Callable[[str], int]:
   """Reads whole numbers that are no smaller."""

@@ -48,7 +48,13 @@ def keys(batch: int) -> jax.Array:
 
 
 def write(folder: pathlib.Path, *, batch: int, steps: int) -> None:
-  """Writes all files into an empty folder."""
+  """Writes all files into an empty folder.
+
+  Raises:
+    ValueError: there are fewer prompts than chains.
+  """
+  if batch > len(ANIMALS):
+    raise ValueError(f"--batch is {batch}: use at most {len(ANIMALS)}")
   model = tiny_model.write(
     folder / "model",
     unet_config=dataclasses.asdict(UNET),

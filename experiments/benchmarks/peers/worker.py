@@ -77,5 +77,6 @@ class Worker:
     return answer
 
   def close(self) -> None:
-    """Ends the process."""
+    """Ends the process, whatever it is at."""
+    self._process.kill()
     self._process.communicate()
