@@ -64,7 +64,7 @@ test-fast: setup ## run the tests of up to five seconds
 test: setup ## run the tests
 	@$(TEST) -m "not long"
 
-test-all: setup ## run every test, those that train to a bar too
+test-all: setup $(PARITY_SETUP) $(TRL_SETUP) ## run every test, those that train to a bar too
 	@$(TEST)
 
 parity: $(PARITY_SETUP) ## compare with diffusers and transformers, on PyTorch

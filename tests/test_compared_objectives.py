@@ -33,9 +33,7 @@ def test_the_best_rate_of_the_first_seed_is_used_for_all(monkeypatch):
   )
   monkeypatch.setattr(recipe, "CHAINS", 300)
   monkeypatch.setattr(objectives, "RATES", (1e-6, 1e-2))
-  (found,) = objectives.compare(
-    ["path_consistency"], [5], updates=9, gamma=1.0
-  )
+  (found,) = objectives.compare(["path_consistency"], [5], updates=9, gamma=1.0)
   row = found["path_consistency"]
   assert row["search"][1e-2] < row["search"][1e-6] and row["rate"] == 1e-2
   gaps = [mark["gap"] for mark in row["runs"][5]["curve"]]

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every `python -m` command that readers are told, at its smallest size.
+
+What is smallest is added to the command's own flags, of which the last counts.
+A module that has no entry here fails. `make` targets are these commands.
+"""
+
+import itertools
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from experiments import compare, exactness
+from experiments.configs import rules
+from experiments.runtime import flags
+from tests import documented, toy_garments
+from tests.documented import ROOT, filled_in, parser_of
+
+pytestmark = pytest.mark.filterwarnings(
+  "ignore:the load_module:DeprecationWarning"
+)
+# Of a study, which has runs.
+FEW = (
+  "--seeds 0 --config.kernel.num_steps=4 --config.control.num_steps=2"
+  " --config.evaluate.num_samples=600 --config.evaluate.num_reference=2000"
+)
+SMALLEST = {
+  "compare": f"--only mixture {FEW} --config.compare.strengths=(1.0,)"
+  " --config.compare.num_steps=2 --config.compare.particles=16"
+  " --config.compare.classifier.num_steps=20 --config.compare.gammas=()",
+  "exactness": f"--only gaussian mixture {FEW}",
+  "benchmarks.error_budget": "--gamma 1 --updates 2"
+  " --config.kernel.num_steps=3 --config.control.num_steps=2"
+  " --config.evaluate.num_samples=600 --config.evaluate.num_reference=4000",
+  "benchmarks.faults": "--only kill --kills 1 --others 0",
+  "benchmarks.host_overhead": "--steps 2 --batch 4 --rounds 1",
+  "benchmarks.memory_plan": "--batch 1 --parts 1 --steps 2 --backprop-steps 1",
+  "benchmarks.objectives": "--seeds 0 --updates 6 --only ctrl ppo",
+  "benchmarks.offline_sets": "--config digits.py:smoke --seeds 0 --sizes 20",
+  "benchmarks.recipe": "--seeds 0 --updates 1 --batch 8 --variants default",
+  "benchmarks.reward_queries": "--seeds 0 --queries 2560",
+  "benchmarks.sampling": "--steps 2 --rounds 1"
+  " --only 'digits, head' 'sd-small, adapters'",
+  "benchmarks.scaling": "--steps 1 2 --batch 4 --side 8 16 --devices 1 2"
+  " --rounds 1",
+  "benchmarks.step_floor": "--steps 2 --power 1.5",
+  "benchmarks.update": "--steps 2 --backprop-steps 0 1 --batch 4 --repeats 1",
+}
+ELSEWHERE = {  # runs in a test of its own
+  "benchmarks.injected": "test_faults.py",
+  "benchmarks.peers": "test_peers.py",
+  "export": "test_export_command.py",
+}
+FILES = ("digits", "fashion", "gaussian", "mixture", "sd15_compressibility")
+PAGES = {"compare": "comparison", "exactness": "exactness"}
+
+
+def told() -> dict[str, list[list[str]]]:
+  """Words after every module of experiments that is told, each once."""
+  found: dict[str, list[list[str]]] = {}
+  for _, text in documented.commands():
+    match = re.match(r"\S*python -m experiments\.(\S+) ?(.*)", text)
+    if match:
+      words = filled_in(match[2], f"experiments.{match[1]}")
+      found.setdefault(match[1], []).append(words)
+  return found
+
+
+def small_benchmarks(module: str) -> list[list[str]]:
+  """Flags of a module's commands, each of what is parsed once."""
+  found = {}
+  for words in told()[module]:
+    small = [*words, *shlex.split(SMALLEST[module])]
+    given, rest = parser_of(f"experiments.{module}").parse_known_args(small)
+    given.json = None
+    fields = sorted({field.partition("=")[0] for field in rest})
+    found[f"{given} {fields}"] = small
+  return list(found.values())
+
+
+def small_runs(file: str) -> list[list[str]]:
+  """Flags of runs of a config file, each of what they are but for seeds once.
+
+  Those that need weights are left out.
+  """
+  found: dict[str, list[str]] = {}
+  for words in told()["run"]:
+    config, _, variant = "".join(words[:1]).partition(":")
+    needed = "/path/to" in " ".join(words) or config.endswith("multitask.py")
+    if not config.endswith(f"/{file}.py") or needed:
+      continue
+    small = [*words, *changes(words, config)]
+    fields = rules.flatten(flags.parse(["run", *small])[0])
+    known = {k: v for k, v in fields.items() if not k.endswith("seed")}
+    found.setdefault(str(known), small)
+  return list(found.values())
+
+
+def changes(words: list[str], config: str) -> list[str]:
+  """Flags that make a run as small as its file's toy variant."""
+  toy_variant = "tiny" if "/sd15" in config else "smoke"
+  commands = (words, [config], [f"{config}:{toy_variant}"])
+  mine, default, toy = (
+    rules.flatten(flags.parse(["run", *command])[0]) for command in commands
+  )
+  smaller = {
+    field: value
+    for field, value in toy.items()
+    if field != "variant"
+    and value != default[field]
+    # What the variant is about is left, unless it is a size.
+    and (mine[field] == default[field] or isinstance(mine[field], int | float))
+  } | {"control.ppo.group": 4}
+  return [f"--config.{field}={value}" for field, value in smaller.items()]
+
+
+@pytest.fixture
+def sandbox(tmp_path):
+  """A folder that looks like this one, and that commands may write into."""
+  for name in ("ctrl_jax", "experiments"):
+    (tmp_path / name).symlink_to(ROOT / name)
+  shutil.copytree(ROOT / "docs", tmp_path / "docs")
+  return tmp_path
+
+
+def finish(folder: pathlib.Path, *words: str) -> subprocess.CompletedProcess:
+  """Runs a module of experiments in a folder."""
+  return subprocess.run(
+    [sys.executable, "-m", f"experiments.{words[0]}", *words[1:]],
+    cwd=folder,
+    env=os.environ | {"XLA_FLAGS": ""},
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_every_module_that_is_told_is_run():
+  assert set(told()) == {"run"} | SMALLEST.keys() | ELSEWHERE.keys()
+  assert all((ROOT / "tests" / name).exists() for name in ELSEWHERE.values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("module", SMALLEST)
+def test_a_benchmark_ends_in_its_table(module, sandbox):
+  for words in small_benchmarks(module):
+    done = finish(sandbox, module, *words)
+    # Of exactness 1 says that bars were missed, as they are at such a size.
+    assert done.returncode == (module == "exactness"), done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stdout.splitlines()) > 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("file", FILES)
+def test_a_run_ends_in_its_report(file, sandbox):
+  toy_garments.write(sandbox / "garments", 400)
+  more = ["--config.data.dir=garments"] if file == "fashion" else []
+  for words in small_runs(file):
+    shutil.rmtree(sandbox / "runs", ignore_errors=True)
+    done = finish(sandbox, "run", *words, *more)
+    assert done.returncode == 0, done.stderr
+    report = done.stdout.splitlines()[-1].split()[-1]
+    assert (sandbox / report).is_file()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+  ("module", "seeds", "names"),
+  [("exactness", 5, exactness.ROWS), ("compare", 3, compare.STUDIES)],
+)
+def test_docs_are_written_by_what_make_runs(module, seeds, names, sandbox):
+  """From finished runs, which a study does not make again."""
+  finish(sandbox, module, *shlex.split(SMALLEST[module]))
+  made = sandbox / "runs" / module
+  for name, seed in itertools.product(names, range(seeds)):
+    family = name.partition("-")[0]
+    source = made / f"{family}-0"
+    if not source.exists():  # digits and fashion, whose tables are alike
+      source = made / "mixture-0"
+    (made / f"{name}-{seed}").mkdir(exist_ok=True)
+    target = made / f"{name}-{seed}" / "results.json"
+    if target.parent != source:
+      shutil.copy(source / "results.json", target)
+  before = (ROOT / "docs" / f"{PAGES[module]}.md").read_text()
+  done = finish(sandbox, module, "--write")
+  assert "Traceback" not in done.stderr, done.stderr
+  after = (sandbox / "docs" / f"{PAGES[module]}.md").read_text()
+  rest = re.compile("(?<= -->\n).*?(?=<!-- end of table)", re.S)
+  assert after != before and rest.sub("", after) == rest.sub("", before)
