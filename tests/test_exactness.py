@@ -4,6 +4,7 @@
 import json
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from experiments import compare, exactness
 from experiments.configs import mixture
 from experiments.reporting import studies
 from experiments.runtime import workdir
+from tests.toy_processes import finish, start, wait_for
 
 CONFIGS = pathlib.Path("experiments/configs")
 
@@ -117,6 +119,29 @@ def test_docs_have_the_markers_and_every_row_a_config():
   assert "<!-- table: make exactness -->" in exactness.PAGE.read_text()
   for row in exactness.ROWS.values():
     assert (CONFIGS / row.config.partition(":")[0]).exists()
+
+
+def test_a_run_that_fails_ends_the_study_with_its_code(tmp_path, capfd):
+  with pytest.raises(SystemExit) as ended:
+    studies.run("mixture.py", tmp_path / "run", "seed=many")
+  assert ended.value.code == 2
+  assert capfd.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.long
+def test_a_study_that_is_stopped_has_its_run_save(tmp_path):
+  folder = tmp_path / "gaussian-0"
+  words = ["--only", "gaussian", "--seeds", "0", "--workdir", str(tmp_path)]
+  words += ["--config.control.num_steps=100000", "--config.control.log_every=1"]
+  words += ["--config.control.save_every=100000", "--config.kernel.num_steps=2"]
+  words += ["--config.evaluate.num_reference=1000"]
+  study = start([sys.executable, "-m", "experiments.exactness", *words])
+  wait_for(folder, "metrics.jsonl", study)
+  study.send_signal(signal.SIGTERM)
+  _, said, code = finish([study])[0]
+  assert code == 0 and said.count("SIGTERM") == 2  # the study's and the run's
+  last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+  assert (folder / "checkpoints" / "control" / str(last["step"])).is_dir()
 
 
 def run(folder: pathlib.Path, config: str, **changes: object) -> dict:

@@ -59,7 +59,7 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.compared_policies import Controlled
 from experiments.benchmarks.optimal_control import Grid, Optimum
-from experiments.configs import mixture, rules
+from experiments.configs import mixture
 from experiments.runtime import arguments, flags, logs, outcome
 from experiments.runtime.workdir import write_json
 from experiments.training import control, pretraining
