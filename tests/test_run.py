@@ -71,11 +71,11 @@ def test_a_run_that_is_done_has_not_failed_by_a_late_sigterm() -> None:
 
 @pytest.mark.usefixtures("handlers")
 def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
-  def code(error: BaseException) -> int:
+  def code(error: BaseException, *, resumes: bool = True) -> int:
     def fail() -> None:
       raise error
 
-    return exit_code(fail)
+    return exit_code(fail, resumes=resumes)
 
   assert exit_code(lambda: None) == 0
   assert capsys.readouterr().err == ""
@@ -85,6 +85,11 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
   assert capsys.readouterr().err.startswith("error: control: loss is nan at st")
   assert code(KeyboardInterrupt()) == 130
   assert "same command continues" in capsys.readouterr().err
+  assert code(KeyboardInterrupt(), resumes=False) == 130
+  assert capsys.readouterr().err == ""
+  with pytest.raises(SystemExit) as stopped:
+    signal.raise_signal(signal.SIGTERM)
+  assert stopped.value.code == 143
   # A ValueError of ours is the user's; one from elsewhere is a bug of ours.
   assert exit_code(lambda: rules.validate(base.get_config())) == 2
   assert "experiment is ''" in capsys.readouterr().err

@@ -222,7 +222,7 @@ def main() -> None:
   parser.add_argument(
     "--updates", type=arguments.at_least(2), default=800, help="of the fit"
   )
-  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  parser.add_argument("--json", type=arguments.writable, help="file to write")
   given, overrides = parser.parse_overrides()
   # All mistakes before the first costs.
   configs = {

@@ -138,7 +138,7 @@ def main() -> None:
     help="updates",
   )
   parser.add_argument("--rounds", type=count, default=10)
-  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
   sizes = Sizes(given.batch, 1, given.steps, given.steps, "float32")
   jax.config.update("jax_num_cpu_devices", devices.virtual(given.batch))

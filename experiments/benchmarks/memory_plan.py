@@ -102,7 +102,7 @@ def main() -> None:
   parser.add_argument("--batch", type=count, default=4, help="chains")
   parser.add_argument("--parts", type=count, default=4, help="of the batch")
   parser.add_argument("--steps", type=count, default=50, help="K")
-  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
   if "cudnn" in given.attention and jax.default_backend() != "gpu":
     parser.error("--attention cudnn is for a GPU of NVIDIA's: use xla")

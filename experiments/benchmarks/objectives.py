@@ -152,7 +152,7 @@ def main() -> None:
   parser.add_argument(
     "--only", nargs="+", choices=EVALUATIONS, default=list(EVALUATIONS)
   )
-  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
   found: dict[str, Any] = {}
   for found in compare(

@@ -230,7 +230,7 @@ def main() -> None:
   parser.add_argument(
     "--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS)
   )
-  parser.add_argument("--json", type=arguments.new_file)
+  parser.add_argument("--json", type=arguments.writable)
   given = parser.parse_args()
   config = mixture.get_config()
   config.control.update(

@@ -185,7 +185,7 @@ def main() -> None:
     help="of ppo",
   )
   parser.add_argument("--gamma", type=float, default=1.0)
-  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
   found: dict[str, Any] = {}
   for found in compare(given.seeds, queries=given.queries, gamma=given.gamma):

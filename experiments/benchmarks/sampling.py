@@ -126,7 +126,7 @@ def main() -> None:
   parser.add_argument("--only", nargs="+", choices=CONTROLS, default=CONTROLS)
   parser.add_argument("--steps", type=count, default=32)
   parser.add_argument("--rounds", type=count, default=10)
-  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
   rows = []
   for name in given.only:

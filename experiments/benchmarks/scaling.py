@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument(f"--{name}", type=count, nargs="+", default=sizes)
   parser.add_argument("--dtype", default="float32", choices=programs.DTYPES)
   parser.add_argument("--rounds", type=count, default=5)
-  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
   jax.config.update("jax_num_cpu_devices", max(given.devices))
   if max(given.devices) > jax.device_count():

@@ -170,7 +170,7 @@ def main() -> None:
   parser.add_argument("--parts", type=count, default=1)
   parser.add_argument("--dtype", default="float32", choices=programs.DTYPES)
   parser.add_argument("--repeats", type=count, default=5)
-  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
   whole = math.gcd(*given.batch) // given.parts
   jax.config.update("jax_num_cpu_devices", devices.virtual(whole))

@@ -12,7 +12,7 @@ class Parser(argparse.ArgumentParser):
   """Flags of a command that `outcome.exit_code` runs."""
 
   def __init__(self, doc: str | None) -> None:
-    """Doc: the docstring of the command's module, which --help prints."""
+    """Takes the docstring of the command's module, which --help prints."""
     super().__init__(
       description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +47,7 @@ def at_least(least: int) -> Callable[[str], int]:
   return read
 
 
-def new_file(text: str) -> pathlib.Path:
+def writable(text: str) -> pathlib.Path:
   """A file that can be written, known before there is something to lose."""
   path = pathlib.Path(text)
   if path.is_dir() or not os.access(path.parent, os.W_OK):

@@ -142,7 +142,7 @@ def main() -> None:
   parser.add_argument(
     "--rounds", type=number, default=5, help="after the first"
   )
-  parser.add_argument("--json", type=arguments.new_file, help="file to write")
+  parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
   found: dict[str, list[Answer]] = {}
   with tempfile.TemporaryDirectory() as name:
