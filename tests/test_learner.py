@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from ctrl_jax.learner import make_learner
+from ctrl_jax.learner import from_loss, make_learner
 from tests import linear_gaussian as lg
 
 KEYS = lg.keys(2)
@@ -107,6 +107,51 @@ def test_a_fresh_state_can_be_donated():
 def test_decays_outside_0_and_1_are_refused(decay):
   with pytest.raises(ValueError, match="ema_decay"):
     _make(ema_decay=decay)
+
+
+def test_inner_steps_descend_on_what_was_collected_once():
+  # Slope 3 and rate 1/3: each step takes 1 from a. Data are those of the
+  # parameters before, not of the averaged ones.
+  def collect(params, keys, batch):
+    return {"seen": params["a"] + batch}, {"collected": params["a"]}
+
+  def loss_fn(params, keys, data):
+    return _linear(params, keys, None)[0], data
+
+  learner = _make(loss_fn, collect_fn=collect, inner_steps=4)
+  state = learner.init(_params())
+  for before in (0.0, -4.0):
+    state, metrics = learner.update(state, KEYS, jnp.float32(10))
+    np.testing.assert_allclose(state.params["a"], before - 4, rtol=1e-6)
+    np.testing.assert_allclose(metrics["seen"], 10 + before, rtol=1e-6)
+    np.testing.assert_allclose(metrics["collected"], before, atol=1e-6)
+
+
+def test_an_optimiser_sees_the_parameters_that_it_lets_decay():
+  learner = _make(
+    _linear, optax.chain(optax.add_decayed_weights(0.5), optax.sgd(1.0))
+  )
+  start = {"a": jnp.float32(2), "b": jnp.ones(1)}
+  state, metrics = learner.update(learner.init(start), KEYS, None)
+  np.testing.assert_allclose(state.params["a"], 2 - 3 - 0.5 * 2)
+  np.testing.assert_allclose(metrics["gradient_norm"], 5, rtol=1e-6)
+
+
+def test_a_learner_of_a_loss_passes_its_settings_on():
+  made = []
+
+  def make_loss(*problem, **settings):
+    made.append((problem, settings))
+    return _linear
+
+  make = from_loss(make_loss)
+  learner = make(*(1, 2, 3, optax.sgd(1.0)), axis_name=None, ema_decay=0.0, gamma=4)
+  assert made == [((1, 2, 3), {"gamma": 4})]
+  state, _ = learner.update(learner.init(_params()), KEYS, None)
+  np.testing.assert_array_equal(state.ema_params["a"], state.params["a"])
+  learner = make(1, 2, 3, optax.sgd(1.0), axis_name=None, accumulate=2)
+  with pytest.raises(ValueError, match="3 examples .* 2 equal parts"):
+    learner.update(learner.init(_params()), lg.keys(3), jnp.zeros(3))
 
 
 def test_parts_of_a_batch_add_up_to_the_whole():

@@ -81,9 +81,9 @@ def make_batch(n):
   return {"c": jnp.zeros(n, jnp.int32), "y": y, "log_evidence": jnp.zeros(n)}
 
 
-def log_evidence(kernel):
-  """Exact log Z of every y at this number of steps and gamma = 1."""
+def log_evidence(kernel, *, gamma=1.0):
+  """Exact log Z of every y at this number of steps."""
   mean, var = (m[-1] for m in lg.moments(kernel, reference(kernel)))
   return np.array(
-    [lg.log_evidence(p, mean, var, gamma=1.0) for p in LIKELIHOODS]
+    [lg.log_evidence(p, mean, var, gamma=gamma) for p in LIKELIHOODS]
   )
