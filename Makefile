@@ -23,7 +23,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: help setup demo exactness faults compare peers format lint test-fast test test-all parity lock clean
+.PHONY: help setup demo exactness faults compare peers format lint test-fast test test-all mutants parity lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -64,8 +64,12 @@ test-fast: setup ## run the tests of up to five seconds
 test: setup ## run the tests
 	@$(TEST) -m "not long"
 
-test-all: setup $(PARITY_SETUP) $(TRL_SETUP) ## run every test, those that train to a bar too
+test-all: setup $(PARITY_SETUP) $(TRL_SETUP) ## run every test, those that train to a bar too, and mutants
 	@$(TEST)
+	@$(BIN)/python -m tests.mutants
+
+mutants: setup ## plant faults in the code, all of which tests must notice
+	@$(BIN)/python -m tests.mutants
 
 parity: $(PARITY_SETUP) ## compare with diffusers and transformers, on PyTorch
 	@$(PARITY)/bin/python -m pytest -q -n auto --dist loadfile tests/parity

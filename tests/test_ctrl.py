@@ -75,6 +75,15 @@ def test_metrics_have_their_closed_forms_summed_over_dimensions():
   )
 
 
+def test_loss_is_the_mean_over_chains_with_their_own_keys():
+  control, loss_fn = _control(), _loss(gamma=1.3)
+  rows = jax.tree.map(lambda a: a[:, None], (KEYS, BATCH))
+  losses, _ = jax.vmap(lambda row: loss_fn(control, *row))(rows)
+  whole, _ = loss_fn(control, KEYS, BATCH)
+  np.testing.assert_allclose(whole, losses.mean(), rtol=1e-5)
+  assert len(np.unique(losses)) == 6
+
+
 def test_gradient_agrees_with_finite_differences_in_three_directions():
   with jax.enable_x64(True):
     control = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), _control())

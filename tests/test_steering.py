@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ctrl_jax import policy, steering
-from ctrl_jax.sde import VP
+from ctrl_jax.sde import VE, VP
 
 CONTROLS, SHAPE, T = 3, (2,), jnp.float32(0.4)
 X = jax.random.normal(jax.random.key(0), (4, *SHAPE))
@@ -62,6 +62,40 @@ def test_a_head_sees_the_label_asked_for_and_on_request_all():
     found = change(X, 5 + CONTROLS + label, all_labels=True)
     expected = np.arcsinh(reward(x0, None, jnp.full(len(X), label)))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+class Repeat(nn.Module):
+  """Adds what it sees under a name."""
+
+  name_of: str
+
+  @nn.compact
+  def __call__(self, inputs: Any) -> jax.Array:
+    return getattr(inputs, self.name_of)
+
+
+def test_a_head_sees_the_state_the_predicted_end_and_the_slope_there():
+  sde, y = VE(std_max=4.0), jnp.array([0, 1, -1, 2])
+  alpha, std = 1.0, float(sde.std(T))
+  eps = 0.3 * np.asarray(X) + 0.1
+  x0 = (np.asarray(X) - std * eps) / alpha
+  # Of -(sum x0 - centre)^2, in every coordinate alike.
+  slope = -2 * (x0.sum(-1) - np.asarray(CENTRES)[y])[:, None] * np.ones(SHAPE)
+  expected = {"x": X / np.sqrt(1 + std**2), "x0": x0, "gradient": slope}
+  for name, seen in expected.items():
+    steered = steering.with_head(
+      policy.frozen(lambda c: lambda x, t: 0.3 * x + 0.1),
+      Repeat(name),
+      reward,
+      sde,
+      lambda t: 0.5 + t,
+      sample_shape=SHAPE,
+      num_controls=CONTROLS,
+    )
+    found = steered.pair_fn(steered.init(jax.random.key(1)), None, y)(X, T)
+    change = np.where(np.asarray(y)[:, None] < 0, 0, (0.5 + T) * seen)
+    np.testing.assert_allclose(found.eps - eps, change, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(found.reference, eps, rtol=1e-6)
 
 
 @pytest.mark.parametrize("column", [0, 5 + CONTROLS])

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import paths, sampling, transitions
+from ctrl_jax.sampling import Predictions
 from tests import linear_gaussian as lg
+from tests import toy_chain as short
 from tests import toy_control as toy
 
 KERNEL = toy.make_kernel(6)
@@ -103,3 +105,30 @@ def test_regression_costs_the_kl_between_the_control_and_the_best_for_a_slope():
     linear, weight = np.asarray(slope[k])[:, 0] * gain, KERNEL.kl_weight[k]
     short += linear**2 / (4 * weight) - (linear * d - weight * d**2)
   np.testing.assert_allclose(found, short, rtol=1e-4)
+
+
+def test_images_count_with_all_their_dimensions():
+  keys = lg.keys(3)
+  pair_fn = lambda theta: lambda x, t: Predictions(
+    short.policy(theta)(x, t), short.reference(x, t)
+  )
+  made = sampling.rollout(
+    keys, short.start(keys), short.KERNEL, pair_fn(0.5), keep_path=True
+  )
+  own, other = (
+    transitions.compare(made.path, short.KERNEL, pair_fn(theta))
+    for theta in (0.5, 0.2)
+  )
+  densities = [
+    paths.log_density(made.path, made.x, short.KERNEL, short.policy(theta))
+    for theta in (0.2, 0.5)
+  ]
+  np.testing.assert_allclose(
+    other.log_ratio, densities[0] - densities[1], rtol=1e-3
+  )
+  np.testing.assert_allclose(own.step_kl, made.step_kl, rtol=1e-4, atol=1e-6)
+  # Where nothing pulls, the best control is none.
+  paid = transitions.regress(
+    made.path.x, 0 * made.path.x, short.KERNEL, pair_fn(0.5)
+  )
+  np.testing.assert_allclose(paid, made.kl, rtol=1e-4)

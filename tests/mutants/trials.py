@@ -111,7 +111,7 @@ def pytest(
       _plant(copy / mutant.file, mutant)
     command = [
       *(sys.executable, "-B", "-m", "pytest", "-x", "-q", "--tb=line"),
-      *("-p", "no:cacheprovider", *options),
+      *("-p", "no:cacheprovider", "-p", "no:hypothesispytest", *options),
       *(f"tests/{test}" for test in tests),
     ]
     # First on the path, before what is installed; for what tests start too.
