@@ -112,7 +112,8 @@ def upsample(x, p, *, sides=None):
 def unet(x, steps, context, p, *, heads, groups, eps):
   """Two levels of one residual block, a transformer at the upper alone."""
   settings = {"groups": groups, "eps": eps}
-  e = time_embedding(steps, p["time_embedding"], width=x_width(p))
+  width = p["conv_in"]["kernel"].shape[-1]
+  e = time_embedding(steps, p["time_embedding"], width=width)
   block = lambda x, part, i: resnet(
     x, part[f"resnets.{i}"], embedding=e, **settings
   )
@@ -128,18 +129,11 @@ def unet(x, steps, context, p, *, heads, groups, eps):
   h = block(look(block(fourth, part, 0), part, 0), part, 1)
   for i, skip in enumerate((fourth, third)):
     h = block(np.concatenate([h, skip], -1), p["up_blocks.0"], i)
-  h = upsample(
-    h, p["up_blocks.0"]["upsamplers.0"], sides=second.shape[1:3]
-  )
+  h = upsample(h, p["up_blocks.0"]["upsamplers.0"], sides=second.shape[1:3])
   for i, skip in enumerate((second, first)):
     part = p["up_blocks.1"]
     h = look(block(np.concatenate([h, skip], -1), part, i), part, i)
-  return conv(silu(group_norm(h, p["conv_norm_out"], **settings)), p["conv_out"])
-
-
-def x_width(p):
-  """Channels of the highest level."""
-  return p["conv_in"]["kernel"].shape[-1]
+  return _project_out(h, p, settings)
 
 
 def coder(x, p, *, name, layers, groups):
@@ -159,7 +153,12 @@ def coder(x, p, *, name, layers, groups):
       x = conv(x, sampler, stride=2, before=0, after=1)
   if name == "down":
     x = _middle(x, p["mid_block"], settings)
-  return conv(silu(group_norm(x, p["conv_norm_out"], **settings)), p["conv_out"])
+  return _project_out(x, p, settings)
+
+
+def _project_out(x, p, settings):
+  h = silu(group_norm(x, p["conv_norm_out"], **settings))
+  return conv(h, p["conv_out"])
 
 
 def _middle(x, p, settings):

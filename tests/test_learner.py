@@ -145,7 +145,9 @@ def test_a_learner_of_a_loss_passes_its_settings_on():
     return _linear
 
   make = from_loss(make_loss)
-  learner = make(*(1, 2, 3, optax.sgd(1.0)), axis_name=None, ema_decay=0.0, gamma=4)
+  learner = make(
+    *(1, 2, 3, optax.sgd(1.0)), axis_name=None, ema_decay=0.0, gamma=4
+  )
   assert made == [((1, 2, 3), {"gamma": 4})]
   state, _ = learner.update(learner.init(_params()), KEYS, None)
   np.testing.assert_array_equal(state.ema_params["a"], state.params["a"])

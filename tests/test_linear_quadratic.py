@@ -73,6 +73,16 @@ def test_tilt_agrees_with_quadrature():
   np.testing.assert_allclose(tilted.covariance[0, 0], variance, rtol=1e-9)
 
 
+def test_gap_of_the_last_step_is_that_of_the_likelihood_alone():
+  # After it P = gamma w w^T / r^2, of which s^2 P has one eigenvalue.
+  kernel, steps = make(20, kernels.euler_maruyama)
+  solution = linear_quadratic.solve(steps, CONTROLS, **LIKELIHOOD)
+  value = kernel.std[-1] ** 2 * GAMMA / NOISE**2 * (DIRECTION @ DIRECTION)
+  expected = (value - np.log1p(value)) / 2
+  np.testing.assert_allclose(solution.step_gap[-1], expected, rtol=1e-8)
+  assert abs(solution.step_gap[0] / expected - 1) > 0.1
+
+
 def test_chain_tends_to_the_prior():
   errors = []
   for num_steps in (50, 100, 200):

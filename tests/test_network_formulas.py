@@ -87,28 +87,20 @@ def test_noisy_classifier():
 def test_residual_classifier():
   x = RNG.normal(size=(2, 5, 6, 3))
   found, p = _run(ResidualClassifier(3, widths=(8, 16), strides=(1, 2)), x)
-  for i, stride in enumerate((1, 2)):
+  for i in range(2):
     part = p[f"_Block_{i}"]
 
-    def convolve(x, k, stride, pads, part=part):
-      side = len(part[f"Conv_{k}"]["kernel"])
-      before, after = pads if side > 1 else (0, 0)
-      h = definition.conv(
-        *(x, part[f"Conv_{k}"]), stride=stride, before=before, after=after
-      )
-      norm, width = part[f"GroupNorm_{k}"], h.shape[-1]
-      return definition.group_norm(h, norm, groups=width // 8, eps=1e-6)
+    def normed(h, k, part=part):
+      norm, groups = part[f"GroupNorm_{k}"], h.shape[-1] // 8
+      return definition.group_norm(h, norm, groups=groups, eps=1e-6)
 
-    # SAME: of 5 rows every second is a middle; of 6, zeros come after.
-    h = convolve(x, 0, 1, (1, 1))
-    if stride == 2:
-      whole = definition.conv(x, part["Conv_0"])
-      h = whole[:, ::2, 1::2]
-      h = definition.group_norm(
-        h, part["GroupNorm_0"], groups=h.shape[-1] // 8, eps=1e-6
-      )
-    h = convolve(silu(h), 1, 1, (1, 1))
-    x = silu(h + convolve(x, 2, stride, (0, 0)))
+    h, beside = (definition.conv(x, part[f"Conv_{k}"]) for k in (0, 2))
+    if i == 1:
+      # Zeros are shared out before and after an odd side, and come after an
+      # even one, whose first middle is then the second pixel.
+      h, beside = h[:, ::2, 1::2], beside[:, ::2, ::2]
+    h = definition.conv(silu(normed(h, 0)), part["Conv_1"])
+    x = silu(normed(h, 1) + normed(beside, 2))
   _close(found, dense(x.mean((1, 2)), p["Dense_0"]))
 
 

@@ -114,7 +114,10 @@ def test_vae():
       up_block_types=("UpDecoderBlock2D",) * 2,
     )
   )
-  images, latents = RNG.uniform(-1, 1, (2, 4, 6, 3)), RNG.normal(size=(2, 2, 3, 4))
+  images, latents = (
+    RNG.uniform(-1, 1, (2, 4, 6, 3)),
+    RNG.normal(size=(2, 2, 3, 4)),
+  )
   arrays = [jnp.asarray(a, jnp.float32) for a in (images, latents)]
   params, exact = _params(network, arrays[0])
   run = jax.jit(network.apply, static_argnames="method")

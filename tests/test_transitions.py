@@ -109,8 +109,8 @@ def test_regression_costs_the_kl_between_the_control_and_the_best_for_a_slope():
 
 def test_images_count_with_all_their_dimensions():
   keys = lg.keys(3)
-  pair_fn = lambda theta: lambda x, t: Predictions(
-    short.policy(theta)(x, t), short.reference(x, t)
+  pair_fn = lambda theta: (
+    lambda x, t: Predictions(short.policy(theta)(x, t), short.reference(x, t))
   )
   made = sampling.rollout(
     keys, short.start(keys), short.KERNEL, pair_fn(0.5), keep_path=True
