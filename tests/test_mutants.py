@@ -91,6 +91,7 @@ def test_only_a_test_that_fails_kills(
     (_mutant(new="2 * x"), "changes nothing"),
     (_mutant(new="x +* 2"), "does not compile"),
     (_mutant(test="test_doubl"), "names no test"),
+    (_mutant(file="ctrl_jax/gone.py"), "is 0 times"),
     (_mutant(equivalent="so it is"), "needs tests, or else a reason"),
   ],
 )

@@ -61,7 +61,7 @@ def read(folder: pathlib.Path = LISTS) -> list[Mutant]:
 
 def faults(mutant: Mutant, root: pathlib.Path = ROOT) -> list[str]:
   """What is wrong with a mutant itself."""
-  source = (root / mutant.file).read_text()
+  source = _text(root / mutant.file)
   found = []
   if (times := source.count(mutant.old)) != 1:
     found.append(f"is {times} times in the file")
@@ -76,10 +76,15 @@ def faults(mutant: Mutant, root: pathlib.Path = ROOT) -> list[str]:
   for test in mutant.tests:
     file, _, name = test.partition("::")
     name = re.escape(name.partition("[")[0])
-    text = (root / "tests" / file).read_text()
+    text = _text(root / "tests" / file)
     if not re.search(rf"^def {name}\(", text, re.MULTILINE):
       found.append(f"names no test: {test}")
   return found
+
+
+def _text(file: pathlib.Path) -> str:
+  """What a file holds; nothing if it is not there."""
+  return file.read_text() if file.is_file() else ""
 
 
 def pytest(
