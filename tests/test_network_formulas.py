@@ -70,6 +70,10 @@ def test_mlp(zero):
   network = MLP((5, 6), 2, zero_output=zero)
   found, p = _run(network, x)
   _close(found, _mlp(x, p))
+  variables = {"params": jax.tree.map(jnp.float32, p)}
+  _, sown = network.apply(variables, jnp.float32(x), mutable="intermediates")
+  hidden = silu(dense(silu(dense(x, p["Dense_0"])), p["Dense_1"]))
+  _close(sown["intermediates"]["features"][0], hidden)
   fresh = network.init_with_output(jax.random.key(0), jnp.asarray(x))[0]
   assert (np.abs(fresh).max() == 0) == zero
 

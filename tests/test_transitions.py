@@ -4,6 +4,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy.stats
 
 from ctrl_jax import paths, sampling, transitions
 from ctrl_jax.sampling import Predictions
@@ -123,6 +124,13 @@ def test_images_count_with_all_their_dimensions():
     paths.log_density(made.path, made.x, short.KERNEL, short.policy(theta))
     for theta in (0.2, 0.5)
   ]
+  x, exact = [*np.asarray(made.path.x), np.asarray(made.x)], np.zeros(3)
+  for k, (t, a, b, s) in enumerate(zip(*short.KERNEL, strict=True)):
+    if s > 0:
+      centre = a * x[k] + b * np.asarray(short.policy(0.2)(x[k], t))
+      density = scipy.stats.norm.logpdf(x[k + 1], centre, s)
+      exact += density.sum((1, 2))
+  np.testing.assert_allclose(densities[0], exact, rtol=1e-4)
   np.testing.assert_allclose(
     other.log_ratio, densities[0] - densities[1], rtol=1e-3
   )

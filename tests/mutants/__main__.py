@@ -41,12 +41,14 @@ def main() -> int:
     return 1
   with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:
     trying = pool.map(trials.verdict, living)
-    verdicts = list(tqdm.tqdm(trying, total=len(living), disable=None))
-  alive = [verdict for verdict in verdicts if verdict]
-  print(*alive, sep="\n", end="\n" if alive else "")
+    alive = 0
+    for said in tqdm.tqdm(trying, total=len(living), disable=None):
+      if said:
+        alive += 1
+        tqdm.tqdm.write(said)
   print(
-    f"{len(living)} mutants: {len(living) - len(alive)} died, {len(alive)} did "
-    f"not; {len(chosen) - len(living)} more are equivalent, for stated reasons"
+    f"{len(living)} mutants: {len(living) - alive} died, {alive} did not; "
+    f"{len(chosen) - len(living)} more are equivalent, for stated reasons"
   )
   return 1 if alive else 0
 
