@@ -160,6 +160,18 @@ def test_logits_are_scaled_scores_of_all_pairs() -> None:
       np.testing.assert_allclose(logits[i, j], score / 0.07, rtol=1e-4)
 
 
+def test_a_text_is_embedded_at_its_end() -> None:
+  model = clip.Clip(clip.Config(text=TEXT, vision=VISION, projection_dim=12))
+  ids = random_ids(1, 9).at[:, 5].set(39)  # the end mark
+  variables = initialise(model, ids, jnp.ones((1, 8, 8, 3)))
+  found, behind, before = (
+    run(model, variables, given, method="embed_texts")
+    for given in (ids, ids.at[:, 7].set(7), ids.at[:, 2].set(7))
+  )
+  np.testing.assert_array_equal(found, behind)
+  assert np.abs(found - before).max() > 1e-3
+
+
 def test_inputs_of_another_size_are_refused() -> None:
   with pytest.raises(ValueError, match="10 tokens, but .*=9"):
     initialise(clip_text.TextEncoder(TEXT), random_ids(1, 10))

@@ -41,6 +41,19 @@ def test_stable_diffusion_15_has_its_known_figures() -> None:
   np.testing.assert_array_equal(ours.timesteps(50), np.arange(981, 0, -20))
 
 
+@pytest.mark.parametrize(
+  ("spacing", "expected"),
+  [
+    ("leading", [751, 501, 251, 1]),
+    ("trailing", [999, 749, 499, 249]),
+    ("linspace", [999, 666, 333, 0]),
+  ],
+)
+def test_four_steps_of_a_thousand(spacing: str, expected: list[int]) -> None:
+  ours = make(timestep_spacing=spacing)
+  assert ours.timesteps(4).tolist() == expected
+
+
 def test_the_leading_kernel_is_ddim_on_one_grid() -> None:
   ours = make()
   grid = np.append(np.arange(982, 1, -20), 1) / 1000
