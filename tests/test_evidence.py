@@ -168,27 +168,12 @@ def test_what_nothing_reaches_is_a_bound_and_so_is_its_mean(problem):
     assert run.after.mean.mean < case.log_z.mean()
 
 
-def test_a_label_that_no_sample_shows_is_not_known(problem):
-  """All get the same tiny probability: weights are even, and know nothing."""
-  log_p = np.full((400, 1, 2), np.log(0.5))
-  log_p[:, :, 1] = -15
-  found = evidence.trust(log_p, log_p)
-  np.testing.assert_allclose(found.effective, 400, rtol=1e-4)
-  assert found.known.tolist() == [[True, False]]
-  # Nor is one that a handful of them show, or of which nothing is left.
-  log_p[:9, :, 1] = 0
-  assert not evidence.trust(log_p, log_p).known[0, 1]
-  log_p[:, :, 1] = -np.inf
-  with np.errstate(all="ignore"):
-    assert not evidence.trust(log_p, log_p).known[0, 1]
-
-
 def test_a_policy_that_refutes_log_z_by_three_errors_is_heard(problem):
   log_p = np.log(np.random.default_rng(3).uniform(0.2, 0.8, (400, 1, 1)))
   found = evidence.of_samples(problem, log_p, 1.0)
   noise = np.random.default_rng(4).standard_normal((100, 1, 1))
-  noise = (noise - noise.mean()) / noise.std(ddof=1)
-  both = float(np.hypot(found.table.stderr[0, 0], 0.1))
+  noise = 0.2 * (noise - noise.mean()) / noise.std(ddof=1)
+  both = float(np.hypot(found.table.stderr[0, 0], 0.02))
   for sigmas, heard in ((2.9, False), (3.1, True), (-9.0, False)):
     log_w = float(found.table.mean[0, 0]) + sigmas * both + noise
     assert evidence.doubtful(problem, found, log_w).tolist() == [[heard]]

@@ -64,7 +64,7 @@ def policy(
     ),
     float(chains.step_kl.sum(1).mean()),
     # Of mean J, and sharper than its definition: see `paths`.
-    _gap(reference.evidence, log_w),
+    gap(reference.evidence, log_w),
     _ess(log_w - np.asarray(reference.evidence.table.mean)),
     None,
     evaluations,
@@ -121,7 +121,7 @@ def every(
     "pretrained": Method(
       untuned(problem, reference),
       0.0,
-      _gap(reference.evidence, gamma * log_p, of_reference=True),
+      gap(reference.evidence, gamma * log_p, of_reference=True),
       _ess(gamma * log_p - table),
       None,
       steps,
@@ -165,7 +165,7 @@ def likeliest(
   return Method(
     Cells(x, np.zeros_like(log_p), log_p),
     kl,
-    _gap(reference.evidence, gamma * log_p - kl, of_reference=True),
+    gap(reference.evidence, gamma * log_p - kl, of_reference=True),
     None,
     None,
     problem.kernel.num_steps * n,
@@ -178,7 +178,7 @@ def _ess(normalised: np.ndarray) -> float:
   return float(paths.effective_sample_size(jnp.asarray(normalised.ravel())))
 
 
-def _gap(
+def gap(
   found: Evidence, objective: np.ndarray, *, of_reference: bool = False
 ) -> Estimate:
   """log Z - J of rows [n, C, Y], each independent of the others.
