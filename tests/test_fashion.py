@@ -16,7 +16,7 @@ from ctrl_jax import parallel, rewards
 from ctrl_jax.datasets import jpeg, oracles
 from experiments.configs import fashion, rules
 from experiments.problems import families, images, judges
-from experiments.runtime import logs
+from experiments.runtime import inputs, logs
 from experiments.training import pretraining
 from tests import toy_garments
 
@@ -144,6 +144,12 @@ def test_runs_share_a_prior_of_the_same_config_and_data(files, tmp_path):
   other.control.num_steps, other.prior.log_every = 5, 7
   assert prior_of(other, tmp_path / "b") == first
   assert not (tmp_path / "b" / "metrics.jsonl").exists()  # nothing was trained
+  (tmp_path / "b" / "checkpoints").mkdir()  # now it has been made use of
+  weights = [np.frombuffer(leaf, np.float32) + 1 for leaf in first]
+  with pytest.raises(ValueError, match="prior in prior.dir has changed"):
+    inputs.tie_arrays(
+      tmp_path / "b", "prior.dir", "the prior in prior.dir", weights
+    )
   alone = config_of(files, **small | {"prior.dir": ""})
   assert prior_of(alone, tmp_path / "c") == first  # the place changes nothing
   for changes, told in (
