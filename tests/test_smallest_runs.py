@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 # Of a study, which has runs.
 FEW = (
-  "--seeds 0 --config.kernel.num_steps=4 --config.control.num_steps=2"
+  "--seeds 0 --config.kernel.num_steps=4 --config.control.num_steps=4"
   " --config.evaluate.num_samples=600 --config.evaluate.num_reference=2000"
 )
 SMALLEST = {
@@ -147,13 +147,13 @@ def test_every_module_that_is_told_is_run():
 
 @pytest.mark.long
 @pytest.mark.parametrize("module", SMALLEST)
-def test_a_benchmark_ends_in_its_table(module, sandbox):
+def test_a_benchmark_prints_what_it_found(module, sandbox):
   for words in small_benchmarks(module):
     done = finish(sandbox, module, *words)
     # Of exactness 1 says that bars were missed, as they are at such a size.
     assert done.returncode == (module == "exactness"), done.stderr
     assert "Traceback" not in done.stderr
-    assert len(done.stdout.splitlines()) > 1
+    assert done.stdout.strip()
 
 
 @pytest.mark.long
