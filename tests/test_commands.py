@@ -51,8 +51,9 @@ def a_module(name: str, words: list[str], command: documented.Command) -> None:
     return some_tests(words)
   if name == "experiments.run":
     return words and rules.validate(flags.parse(["run", *words])[0])
-  assert name in COMMANDS or f"{name}.__main__" in COMMANDS
-  parser = parser_of(name if name in COMMANDS else f"{name}.__main__")
+  known = (*COMMANDS, "tests.mutants.__main__")
+  assert name in known or f"{name}.__main__" in known
+  parser = parser_of(name if name in known else f"{name}.__main__")
   if words:  # alone, it may be a name in a text
     _, rest = parser.parse_known_args(words)
     assert not rest or some_config_takes(rest)
