@@ -110,3 +110,16 @@ def test_where_nothing_can_be_written_the_folder_is_named(
     lock.held(tmp_path / "file" / "run", field="workdir"),
   ):
     pass
+
+
+def test_a_planted_link_is_not_followed(tmp_path: pathlib.Path) -> None:
+  victim = tmp_path / "victim"
+  victim.write_text("mine")
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / lock.FILE).symlink_to(victim)
+  with (
+    pytest.raises(OSError, match="cannot be written"),
+    lock.held(tmp_path / "run", field="workdir"),
+  ):
+    pass
+  assert victim.read_text() == "mine"

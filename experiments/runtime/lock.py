@@ -37,7 +37,9 @@ def held(
   """
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    file = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o666)
+    # No link is followed: what it leads to would be overwritten.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    file = os.open(folder / FILE, flags, 0o666)
   except OSError as error:
     raise OSError(
       f"{folder} cannot be written ({error.strerror}): use another --{field}"
