@@ -40,14 +40,15 @@ SMALLEST = {
   " --config.evaluate.num_samples=600 --config.evaluate.num_reference=4000",
   "benchmarks.faults": "--only kill --kills 1 --others 0",
   "benchmarks.host_overhead": "--steps 2 --batch 4 --rounds 1",
-  "benchmarks.memory_plan": "--batch 1 --parts 1 --steps 2 --backprop-steps 1",
+  "benchmarks.memory_plan": "--attention xla --batch 1 --parts 1 --steps 2"
+  " --backprop-steps 1",
   "benchmarks.objectives": "--seeds 0 --updates 6 --only ctrl ppo",
   "benchmarks.offline_sets": "--config digits.py:smoke --seeds 0 --sizes 20",
   "benchmarks.recipe": "--seeds 0 --updates 1 --batch 8 --variants default",
   "benchmarks.reward_queries": "--seeds 0 --queries 2560",
   "benchmarks.sampling": "--steps 2 --rounds 1"
   " --only 'digits, head' 'sd-small, adapters'",
-  "benchmarks.scaling": "--steps 1 2 --batch 4 --side 8 16 --devices 1 2"
+  "benchmarks.scaling": "--steps 2 3 --batch 4 --side 8 16 --devices 1 2"
   " --rounds 1",
   "benchmarks.step_floor": "--steps 2 --power 1.5",
   "benchmarks.update": "--steps 2 --backprop-steps 0 1 --batch 4 --repeats 1",
