@@ -117,3 +117,15 @@ def test_an_update_that_can_train_nothing_is_refused_before_anything_costs():
   check(32)
   with pytest.raises(ValueError, match="control.path_consistency: the 1 chai"):
     check(64)
+
+
+def test_updates_that_a_run_pays_none_of_are_refused():
+  """An update of PPO costs nine evaluations a step, one of CTRL four."""
+  config = base.mixture_config().unlock()
+  problem = types.SimpleNamespace(kernel=toy.make_kernel(6))
+  config.compare.objectives = ("ppo",)
+  config.control.num_steps = 3
+  algorithms.check(problem, config, devices=1)
+  config.control.num_steps = 2
+  with pytest.raises(ValueError, match="pays for no update of ppo"):
+    algorithms.check(problem, config, devices=1)

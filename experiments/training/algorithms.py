@@ -136,6 +136,13 @@ def check(problem: Problem, config: ConfigDict, *, devices: int) -> None:
   """
   control = config.control
   objectives = {control.objective, *config.compare.objectives}
+  paid = control.num_steps * EVALUATIONS[control.objective]
+  for name in config.compare.objectives:
+    if paid < EVALUATIONS[name]:
+      raise ValueError(
+        f"control.num_steps is {control.num_steps}, whose cost pays for no "
+        f"update of {name} in compare.objectives: use more, or leave it out"
+      )
   if "ctrl" in objectives and control.ctrl.backprop_steps is not None:
     with _named("control.ctrl"):
       sampling.check_backprop(problem.kernel, control.ctrl.backprop_steps)
