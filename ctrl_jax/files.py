@@ -23,8 +23,9 @@ def draft(path: pathlib.Path) -> Iterator[pathlib.Path]:
   yet. An error within leaves what was at `path` as it was.
 
   Args:
-    path: its place, in a folder that exists.
+    path: its place; folders above it are made.
   """
+  path.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(
     dir=path.parent, prefix=f".{path.name}."
   ) as folder:

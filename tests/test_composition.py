@@ -47,7 +47,10 @@ def _flops(pair_fn):
 
 
 def test_all_weight_on_one_label_is_that_label():
-  y, x = jnp.array([2, 0, 1, 1, 2, 0]), sampling.gaussian(KEYS, (1,))
+  y, x = (
+    jnp.array([2, 0, 1, 1, 2, 0]),
+    sampling.gaussian(KEYS, (1,), jnp.float32),
+  )
   soft = composition.soft_label_policy(POLICY, [1, 2, 0])  # in any order
   weights = jax.nn.one_hot(jnp.array([2, 0, 1])[y], 3)
   found = soft.pair_fn(CONTROL, None, weights)(x, jnp.float32(0.4))
@@ -107,7 +110,7 @@ def test_policies_without_control_are_the_reference_exactly():
 
 
 def test_order_and_nesting_do_not_matter():
-  x, t = sampling.gaussian(KEYS, (1,)), jnp.float32(0.3)
+  x, t = sampling.gaussian(KEYS, (1,), jnp.float32), jnp.float32(0.3)
   pairs, strengths = [_pair(0), _pair(1), _pair(2)], [0.4, 1.7, -0.6]
   at_once = composition.combined(pairs, strengths)(x, t)
   reverse = composition.combined(pairs[::-1], strengths[::-1])(x, t)
@@ -124,7 +127,7 @@ def test_order_and_nesting_do_not_matter():
 
 
 def test_strengths_may_be_traced_and_chains_may_be_images():
-  x, t = sampling.gaussian(KEYS, (2, 2, 1)), jnp.float32(0.3)
+  x, t = sampling.gaussian(KEYS, (2, 2, 1), jnp.float32), jnp.float32(0.3)
   pair = lambda x, t: Predictions(jnp.cos(x), x)
   at = jax.jit(lambda s: composition.combined([pair], [s])(x, t).eps)
   each = at(jnp.arange(6.0))

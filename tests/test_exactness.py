@@ -90,9 +90,9 @@ def test_a_page_without_the_table_is_told_before_anything_is_run(
 ):
   page = tmp_path / "page.md"
   page.write_text("nothing")
-  for module, name in ((exactness, "mixture"), (compare, "digits")):
-    root = tmp_path / name
-    command = ["study", "--only", name, "--write", "--workdir", str(root)]
+  for module, only in ((exactness, []), (compare, ["--only", "digits"])):
+    root = tmp_path / module.__name__
+    command = ["study", *only, "--write", "--workdir", str(root)]
     monkeypatch.setattr(sys, "argv", command)
     monkeypatch.setattr(module, "PAGE", page)
     with pytest.raises(ValueError, match="page.md lacks the line"):

@@ -59,7 +59,7 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.compared_policies import Controlled
 from experiments.benchmarks.optimal_control import Grid, Optimum
-from experiments.configs import mixture
+from experiments.configs import mixture, rules
 from experiments.runtime import arguments, flags, logs, outcome
 from experiments.runtime.workdir import write_json
 from experiments.training import control, pretraining
@@ -204,6 +204,7 @@ def configure(seed: int, gamma: float, overrides: list[str]) -> ConfigDict:
   )
   config.seed = config.problem.seed = seed
   config.reward.gamma = gamma
+  rules.validate(config)
   if config.evaluate.num_reference < 2 * PAIRS:
     raise ValueError(
       f"evaluate.num_reference is {config.evaluate.num_reference}: the "
