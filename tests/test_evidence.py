@@ -159,6 +159,26 @@ def test_a_rare_cell_is_found_by_chains_that_go_beyond_the_policy(problem):
   assert np.abs(errors).max() < 0.6
 
 
+def test_of_two_lower_bounds_the_larger_is_taken(problem):
+  """Of chains too few to know, in place of samples that do not know either."""
+  log_p = np.full((40, 1, 2), -3.0)
+  log_p[0] = 0
+  before = evidence.of_samples(problem, log_p, 1.0)
+  assert before.bounds.all()
+  few = np.full((4, 2, 2), -9.0)
+  few[:, :, 1] = -0.5
+  found = evidence.bridged(
+    before, log_p, Crossings(before.bounds, few, np.full(few.shape, -1.0))
+  )
+  own = float(before.table.mean[0, 0])
+  np.testing.assert_allclose(found.table.mean, [[own, -0.5]], rtol=1e-5)
+  assert found.bounds.all()
+  np.testing.assert_array_equal(found.influence[:, :, 1], 0)
+  np.testing.assert_array_equal(
+    found.influence[:, :, 0], before.influence[:, :, 0]
+  )
+
+
 def test_what_nothing_reaches_is_a_bound_and_so_is_its_mean(problem):
   case, rng = forty(7.0, 200.0), np.random.default_rng(2)
   for _ in range(10):

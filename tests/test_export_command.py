@@ -155,7 +155,7 @@ def test_what_was_trained_is_what_is_written(
   assert len(adapters) == len(control["lora"]) > 0
   unet = json.loads((tmp_path / "merged/unet/config.json").read_text())
   assert unet["num_class_embeds"] == 5
-  with pytest.raises(FileExistsError, match="merged is not empty"):
+  with pytest.raises(FileExistsError, match="merged is not a new folder"):
     export.write(run, tmp_path / "merged", lora=False)
 
 

@@ -16,8 +16,9 @@ known, the n samples
 (3) sees what (2) cannot, a classifier that gives all of them the same tiny
 probability. Where one of these fails, or where a policy refutes log Z by (1)
 and three standard errors, chains between the pre-trained model and the policy
-find it (`ctrl_jax.bridge`). If those fail the same tests, log Z is a lower
-bound on the average, and with it the gap and every mean over the cells.
+find it (`ctrl_jax.bridge`). If those fail the same tests, both are lower bounds
+on the average, the larger is taken, and log Z is a lower bound, and with it the
+gap and every mean over the cells.
 """
 
 from typing import NamedTuple
@@ -166,15 +167,21 @@ def bridged(
     a.reshape(-1, a.shape[2])
     for a in (crossings.log_weights, crossings.log_likelihood)
   ]
+  judged = trust(*flat)
+  larger = np.asarray(own.mean) > np.asarray(evidence.table.mean)[cells]
+  taken = cells.copy()
+  taken[cells] = judged.known | larger
 
   def filled(theirs, mine):
     table = np.array(theirs)
-    table[cells] = mine
+    table[taken] = np.asarray(mine)[taken[cells]]
     return table
 
   table = Estimate(*map(filled, evidence.table, own))
-  found = Trust(*map(filled, evidence.trust, trust(*flat)))
-  return _evidence(evidence.gamma, table, found, log_p, ~cells)
+  found = Trust(*map(filled, evidence.trust, judged))
+  # A policy may refute what samples seemed to know.
+  found = found._replace(known=found.known & (taken | ~cells))
+  return _evidence(evidence.gamma, table, found, log_p, ~taken)
 
 
 def _evidence(
