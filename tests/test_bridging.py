@@ -41,10 +41,8 @@ def pushed(problem: exact.Exact) -> Policy:
   return Policy(lambda key: jnp.float32(0.3), pair_fn)
 
 
-def test_chains_of_doubtful_cells_are_of_every_share(problem):
-  """Of the cells that are asked for, of their y, as many of each share."""
-  cells = np.array([[False, True, False], [True, False, True]])
-  found = bridging.crossings(
+def crossings(problem: exact.Exact, cells: np.ndarray) -> evidence.Crossings:
+  return bridging.crossings(
     problem,
     pushed(problem),
     jnp.float32(0.3),
@@ -56,9 +54,20 @@ def test_chains_of_doubtful_cells_are_of_every_share(problem):
     chunk=40,
     mesh=parallel.make_mesh(jax.devices()[:1]),
   )
+
+
+def test_chains_of_doubtful_cells_are_of_every_share(problem):
+  """Of the cells that are asked for, of their y, as many of each share."""
+  cells = np.array([[False, True, False], [True, False, True]])
+  found = crossings(problem, cells)
   assert found.log_weights.shape == (len(bridge.SHARES), 6, 3)
   labels = np.array([-11.0, -2.0, -22.0])  # (0, 1), (1, 0), (1, 2)
   np.testing.assert_allclose(found.log_likelihood, labels + 0 * found[2])
+  # The noise of a cell is its own, whichever others are doubtful.
+  alone = crossings(problem, cells & np.array([[False], [True]]))
+  np.testing.assert_allclose(
+    alone.log_weights, found.log_weights[:, :, 1:], rtol=1e-5, atol=1e-4
+  )
   # A constant control of a fixed cost: u is p^gamma over densities of mean 1.
   flat = found.log_weights.reshape(-1, 3) - 2 * labels
   assert flat.std() > 0.05

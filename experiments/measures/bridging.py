@@ -7,6 +7,7 @@ that a run whose samples show every y pays nothing.
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -18,6 +19,7 @@ from experiments.measures import evidence
 from experiments.measures.evaluation import Chains, Reference, run_chains
 from experiments.measures.evidence import Crossings
 from experiments.problems.problem import Problem
+from experiments.runtime import keys
 
 
 def log_weights(problem: Problem, chains: Chains, gamma: float) -> np.ndarray:
@@ -77,8 +79,12 @@ def crossings(
     mesh: all devices.
   """
 
-  def function(control, chain_keys, labels):
-    c, y, share = labels
+  def function(params, _, labels):
+    control, key = params
+    c, y, share, index = labels
+    key = jax.random.wrap_key_data(key)
+    # By the cell, so that others have the same noise whichever is doubtful.
+    chain_keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
     found = bridge.cross(
       policy,
       control,
@@ -94,15 +100,22 @@ def crossings(
   c, y = np.nonzero(cells)
   shape = (len(bridge.SHARES), max(num // len(bridge.SHARES), 2), len(c))
   shares = np.asarray(bridge.SHARES, np.float32)[:, None, None]
+  chain = np.arange(shape[0] * shape[1]).reshape(*shape[:2], 1)
+  index = chain * cells.size + np.flatnonzero(cells)
   rows = (
     np.broadcast_to(column, shape).ravel()
-    for column in (c.astype(np.int32), problem.controls[y], shares)
+    for column in (
+      c.astype(np.int32),
+      problem.controls[y],
+      shares,
+      index.astype(np.uint32),
+    )
   )
   log_p, slope, cost = (
     a.reshape(shape)
     for a in run_chains(
       function,
-      control,
+      (control, jax.random.key_data(keys.stage_key(seed, "bridge"))),
       tuple(rows),
       seed=seed,
       name="bridge",

@@ -36,6 +36,7 @@ LEAST = 25  # from which on 95 % intervals of log Z cover as they say
 SHOWN = 10.0  # samples of y
 HEAVY = 0.7  # Pareto k from which on weights cannot be trusted
 SIGMAS = 3  # standard errors by which a policy refutes log Z
+DIGITS = 3  # behind the point, for whole numbers that rounding may miss
 
 
 class Trust(NamedTuple):
@@ -92,7 +93,8 @@ def trust(log_weights: np.ndarray, log_p: np.ndarray) -> Trust:
   effective = n * np.asarray(ess, np.float64)
   k = np.array([_tail(column) for column in flat.T])
   shown = np.exp(np.nan_to_num(log_p, nan=-np.inf)).sum(0)
-  known = (effective >= LEAST) & (k <= HEAVY) & (shown.ravel() >= SHOWN)
+  enough = np.round(effective, DIGITS) >= LEAST
+  known = enough & (k <= HEAVY) & (np.round(shown.ravel(), DIGITS) >= SHOWN)
   cells = log_weights.shape[1:]
   return Trust(*(a.reshape(cells) for a in (effective, k, known)))
 
@@ -145,7 +147,8 @@ def doubtful(
     return np.zeros(evidence.bounds.shape, bool)
   objective = metrics.mean_estimate(jnp.asarray(log_w))
   noise = jnp.hypot(objective.stderr, evidence.table.stderr)
-  refuted = objective.mean - evidence.table.mean > SIGMAS * noise
+  excess = objective.mean - evidence.table.mean - SIGMAS * noise
+  refuted = excess > 10.0**-DIGITS
   return evidence.bounds | np.asarray(refuted)
 
 
