@@ -74,14 +74,14 @@ class Repeat(nn.Module):
     return getattr(inputs, self.name_of)
 
 
-def test_a_head_sees_the_state_the_predicted_end_and_the_slope_there():
-  sde, y = VE(std_max=4.0), jnp.array([0, 1, -1, 2])
-  alpha, std = 1.0, float(sde.std(T))
+@pytest.mark.parametrize("sde", [VP(), VE(std_max=4.0)], ids=["vp", "ve"])
+def test_a_head_sees_the_state_the_predicted_end_and_the_slope_there(sde):
+  alpha, std, y = float(sde.alpha(T)), float(sde.std(T)), Y.at[2].set(-1)
   eps = 0.3 * np.asarray(X) + 0.1
   x0 = (np.asarray(X) - std * eps) / alpha
   # Of -(sum x0 - centre)^2, in every coordinate alike.
   slope = -2 * (x0.sum(-1) - np.asarray(CENTRES)[y])[:, None] * np.ones(SHAPE)
-  expected = {"x": X / np.sqrt(1 + std**2), "x0": x0, "gradient": slope}
+  expected = {"x": X / np.sqrt(alpha**2 + std**2), "x0": x0, "gradient": slope}
   for name, seen in expected.items():
     steered = steering.with_head(
       policy.frozen(lambda c: lambda x, t: 0.3 * x + 0.1),
