@@ -33,6 +33,8 @@ def test_file_has_the_parameters_of_the_module(path):
   fresh = jax.eval_shape(network.init, jax.random.key(0), jnp.ones((1, 768)))
   shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), fresh)
   loaded = aesthetic.load(path)
+  # Of the published file; dropouts have the numbers between.
+  assert set(loaded["params"]) == {f"layers.{i}" for i in (0, 2, 4, 6, 7)}
   assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), loaded) == shapes
 
 

@@ -143,11 +143,11 @@ def test_overconfidence_has_the_error_it_was_made_with():
 
 
 def test_errors_of_opposite_sign_do_not_cancel_between_bins():
-  # Half is sure and right half the time, half is unsure and always right.
-  p = np.concatenate([_probabilities(1.0, 100), _probabilities(0.4, 100)])
-  labels = np.concatenate([np.arange(100) % 2, np.zeros(100, int)])
+  # One of four is sure and right half the time, the rest unsure and right.
+  p = np.concatenate([_probabilities(1.0, 100), _probabilities(0.4, 300)])
+  labels = np.concatenate([np.arange(100) % 2, np.zeros(300, int)])
   error = classifier.calibration_error(p, labels)
-  np.testing.assert_allclose(error, 0.5 * 0.5 + 0.5 * 0.6)
+  np.testing.assert_allclose(error, 0.25 * 0.5 + 0.75 * 0.6)
 
 
 def test_reliability_bins():

@@ -140,6 +140,14 @@ def _exact_logits(params, x_t, t):
   return jnp.stack([-odds / 2, odds / 2], axis=1)
 
 
+def test_a_classifier_that_knows_nothing_loses_the_logarithm_of_the_labels():
+  silent = lambda params, x, t: jnp.zeros((len(x), 5))
+  batch = {"x": jnp.ones((8, 2)), "y": jnp.arange(8) % 4}
+  loss, found = classifier.make_loss(silent, gc.SDE)({}, lg.keys(8), batch)
+  np.testing.assert_allclose(loss, np.log(5), rtol=1e-6)
+  np.testing.assert_allclose(found["accuracy"], 1 / 4)  # label 0 is named
+
+
 def test_loss_is_least_at_the_exact_classifier():
   n = 6000
   batch = _batch(n)

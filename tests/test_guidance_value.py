@@ -68,6 +68,30 @@ def test_posterior_mean_is_the_value_function_of_its_formula():
   assert np.abs(kept.x - reference.x).max() > 0.1
 
 
+def test_candidates_are_judged_at_the_time_that_they_have_reached():
+  # Two steps, x -> z and then nothing: the value asks for the largest at the
+  # time in between, and for the smallest at any other.
+  still = Kernel(
+    *(np.array(v) for v in ([1.0, 0.5], [0.0, 1.0], [0.0, 0.0], [1.0, 0.0]))
+  )
+  keys = lg.keys(20)
+  x = value.sample(
+    keys,
+    jnp.zeros((20, 1)),
+    still,
+    lambda x, t: x,
+    lambda x, c, y: jnp.zeros(len(x)),
+    gc.SDE,
+    None,
+    jnp.zeros(20),
+    gamma=1.0,
+    num_candidates=5,
+    value_fn=lambda x, t, c, y: jnp.where(t == 0.5, 1e6, -1e6) * x[:, 0],
+  ).x
+  drawn = sampling.gaussian(sampling.fold_in(keys, 0), (5, 1))
+  np.testing.assert_allclose(x, drawn.max(1), rtol=1e-6)
+
+
 @pytest.mark.parametrize("num_candidates", [2, 5])
 def test_selection_of_one_step_has_the_law_of_its_definition(num_candidates):
   # One step to N(0, 1) and a reward without gradient: log 3 above 0, log 1

@@ -64,6 +64,14 @@ def test_finding_reads_no_file(tmp_path):
     images[[0]]
 
 
+def test_bytes_come_back_and_what_lies_between_goes_to_the_nearest():
+  levels = np.arange(256, dtype=np.uint8)
+  floats = image_folder.as_float(levels)
+  for shift in (-0.4, 0.0, 0.4):
+    found = image_folder.as_bytes(floats + np.float32(shift / 127.5))
+    np.testing.assert_array_equal(found, levels)
+
+
 def test_a_vanished_file_is_no_image_to_skip(tmp_path):
   toy_photographs.write(tmp_path, {"a.png": (16, 16)})
   images = image_folder.find(tmp_path, size=16)
