@@ -84,14 +84,21 @@ def test_path_consistency_weighs_scores_by_residuals_up_to_a_bound():
   assert np.linalg.norm(expected) > 0.1
 
 
-def test_metrics_of_tempered_chains_are_those_of_the_policy_itself():
+def test_tempered_chains_are_paths_of_others_and_no_metrics():
   temper = (1.0, 0.5, 0.0)
   loss_fn = path_consistency.make_loss(
-    *(POLICY, toy.reward, KERNEL), **SETTINGS, temper=temper
+    *(POLICY, toy.reward, KERNEL),
+    **SETTINGS,
+    temper=temper,
+    max_residual=100.0,
   )
-  _, found = _gradient(loss_fn)
+  gradient, found = _gradient(loss_fn)
   share = jnp.resize(jnp.asarray(temper), N)
-  chain, _, reward = _collect(share)
+  chain, path, reward = _collect(share)
+  ratio = _density(chain, path, START) - _density(chain, path)
+  residual = reward + np.asarray(ratio - BATCH["log_evidence"])
+  expected = -residual @ _scores(chain, path) / N
+  np.testing.assert_allclose(gradient, expected, rtol=1e-3, atol=1e-3)
   own = np.flatnonzero(share == 1)
   objective = (reward + chain.log_ratio)[own].mean()
   np.testing.assert_allclose(found["objective"], objective, rtol=1e-4)

@@ -123,6 +123,8 @@ def test_sdxl_is_refused_by_its_second_embedding():
 
 def test_absent_fields_have_the_defaults_of_diffusers():
   assert Config.from_json({}) == Config()
+  assert Config().flip_sin_to_cos and Config().freq_shift == 0
+  assert Config().norm_eps == 1e-5
   config = Config.from_json(SD15 | {"num_class_embeds": 4, "note": "mine"})
   assert config.layers_per_block == 2 and config.norm_num_groups == 32
   assert config.num_class_embeds == 4 and config.control_dim == 1280

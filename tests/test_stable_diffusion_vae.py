@@ -158,6 +158,8 @@ def test_another_architecture_is_refused(change, message):
 
 def test_absent_fields_have_the_defaults_of_diffusers():
   assert Config.from_json({"sample_size": 32}) == Config()
+  # The file of 1.x, written before the field was, leaves it out.
+  assert Config.from_json(SD15).scaling_factor == 0.18215
 
 
 def test_inputs_of_another_width_are_refused(params):
