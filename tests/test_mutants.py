@@ -12,7 +12,7 @@ from tests.mutants import trials
 from tests.mutants.trials import Mutant
 
 MUTANTS = trials.read()
-COVERED = ("ctrl_jax",)
+COVERED = ("ctrl_jax", "experiments/measures")
 WITHOUT = ("__init__.py", "types.py")  # no logic in them
 
 MODULE = "def double(x):\n  return 2 * x\n"
