@@ -50,9 +50,9 @@ def _params(network, *inputs):
   return params, exact["params"]
 
 
-def _close(found, expected):
+def _close(found, expected, *, tolerance=2e-5):
   scale = np.abs(expected - expected.mean()).max()
-  np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * scale)
+  np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * scale)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -76,7 +76,9 @@ def test_transformer():
   expected = definition.transformer(
     0.003 * x, context, exact, heads=2, groups=4
   )
-  _close(network.apply(params, *inputs) - inputs[0], expected - 0.003 * x)
+  found = network.apply(params, *inputs) - inputs[0]
+  # Tanh in the place of the exact gelu makes a difference of 1e-5.
+  _close(found, expected - 0.003 * x, tolerance=2e-6)
 
 
 def test_attention_of_many_tokens():
