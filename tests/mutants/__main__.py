@@ -34,11 +34,13 @@ def main() -> int:
   if wrong or not tests:
     print("\n".join(wrong) or "no mutant has these words")
     return 1
+  # Collected first, for workers do not say which of the tests is not there.
   spread = ("-n", str(flags.jobs), "--dist", "loadfile")
-  code, said = trials.pytest(tests, options=spread, timeout=3600)
-  if code:
-    print(f"the tests fail without any mutant:\n{said}")
-    return 1
+  for options in (("--collect-only",), spread):
+    code, said = trials.pytest(tests, options=options, timeout=3600)
+    if code:
+      print(f"the tests fail without any mutant:\n{said}")
+      return 1
   with concurrent.futures.ThreadPoolExecutor(flags.jobs) as pool:
     trying = pool.map(trials.verdict, living)
     alive = 0
