@@ -128,6 +128,11 @@ def test_pareto_k_where_no_tail_can_be_fitted():
   assert paths.pareto_k(jnp.where(noise > 2, 3.0, 0.0)) == np.inf
 
 
+def test_pareto_k_of_fewer_than_25_weights_is_not_known():
+  assert np.isnan(paths.pareto_k(jnp.arange(24.0)))
+  assert np.isfinite(paths.pareto_k(jnp.arange(25.0)))
+
+
 @pytest.mark.parametrize(
   ("log_w", "message"),
   [
@@ -136,11 +141,6 @@ def test_pareto_k_where_no_tail_can_be_fitted():
     (np.full(30, -np.inf), "largest log-weight is -inf"),
   ],
 )
-def test_pareto_k_of_fewer_than_25_weights_is_not_known():
-  assert np.isnan(paths.pareto_k(jnp.arange(24.0)))
-  assert np.isfinite(paths.pareto_k(jnp.arange(25.0)))
-
-
 def test_pareto_k_refuses_weights_without_a_tail(log_w, message):
   with pytest.raises(ValueError, match=message):
     paths.pareto_k(jnp.asarray(log_w))

@@ -88,7 +88,7 @@ def test_candidates_are_judged_at_the_time_that_they_have_reached():
     num_candidates=5,
     value_fn=lambda x, t, c, y: jnp.where(t == 0.5, 1e6, -1e6) * x[:, 0],
   ).x
-  drawn = sampling.gaussian(sampling.fold_in(keys, 0), (5, 1))
+  drawn = sampling.gaussian(sampling.fold_in(keys, 0), (5, 1), x.dtype)
   np.testing.assert_allclose(x, drawn.max(1), rtol=1e-6)
 
 

@@ -125,7 +125,7 @@ def test_images_count_with_all_their_dimensions():
     for theta in (0.2, 0.5)
   ]
   x, exact = [*np.asarray(made.path.x), np.asarray(made.x)], np.zeros(3)
-  for k, (t, a, b, s) in enumerate(zip(*short.KERNEL, strict=True)):
+  for k, (t, a, b, s) in enumerate(zip(*short.KERNEL.columns, strict=True)):
     if s > 0:
       centre = a * x[k] + b * np.asarray(short.policy(0.2)(x[k], t))
       density = scipy.stats.norm.logpdf(x[k + 1], centre, s)

@@ -31,9 +31,9 @@ def test_flops_are_those_of_unrolled_steps_and_their_gradients():
   )
   each = (four - two) / 2
   assert update.flops("digits", sizes) == pytest.approx(9 * each, rel=0.03)
-  some = sizes._replace(backprop_steps=1, batch=7)
+  some = sizes._replace(backprop_steps=2, batch=7)
   alone = programs.counted_flops(lambda *a: unrolled(*a, 4), control, x) / 4
-  expected = 7 * (8 * alone + each)
+  expected = 7 * (7 * alone + 2 * each)
   assert update.flops("digits", some) == pytest.approx(expected, rel=0.03)
 
 
