@@ -26,7 +26,7 @@ def reference(rng):
 
 def policy(rng, found, log_p):
   """Paths of its own, of J = -1."""
-  objective = -1 + 0.5 * rng.standard_normal((80, 2, 3))
+  objective = -1 + 0.1 * rng.standard_normal((80, 2, 3))
   return methods.gap(found, objective)
 
 
