@@ -91,7 +91,10 @@ def test_a_lost_mode_is_seen(mixture_case):
     kept.append(left[np.arange(NUM) % len(left)])
   found = measure(problem, weighed, np.stack(kept, 1)).methods["ctrl"]
   assert found["rarest_mode_kept"] < 0.1
-  assert found["mode_weights_error"] > 0.1
+  # Between the shares with a mode and without: what it had.
+  share = (modes == lost).mean()
+  assert share > 0.1
+  np.testing.assert_allclose(found["mode_weights_error"], share, atol=0.03)
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +125,11 @@ def test_moments_of_exact_samples(gaussian_case):
 def test_wrong_moments_are_seen(gaussian_case):
   problem, samples = gaussian_case
   spread = np.sqrt(np.diag(problem.solution.target.covariance))
-  far = method(samples + 0.3 * spread)
+  far = method(samples + 3 * spread)
   wide = method(samples + 0.5 * (samples - samples.mean(0)))
   known = distances.measure(problem, {"far": far, "wide": wide}, seed=0)
   error = known.methods["far"]["mean_error"]
-  np.testing.assert_allclose(error["mean"], 0.3, atol=4 * error["stderr"])
+  np.testing.assert_allclose(error["mean"], 3, atol=4 * error["stderr"])
   error = known.methods["wide"]["covariance_error"]
   np.testing.assert_allclose(error["mean"], 1.25, atol=8 * error["stderr"])
 

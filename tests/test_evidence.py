@@ -200,12 +200,12 @@ def test_a_policy_that_refutes_log_z_by_three_errors_is_heard(problem):
 
 
 def test_the_standard_error_of_the_mean_is_true(problem):
-  """Cells share samples, and one has chains of its own."""
-  case = Case(np.array([0.0, 0.3, 0.6, 4.0]), np.array([0.0, 0.3, 0.6, 3.7]))
+  """Two cells share samples, and two have chains of their own."""
+  case = Case(np.array([0.0, 0.3, 3.8, 4.0]), np.array([0.0, 0.3, 3.5, 3.7]))
   rng, found = np.random.default_rng(5), []
   for _ in range(300):
     run = simulate(problem, case, rng, n=300)
-    assert run.after.beside.nonzero()[1].tolist() == [3]
+    assert run.after.beside.nonzero()[1].tolist() == [2, 3]
     found.append((float(run.after.mean.mean), float(run.after.mean.stderr)))
   means, errors = np.array(found).T
   # A standard deviation of 300 draws is good to 4 %.
