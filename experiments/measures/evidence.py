@@ -57,13 +57,22 @@ class Evidence(NamedTuple):
   influence: np.ndarray  # of each row of samples on log Z [n, C, Y]
   beside: np.ndarray  # standard errors that these do not explain [C, Y]
 
-  def stderr(self, share: np.ndarray | float) -> float:
+  def stderr(
+    self, share: np.ndarray | float, *, less: np.ndarray | None = None
+  ) -> float:
     """Of the sum over cells of share [C, Y] times log Z.
 
     Cells that share rows of samples share their luck; see
     `paths.mean_log_evidence`.
+
+    Args:
+      share: of each cell.
+      less: what is taken from it, of the same rows, or one of each few [m].
     """
     rows = (share * self.influence).sum((1, 2))
+    if less is not None:
+      each = len(rows) // len(less)
+      rows = rows[-each * len(less) :].reshape(-1, each).mean(1) - less
     own = np.sqrt(((share * self.beside) ** 2).sum())
     return float(np.hypot(rows.std(ddof=1) / len(rows) ** 0.5, own))
 

@@ -194,9 +194,5 @@ def gap(
     mean = metrics.mean_estimate(jnp.asarray(rows))
     stderr = jnp.hypot(found.mean.stderr, mean.stderr)
     return Estimate(found.mean.mean - mean.mean, stderr)
-  each = len(found.influence) // len(rows)
-  shared = found.influence[-each * len(rows) :].mean((1, 2))
-  own = rows - shared.reshape(-1, each).mean(1)
-  beside = np.sqrt((found.beside**2).sum()) / found.beside.size
-  stderr = np.hypot(own.std(ddof=1) / len(rows) ** 0.5, beside)
-  return Estimate(found.mean.mean - rows.mean(), jnp.asarray(stderr))
+  error = found.stderr(1 / found.beside.size, less=rows)
+  return Estimate(found.mean.mean - rows.mean(), jnp.asarray(error))

@@ -37,7 +37,6 @@ def fetch(url: str, path: pathlib.Path, *, sha256: str) -> None:
         "is downloaded again"
       )
     return
-  path.parent.mkdir(parents=True, exist_ok=True)
   with files.draft(path) as made:
     with made.open("xb") as file:
       digest = _copy(url, file, path.name)

@@ -153,7 +153,6 @@ def _tie(
     )
   if entries.get(field) == entry or jax.process_index() != 0:
     return
-  workdir.mkdir(parents=True, exist_ok=True)
   dates_alone = field in entries and unchanged  # which only save time
   with contextlib.suppress(*[OSError] * dates_alone):
     folders.write_json(workdir / FILE, {**entries, field: entry})
