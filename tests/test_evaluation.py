@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples of an evaluation: how many are in memory at a time."""
 
+import pathlib
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -68,3 +70,37 @@ def test_a_chunk_is_timed(problem: exact.Exact, chunk: int) -> None:
   found = speed.seconds_per_sample(problem, {"one": sampler}, chunk=chunk)
   assert seen == {chunk}
   assert found["one"].shape == (3,) and (found["one"] > 0).all()
+
+
+@pytest.mark.parametrize("nothing", [np.nan, np.inf])
+def test_reference_samples_that_diverge_are_evidence_of_nothing(
+  problem: exact.Exact, tmp_path: pathlib.Path, nothing: float
+) -> None:
+  def eps_fn(c: jax.Array) -> Any:
+    reference = problem.reference_fn(c)
+    far = lambda x: x[:, :1] > 0.8
+    return lambda x, t: jnp.where(far(x), nothing, reference(x, t))
+
+  def reward_fn(x: jax.Array, c: jax.Array, y: jax.Array) -> jax.Array:
+    # A network may find a label likely in what is no sample.
+    return jnp.nan_to_num(problem.reward_fn(x, c, y), nan=0.0)
+
+  path = tmp_path / "reference.npz"
+  for _ in range(2):  # sampled, then read
+    found = evaluation.reference(
+      problem,
+      eps_fn,
+      reward_fn,
+      gamma=2.0,
+      num=200,
+      seed=0,
+      chunk=50,
+      mesh=parallel.make_mesh(jax.devices()[:1]),
+      path=path,
+    )
+    whole = np.isfinite(found.samples).all(-1)
+    assert 0.1 < whole.mean() < 0.95
+    p = np.exp(2.0 * found.log_likelihood) * whole[..., None]
+    np.testing.assert_allclose(
+      found.evidence.table.mean, np.log(p.mean(0)), rtol=1e-4
+    )

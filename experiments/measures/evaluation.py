@@ -135,6 +135,9 @@ def reference(
       a.reshape(repeats, conditions, *a.shape[1:]) for a in (samples, log_p)
     )
     workdir.write_arrays(path, samples=samples, log_likelihood=log_p)
+  finite = np.isfinite(samples).all(tuple(range(2, samples.ndim)))
+  # What diverged is no evidence of any y; NaN is not less than inf either.
+  log_p = np.where(finite[..., None] & (log_p < np.inf), log_p, -np.inf)
   return Reference(samples, log_p, evidence.of_samples(problem, log_p, gamma))
 
 
