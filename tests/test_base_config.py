@@ -32,6 +32,7 @@ NAN = float("nan")
     ("classifier.hidden", (8, 10**20), "below 2147483648"),
     ("classifier.hidden", (True,), "whole numbers"),
     ("data.dir", "gs://bucket/run", "a folder of this machine"),
+    ("data.dir", "~/photographs", "leave ~ alone"),
     ("prior.dir", "s3:/bucket", "a folder of this machine"),
     ("reward.gamma", float("inf"), "above 0"),
     ("compare.gammas", (1.0, float("inf")), "above 0"),
@@ -94,7 +95,7 @@ def test_every_seed_that_is_allowed_has_noise_of_its_own() -> None:
 
 
 def test_paths_of_this_machine_are_no_addresses() -> None:
-  for path in ("", "tiny", "/a/b", "~/a", "runs/a:b", "C:/a", "a b://c"):
+  for path in ("", "tiny", "/a/b", "a~/b", "runs/a:b", "C:/a", "a b://c"):
     rules.check_local("workdir", path)
 
 

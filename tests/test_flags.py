@@ -67,6 +67,7 @@ def test_command_line_is_read(config_file: pathlib.Path) -> None:
     ("--config.compare.guidance=smc,,value", "which is no list"),
     ("--config.compare.guidance=smc,'value'", "which is no list"),
     ("--workdir=gs://bucket/run", "workdir is gs://bucket/run: use a folder"),
+    ("--workdir=~/run", "workdir is ~/run: shells leave ~ alone"),
     ("--workdir=gs:/bucket/run", "use a folder of this machine"),
   ],
 )

@@ -188,11 +188,15 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def check_local(field: str, path: str) -> None:
-  """Raises ValueError if a path is an address, such as gs://bucket/run."""
+  """Raises ValueError if a path is an address, such as gs://bucket/run or ~."""
   if re.match(r"[A-Za-z][\w.+-]+:/", path):
     raise ValueError(
       f"{field} is {path}: use a folder of this machine, into which a bucket "
       "can be mounted"
+    )
+  if path.startswith("~"):
+    raise ValueError(
+      f"{field} is {path}: shells leave ~ alone behind =, use $HOME"
     )
 
 
