@@ -31,6 +31,8 @@ FEW = (
   " --config.evaluate.num_samples=600 --config.evaluate.num_reference=2000"
 )
 SMALLEST = {
+  "benchmarks.accelerator": "--toy --only sanity update sampling",
+  "benchmarks.accelerator.sanity": "",
   "compare": f"--only mixture {FEW} --config.compare.strengths=(1.0,)"
   " --config.compare.num_steps=2 --config.compare.particles=16"
   " --config.compare.classifier.num_steps=20 --config.compare.gammas=()",

@@ -24,7 +24,6 @@ from ctrl_jax import rewards
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.models.dit import DiT
 from ctrl_jax.stable_diffusion import unet, vae
-from ctrl_jax.stable_diffusion.attention import Implementation
 from experiments.benchmarks import weightless
 from experiments.benchmarks.weightless import Control
 from experiments.configs import digits, fashion
@@ -59,7 +58,8 @@ class Sizes(NamedTuple):
   steps: int  # K
   backprop_steps: int  # of them that are differentiated
   dtype: str
-  plain: bool = False  # nothing computed again or by a kernel of its own
+  attention: str = ""  # of a U-Net; "": cudnn on a GPU, else JAX's choice
+  remat: bool = True  # blocks of a U-Net are computed again
 
 
 class Program(NamedTuple):
@@ -70,8 +70,13 @@ class Program(NamedTuple):
 
 
 def counted_flops(function: Callable[..., Any], *inputs: Any) -> float:
-  """FLOPs of a function of these inputs, as XLA counts them."""
-  costs: Any = jax.jit(function).lower(*inputs).compile().cost_analysis()
+  """FLOPs of a function of these inputs or shapes, as XLA counts them.
+
+  Counted before it compiles, one percent more or less than afterwards, and as
+  a CPU's program: of others XLA knows no costs before they are compiled.
+  """
+  with jax.default_device(jax.devices("cpu")[0]):
+    costs: Any = jax.jit(function).lower(*inputs).cost_analysis()
   return float(costs["flops"])
 
 
@@ -143,32 +148,38 @@ def stable_diffusion(
   vae_config: vae.Config = weightless.VAE,
 ) -> Program:
   """Adapters on a U-Net with guidance, whose reward decodes the latents."""
-  on_gpu: Implementation = "cudnn" if jax.default_backend() == "gpu" else None
+  on_gpu = "cudnn" if jax.default_backend() == "gpu" else ""
   config = weightless.configure(
     batch=sizes.batch,
     parts=sizes.parts,
     steps=sizes.steps,
     backprop_steps=sizes.backprop_steps,
-    attention="xla" if sizes.plain else on_gpu,
+    attention=sizes.attention or on_gpu,
   )
-  config.model.update(dtype=sizes.dtype, size=side)
-  if sizes.plain:
-    config.model.remat = False
+  config.model.update(dtype=sizes.dtype, size=side, remat=sizes.remat)
   parts = weightless.networks(
     config, unet_config=unet_config, vae_config=vae_config
   )
-  rng = np.random.default_rng(0)
-  frozen = jax.tree.map(
-    lambda leaf: jnp.asarray(
-      0.02 * rng.standard_normal(leaf.shape, np.float32), leaf.dtype
-    ),
-    weightless.frozen_shapes(config, parts),
-  )
+  frozen = _draw(weightless.frozen_shapes(config, parts))
 
   def make(axis_name: str | None) -> Control:
     return weightless.control(config, parts, frozen, axis_name=axis_name)
 
   return Program(make, frozen)
+
+
+def _draw(shapes: Any) -> Any:
+  """Weights of these shapes, drawn where they stay: the same for each leaf."""
+
+  def draw(key: jax.Array) -> Any:
+    largest = max(leaf.size for leaf in jax.tree.leaves(shapes))
+    noise = 0.02 * jax.random.normal(key, largest)
+    return jax.tree.map(
+      lambda leaf: noise[: leaf.size].reshape(leaf.shape).astype(leaf.dtype),
+      shapes,
+    )
+
+  return jax.jit(draw)(jax.random.key(0))
 
 
 # By name: sizes and, if it is another, the side of an image -> Program.

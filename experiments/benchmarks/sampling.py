@@ -8,6 +8,7 @@
     digits, adapters      the network's own weights tuned, `digits.py:lora`
     fashion, ...          likewise of configs/fashion.py, 28x28
     sd-small, adapters    Stable Diffusion of two levels at 128x128, guided
+    sd, adapters          Stable Diffusion 1.5 at 512x512, in bfloat16, guided
 
 Weights are random. The two samplers of a row are each one compiled scan over K
 steps and take turns; the ratio is of two that follow each other: the median,
@@ -66,7 +67,13 @@ CONTROLS: Mapping[str, tuple[int, Callable[[Sizes], Program]]] = {
   "fashion, narrow head": (100, lambda s: _fashion(s, head=(32,))),
   "fashion, adapters": (100, lambda s: _fashion(s, adapt="lora", head=())),
   "sd-small, adapters": (4, programs.MODELS["sd-small"]),
+  "sd, adapters": (
+    4,
+    lambda s: programs.MODELS["sd"](s._replace(dtype="bfloat16")),
+  ),
 }
+
+ON_CPU = [name for name in CONTROLS if name != "sd, adapters"]
 
 
 def _flops(problem: Problem, sampler: speed.Sampler, chunk: int) -> float:
@@ -123,7 +130,7 @@ def main() -> None:
   """Measures every row and prints the table."""
   parser = arguments.Parser(__doc__)
   count = arguments.at_least(1)
-  parser.add_argument("--only", nargs="+", choices=CONTROLS, default=CONTROLS)
+  parser.add_argument("--only", nargs="+", choices=CONTROLS, default=ON_CPU)
   parser.add_argument("--steps", type=count, default=32)
   parser.add_argument("--rounds", type=count, default=10)
   parser.add_argument("--json", type=arguments.writable, help="file to write")

@@ -10,7 +10,8 @@ divided into devices as in an experiment, see `devices.virtual`.
 
 Model FLOPs count what the mathematics needs: with F of a step's predictions for
 one sample, policy's and reference's, and G of them with their gradient with
-respect to the control and the sample, both as XLA counts them,
+respect to the control and the sample, both as XLA counts them before it
+compiles (one percent more or less than afterwards),
 
     batch (F (K - K') + G K'),                                             (1)
 
@@ -44,14 +45,16 @@ COLUMNS = (
   "model,dtype,K,differentiated,batch,compiling (s),update (s),samples/s,"
   "memory of a device (GB),model TFLOPs,share of peak"
 )
-SIDE = 2048  # of the matrices whose product is the peak
+SIDE = {"cpu": 2048}  # of the matrices whose product is the peak
+LARGE = 8192  # likewise, on an accelerator
 
 Row = dict[str, Any]
 
 
 def peak(dtype: str, *, repeats: int = 5) -> float:
   """FLOPs a second of all devices, at the best of some matrix products."""
-  a = jnp.ones((SIDE, SIDE), dtype)
+  side = SIDE.get(jax.default_backend(), LARGE)
+  a = jax.random.normal(jax.random.key(0), (side, side), dtype)
   copies = [jax.device_put(a, device) for device in jax.devices()]
   product = jax.jit(lambda a: a @ a)
   seconds = []
@@ -59,16 +62,16 @@ def peak(dtype: str, *, repeats: int = 5) -> float:
     began = time.perf_counter()
     jax.block_until_ready([product(a) for a in copies])
     seconds.append(time.perf_counter() - began)
-  return len(copies) * 2 * SIDE**3 / min(seconds[1:])
+  return len(copies) * 2 * side**3 / min(seconds[1:])
 
 
 def flops(model: str, sizes: Sizes) -> float:
   """Model FLOPs of an update, (1)."""
   # XLA counts one turn of a loop over heads, and nothing of other kernels.
-  one = sizes._replace(batch=1, parts=1, plain=True)
+  one = sizes._replace(batch=1, parts=1, attention="xla", remat=False)
   made = programs.MODELS[model](one).make(None)
   inputs = (
-    jax.jit(made.policy.init)(jax.random.key(0)),
+    jax.eval_shape(made.policy.init, jax.random.key(0)),
     jnp.zeros((1, *made.problem.sample_shape)),
     jnp.float32(0.5),
   )
@@ -117,6 +120,12 @@ class Compiled:
     return time.perf_counter() - began
 
 
+def _peak_memory() -> int | None:
+  """Most bytes of a device that this process has had in use, where known."""
+  known = jax.devices()[0].memory_stats()
+  return known.get("peak_bytes_in_use") if known else None
+
+
 def measure(model: str, sizes: Sizes, *, repeats: int) -> Row:
   """Compiles and times one update, shared by all devices that can."""
   program = programs.MODELS[model](sizes)
@@ -130,6 +139,7 @@ def measure(model: str, sizes: Sizes, *, repeats: int) -> Row:
     **sizes._asdict(),
     "compile_seconds": update.compile_seconds,
     "memory": update.memory,
+    "peak_memory": _peak_memory(),
     "seconds": median,
     "all_seconds": seconds,
     "flops": flops(model, sizes),
@@ -169,6 +179,10 @@ def main() -> None:
   parser.add_argument("--batch", type=count, nargs="+", default=[64])
   parser.add_argument("--parts", type=count, default=1)
   parser.add_argument("--dtype", default="float32", choices=programs.DTYPES)
+  parser.add_argument("--attention", default="", choices=("xla", "cudnn"))
+  parser.add_argument(
+    "--keep-blocks", action="store_true", help="of a U-Net, in place of remat"
+  )
   parser.add_argument("--repeats", type=count, default=5)
   parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
@@ -178,7 +192,10 @@ def main() -> None:
   for batch, steps, back in itertools.product(
     given.batch, given.steps, given.backprop_steps
   ):
-    sizes = Sizes(batch, given.parts, steps, back or steps, given.dtype)
+    sizes = Sizes(
+      *(batch, given.parts, steps, back or steps, given.dtype),
+      *(given.attention, not given.keep_blocks),
+    )
     row = measure(given.model, sizes, repeats=given.repeats)
     rows.append({**row, "share": row["flops"] / row["seconds"] / best})
     print(rows[-1], flush=True)

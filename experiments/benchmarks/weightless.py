@@ -17,7 +17,6 @@ from ctrl_jax.learner import Learner, TrainState
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import unet, vae
-from ctrl_jax.stable_diffusion.attention import Implementation
 from ctrl_jax.stable_diffusion.pipeline import Pipeline, Prompts
 from ctrl_jax.stable_diffusion.schedule import Schedule
 from experiments.configs import sd15_compressibility
@@ -76,7 +75,7 @@ def configure(
   parts: int,
   steps: int,
   backprop_steps: int,
-  attention: Implementation,
+  attention: str,
 ) -> ConfigDict:
   """The experiment, in bfloat16, with these sizes of an update.
 
@@ -85,10 +84,10 @@ def configure(
     parts: of the batch, computed one after another.
     steps: K.
     backprop_steps: that are differentiated.
-    attention: of the U-Net; see `stable_diffusion.attention`.
+    attention: of the U-Net, as `model.attention`.
   """
   config = sd15_compressibility.get_config()
-  config.model.update(dtype="bfloat16", attention=attention or "")
+  config.model.update(dtype="bfloat16", attention=attention)
   config.kernel.num_steps = steps
   config.control.batch_size = batch
   config.control.ctrl.update(accumulate=parts, backprop_steps=backprop_steps)

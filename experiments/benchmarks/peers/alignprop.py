@@ -17,7 +17,7 @@ import torch
 import trl
 from accelerate import PartialState
 
-from experiments.benchmarks.peers import pytorch, worker
+from experiments.benchmarks.peers import classifiers, worker
 
 
 def main() -> None:
@@ -25,7 +25,7 @@ def main() -> None:
   folder = pathlib.Path(sys.argv[1])
   settings = json.loads((folder / "settings.json").read_text())
   with np.load(folder / "arrays.npz") as arrays:
-    logits_fn = pytorch.residual_classifier(arrays, settings["strides"])
+    logits_fn = classifiers.of_arrays(arrays, settings["strides"])
     labels = torch.from_numpy(arrays["labels"]).long()
   rewards = []
 

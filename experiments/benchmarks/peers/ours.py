@@ -69,7 +69,7 @@ def configure(settings: dict[str, Any]) -> ConfigDict:
     parts=1,
     steps=steps,
     backprop_steps=steps,
-    attention=None,
+    attention="",
   )
   config.model.update(dtype="float32", size=problem.SIDE, remat=False)
   config.reward.gamma = settings["gamma"]

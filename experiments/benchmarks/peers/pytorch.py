@@ -30,10 +30,9 @@ import diffusers
 import numpy as np
 import peft
 import torch
-import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from experiments.benchmarks.peers import worker
+from experiments.benchmarks.peers import classifiers, worker
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -50,24 +49,37 @@ def adapter_name(path: str, side: str) -> str:
   return f"{module}.lora_{side.upper()}.default.weight"
 
 
+def adapted(
+  unet: torch.nn.Module, table: torch.Tensor, *, rank: int
+) -> torch.nn.Module:
+  """A copy of a U-Net with new adapters, and labels of which the last is null.
+
+  Args:
+    unet: the pre-trained one.
+    table: vectors of labels [labels, d].
+    rank: of the adapters.
+  """
+  unet = copy.deepcopy(unet)
+  unet.add_adapter(
+    peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
+  )
+  rows = torch.cat([table, torch.zeros_like(table[:1])])
+  unet.class_embedding = torch.nn.Embedding.from_pretrained(rows, freeze=False)
+  return unet
+
+
 def controlled(
   unet: torch.nn.Module, embedding: Any, adapters: Mapping[str, Any]
 ) -> torch.nn.Module:
-  """A copy of a U-Net with adapters and labels; the last label is null.
+  """An adapted U-Net with these values.
 
   Args:
     unet: the pre-trained one.
     embedding: vectors of labels [labels, d].
     adapters: {path: {"a" [in, rank], "b" [rank, out]}}.
   """
-  unet = copy.deepcopy(unet)
   rank = next(iter(adapters.values()))["b"].shape[0]
-  unet.add_adapter(
-    peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=TARGETS)
-  )
-  table = to_torch(embedding)
-  rows = torch.cat([table, torch.zeros_like(table[:1])])
-  unet.class_embedding = torch.nn.Embedding.from_pretrained(rows, freeze=False)
+  unet = adapted(unet, to_torch(embedding), rank=rank)
   named = dict(unet.named_parameters())
   with torch.no_grad():
     for path, pair in adapters.items():
@@ -113,10 +125,11 @@ class Loss:
     labels: torch.Tensor | None,
   ) -> torch.Tensor:
     """The guided prediction; labels go with prompts only."""
+    time = torch.tensor(step, device=x.device)
 
     def call(context, labels):
       return checkpoint(
-        lambda x: unet(x, step, context, class_labels=labels).sample,
+        lambda x: unet(x, time, context, class_labels=labels).sample,
         x,
         use_reentrant=False,
       )
@@ -137,7 +150,7 @@ class Loss:
     a = here / there
     mean = torch.sqrt(there) * (1 - a) * x_0 + torch.sqrt(a) * (1 - there) * x
     var = (1 - there) * (1 - a) / (1 - here)
-    deviation = torch.sqrt(var).to(x.dtype)
+    deviation = torch.sqrt(var).to(x)
     return torch.distributions.Normal(mean / (1 - here), deviation)
 
   def __call__(
@@ -149,7 +162,7 @@ class Loss:
     backprop_steps: int,
   ) -> torch.Tensor:
     """Mean over chains that start at x and meet noise [K, B, ...]."""
-    kl = torch.zeros(len(x), dtype=x.dtype)
+    kl = x.new_zeros(len(x))
     for k, step in enumerate(self.scheduler.timesteps.tolist()):
       if k == len(noise) - backprop_steps:
         x, kl = x.detach(), kl.detach()
@@ -161,38 +174,6 @@ class Loss:
     images = self.vae.decode(x / self.vae.config.scaling_factor).sample
     log_p = torch.log_softmax(self.logits_fn(images), 1)
     return (kl - self.gamma * log_p[torch.arange(len(x)), labels]).mean()
-
-
-def residual_classifier(
-  arrays: Mapping[str, np.ndarray], strides: list[int]
-) -> Callable[[torch.Tensor], torch.Tensor]:
-  """The network of `models.residual_classifier`, by its parameters."""
-  params = {
-    name: torch.from_numpy(arrays[name])
-    for name in arrays
-    if name.startswith("classifier:")
-  }
-
-  def convolve(x, block, index, stride):
-    name = f"classifier:_Block_{block}"
-    kernel = params[f"{name}:Conv_{index}:kernel"].permute(3, 2, 0, 1)
-    if kernel.shape[-1] == 3:  # padded as Flax does
-      x = F.pad(x, (2 - stride, 1, 2 - stride, 1))
-    x = F.conv2d(x, kernel, params[f"{name}:Conv_{index}:bias"], stride)
-    scale, bias = (
-      params[f"{name}:GroupNorm_{index}:{part}"] for part in ("scale", "bias")
-    )
-    return F.group_norm(x, x.shape[1] // 8, scale, bias, eps=1e-6)
-
-  def logits_fn(x):
-    for block, stride in enumerate(strides):
-      branch = F.silu(convolve(x, block, 0, stride))
-      branch = convolve(branch, block, 1, 1)
-      x = F.silu(branch + convolve(x, block, 2, stride))
-    kernel = params["classifier:Dense_0:kernel"]
-    return x.mean((2, 3)) @ kernel + params["classifier:Dense_0:bias"]
-
-  return logits_fn
 
 
 def load(folder: pathlib.Path) -> tuple[Loss, tuple[torch.Tensor, ...]]:
@@ -223,7 +204,7 @@ def load(folder: pathlib.Path) -> tuple[Loss, tuple[torch.Tensor, ...]]:
     scheduler=scheduler,
     prompts=to_torch(found["prompts"]),
     empty=to_torch(found["empty"]),
-    logits_fn=residual_classifier(found, settings["strides"]),
+    logits_fn=classifiers.of_arrays(found, settings["strides"]),
     null=len(embedding),
     guidance=settings["guidance"],
     gamma=settings["gamma"],
