@@ -95,12 +95,14 @@ def cells(group: Sequence[Entry], study: Study) -> list[str]:
   """A line of the table: means over seeds and their standard errors."""
 
   def column(field: str, digits: int, scale: float = 1.0) -> str:
-    values = np.array([mean(entry.get(field)) for entry in group]) * scale
+    found = [entry.get(field) for entry in group]
+    values = np.array([mean(value) for value in found]) * scale
     if not np.isfinite(values).all():
       return tables.DASH
     if values.mean() >= 100:
       digits = 0
-    return tables.over_seeds(values.tolist(), digits)
+    bound = tables.any_bound(found)
+    return tables.over_seeds(values.tolist(), digits, bound=bound)
 
   setting = ", ".join(f"{k} {v:g}" for k, v in group[0]["setting"].items())
   return [

@@ -61,14 +61,16 @@ HEADINGS = (
 def cells(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[str]:
   """A line of the table, in the order of HEADINGS."""
   ctrl = [each["methods"]["ctrl"] for each in runs]
-  gaps = [each["gap"]["mean"] for each in ctrl]
-  before = [each["methods"]["pretrained"]["gap"]["mean"] for each in runs]
+  after = [each["gap"] for each in ctrl]
+  gaps = [gap["mean"] for gap in after]
+  untuned = [each["methods"]["pretrained"]["gap"] for each in runs]
+  before = [gap["mean"] for gap in untuned]
   log_z = max(each["log_evidence"]["stderr"] for each in runs)
   ess = [100 * each["ess_fraction"] for each in ctrl]
   line = [
     row.title,
-    tables.over_seeds(before, 2),
-    tables.over_seeds(gaps, 4),
+    tables.over_seeds(before, 2, bound=tables.any_bound(untuned)),
+    tables.over_seeds(gaps, 4, bound=tables.any_bound(after)),
     f"{row.bar:g}",
   ]
   line += [f"{max(gaps):.4f}", f"{log_z:.3f}", f"{np.mean(ess):.1f}"]

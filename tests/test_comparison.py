@@ -132,6 +132,16 @@ def test_best_setting_over_all_seeds_is_shown():
   assert second[compare.headings(study).index("gap")] == "–"
 
 
+def test_a_mean_over_a_lower_bound_is_one():
+  known = entry("a", 0.3, nearest_gap={"mean": 0.1, "bound": False})
+  below = entry("a", 0.5) | {"gap": {"mean": 0.5, "bound": True}}
+  study = compare.STUDIES["digits"]
+  line = compare.cells([known, below], study)
+  row = dict(zip(compare.headings(study), line, strict=True))
+  assert row["gap"] == "≥ 0.400 ± 0.100"
+  assert row["gap there"] == "0.075 ± 0.025"
+
+
 def test_examples_have_every_factor_or_there_are_none(tmp_path):
   this = pretraining.Run(*two_factors(tmp_path))
   with pytest.raises(ValueError, match="both factors"):

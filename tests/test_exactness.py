@@ -40,6 +40,10 @@ def test_row_has_a_cell_for_every_heading():
   assert dict(zip(exactness.HEADINGS, cells, strict=True))["gap, mean"] == (
     "0.0123 ± 0.0000"
   )
+  below = METHOD | {"gap": {"mean": 0.0123, "bound": True}}
+  bounded = RESULTS | {"methods": RESULTS["methods"] | {"ctrl": below}}
+  cells = exactness.cells(row, [RESULTS, bounded])
+  assert "≥ 0.0123 ± 0.0000" in cells and "≥ 0.01 ± 0.00" not in cells
   error = {"mean": 0.02, "stderr": 0.01}
   moments = {
     "gap": METHOD["gap"],

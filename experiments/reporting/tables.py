@@ -109,14 +109,21 @@ def number(value: Any, *, decimals: int = 3, scale: float = 1.0) -> str:
   return DASH if value is None else f"{scale * value:,.{decimals}f}"
 
 
-def over_seeds(values: Sequence[float], digits: int) -> str:
-  """Mean and, of several seeds, its standard error."""
+def over_seeds(
+  values: Sequence[float], digits: int, *, bound: bool = False
+) -> str:
+  """Mean and, of several seeds, its standard error; ≥ before a lower bound."""
   array = np.array(values)
-  text = f"{array.mean():.{digits}f}"
+  text = f"{'≥ ' if bound else ''}{array.mean():.{digits}f}"
   if len(array) < 2:
     return text
   stderr = array.std(ddof=1) / len(array) ** 0.5
   return f"{text} ± {stderr:.{digits}f}"
+
+
+def any_bound(estimates: Sequence[Any]) -> bool:
+  """Whether one of the estimates is a lower bound, and so their mean."""
+  return any(isinstance(e, Mapping) and e.get("bound") for e in estimates)
 
 
 def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
