@@ -30,9 +30,9 @@ from ctrl_jax.types import Params
 from experiments.configs import rules
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import stable_diffusion
-from experiments.problems.stable_diffusion import Latents
+from experiments.problems.problem import Problem
 from experiments.runtime import arguments, devices, outcome
-from experiments.training import algorithms, stable_training
+from experiments.training import algorithms, policies
 
 
 def config_of(run: pathlib.Path) -> ConfigDict:
@@ -97,7 +97,7 @@ def trained(run: pathlib.Path, config: ConfigDict, policy: Policy) -> Params:
   return restored.state.ema_params
 
 
-def check_last_step(problem: Latents, *, lora: bool) -> None:
+def check_last_step(problem: Problem, *, lora: bool) -> None:
   """Speaks up where the control was not on at every step.
 
   Raises:
@@ -137,10 +137,10 @@ def write(run: pathlib.Path, to: pathlib.Path, *, lora: bool) -> None:
     raise FileExistsError(f"{to} is not a new folder: name one that is")
   problem = stable_diffusion.load(config, run)
   check_last_step(problem, lora=lora)
-  policy = stable_training.control_policy(problem, config)
+  policy = policies.make(problem, config.control, None)
   control = trained(run, config, policy)
   adapters = guided.adapters_of_unet(control["lora"])
-  params = problem.pipeline.unet_params
+  params = problem.pretrained.params["unet"]
   export.save_pipeline(
     stable_diffusion.model_folder(config, run),
     to,

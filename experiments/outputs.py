@@ -95,7 +95,7 @@ def collect(
       "steps": problem.kernel.num_steps,
       "eta": config.kernel.eta,
       "gamma": gamma,
-      **problem.facts(),
+      **problem.facts,
     },
     "classifier": learned.classifier,
     "independent_classifier": learned.independent,

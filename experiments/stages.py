@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """The stages of a run: prior, classifier, control, evaluate.
 
-The same four for every problem, but that an exact one has its prior and its
-classifier given (`pretraining`), and a fifth, compare, where other methods are
-asked for. Each is a function of the problem and of what
-came before, trains through `loop.fit`, and continues from its newest
-checkpoint; a stage that is complete costs nothing when a run is run again.
+The same for every problem, but that a model which is there is not trained, nor
+a classifier of what has a likelihood (`pretraining.learn`); and a fifth,
+compare, where other methods are asked for. Each is a function of the problem
+and of what came before, trains through `loop.fit`, and continues from its
+newest checkpoint; a stage that is complete costs nothing when a run is run
+again.
 """
 
 import functools
@@ -23,15 +24,8 @@ from experiments.configs import agreement
 from experiments.measures import bridging, drawings, evaluation, speed
 from experiments.measures.evaluation import Chains, Reference
 from experiments.problems import families
-from experiments.problems.exact import Exact
-from experiments.problems.stable_diffusion import StableDiffusion
 from experiments.runtime.logs import Log
-from experiments.training import (
-  algorithms,
-  control,
-  pretraining,
-  stable_training,
-)
+from experiments.training import algorithms, control, pretraining
 from experiments.training.pretraining import Clock, Learned, Run
 
 
@@ -47,14 +41,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   multihost_utils.sync_global_devices("workdir")  # the first host prepares it
   problem = families.make(config, workdir)
   algorithms.check(problem, config, devices=mesh.size)
-  this = Run(config, workdir, problem, mesh, log)
-  timed = Clock(this)
-  if isinstance(problem, Exact):
-    learned = pretraining.given(this, problem)
-  elif isinstance(problem, StableDiffusion):
-    learned = stable_training.train(this, problem, timed)
-  else:
-    learned = pretraining.train(this, problem, timed)
+  timed = Clock(Run(config, workdir, problem, mesh, log))
+  learned = pretraining.learn(timed)
+  this = timed.this
   reference = timed("reference", sample_reference, learned)
   params = timed("control", control.train, learned, reference)
   reference = evaluation.evaluated(problem, reference)
@@ -126,5 +115,5 @@ def find_evidence(
 
 def sample_control(this: Run, learned: Learned, params: Params) -> Chains:
   """Chains of the tuned policy; of images, some beside the reference's."""
-  twins = 0 if isinstance(this.problem, Exact) else drawings.TWINS
+  twins = drawings.TWINS if len(this.problem.sample_shape) == 3 else 0
   return control.sample(this, learned.policy, params, learned, twins=twins)

@@ -16,12 +16,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 LICENSE_LINE = "# SPDX-License-Identifier: Apache-2.0\n"
 MAX_LINES = 260
 
-# A part of ctrl_jax may import from the layers before its own in this list, and
-# from within itself; never from a part beside or behind it.
+# A part of ctrl_jax imports from itself and from layers before its own, alone.
 LIBRARY = """
 types, files sde metrics weights parallel nearest, kernels learner models
 datasets checkpoint, sampling linear_quadratic, paths, rewards policy,
-steering transitions composition, objectives guidance bridge, stable_diffusion
+pretrained steering transitions composition, objectives guidance bridge,
+stable_diffusion
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """

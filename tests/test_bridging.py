@@ -15,18 +15,19 @@ from experiments.configs import mixture
 from experiments.measures import bridging, drawings, evaluation, evidence
 from experiments.measures.evaluation import Chains, Reference
 from experiments.problems import exact
+from experiments.problems.problem import Problem
 
 C, Y, STEPS = 2, 3, 4
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> exact.Exact:
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
   config = mixture.get_config("smoke")
   config.problem.num_conditions, config.kernel.num_steps = C, STEPS
   return exact.mixture(config, tmp_path_factory.mktemp("mixture"))
 
 
-def pushed(problem: exact.Exact) -> Policy:
+def pushed(problem: Problem) -> Policy:
   """A control that moves every prediction by the same."""
 
   def pair_fn(control: Any, c: jax.Array, y: jax.Array) -> Any:
@@ -41,7 +42,7 @@ def pushed(problem: exact.Exact) -> Policy:
   return Policy(lambda key: jnp.float32(0.3), pair_fn)
 
 
-def crossings(problem: exact.Exact, cells: np.ndarray) -> evidence.Crossings:
+def crossings(problem: Problem, cells: np.ndarray) -> evidence.Crossings:
   return bridging.crossings(
     problem,
     pushed(problem),

@@ -40,7 +40,7 @@ def test_every_method_is_held_against_its_target(tmp_path):
   with Log(tmp_path, enabled=False) as log:
     mesh = parallel.make_mesh(jax.devices()[:1])
     this = pretraining.Run(config, tmp_path, problem, mesh, log)
-    learned = pretraining.given(this, problem)
+    learned = pretraining.learn(pretraining.Clock(this))
     reference = stages.sample_reference(this, learned)
     params = control.train(this, learned, reference)
     entries = comparison.run(this, learned, reference, params)

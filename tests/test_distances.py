@@ -11,7 +11,7 @@ from experiments.configs import gaussian, mixture
 from experiments.measures import distances
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
-from experiments.problems import exact
+from experiments.problems import exact, instruments
 
 NUM = 6000
 
@@ -44,13 +44,21 @@ def mixture_case():
   def target(y, num):
     found = []
     while sum(map(len, found)) < num:
-      x, _ = draw_prior(rng, problem.prior, 20000)
-      p = np.asarray(problem.probabilities(jnp.asarray(x, jnp.float32)))[:, y]
+      x, _ = draw_prior(rng, problem.truth.mixture, 20000)
+      p = np.asarray(
+        instruments.probabilities(problem.reward_fn, problem.num_controls)(
+          jnp.asarray(x, jnp.float32)
+        )
+      )[:, y]
       found.append(x[rng.random(len(x)) < p])
     return np.concatenate(found)[:num]
 
-  x, _ = draw_prior(rng, problem.prior, 40000)
-  p = np.asarray(problem.probabilities(jnp.asarray(x, jnp.float32)))
+  x, _ = draw_prior(rng, problem.truth.mixture, 40000)
+  p = np.asarray(
+    instruments.probabilities(problem.reward_fn, problem.num_controls)(
+      jnp.asarray(x, jnp.float32)
+    )
+  )
   every = np.repeat(x[:, None], problem.num_controls, axis=1)
   weighed = method(every, np.log(p))
   samples = np.stack([target(y, NUM) for y in range(3)], axis=1)
@@ -82,7 +90,9 @@ def test_a_shift_is_seen(mixture_case):
 def test_a_lost_mode_is_seen(mixture_case):
   problem, weighed, samples = mixture_case
   flat = jnp.asarray(samples.reshape(-1, 2), jnp.float32)
-  modes = np.asarray(problem.prior.responsibilities(flat, None)).argmax(1)
+  modes = np.asarray(problem.truth.mixture.responsibilities(flat, None)).argmax(
+    1
+  )
   modes = modes.reshape(samples.shape[:2])
   lost = np.bincount(modes.ravel(), minlength=4).argmax()
   kept = []
@@ -102,7 +112,7 @@ def gaussian_case():
   config = gaussian.get_config()
   config.kernel.num_steps = 30
   problem = exact.gaussian(config, pathlib.Path("unused"))
-  law = problem.solution.target
+  law = problem.truth.solution.target
   root = np.linalg.cholesky(law.covariance)
   noise = np.random.default_rng(1).normal(size=(NUM, len(law.mean), 2))
   return problem, law.mean + noise @ root.T
@@ -124,7 +134,7 @@ def test_moments_of_exact_samples(gaussian_case):
 
 def test_wrong_moments_are_seen(gaussian_case):
   problem, samples = gaussian_case
-  spread = np.sqrt(np.diag(problem.solution.target.covariance))
+  spread = np.sqrt(np.diag(problem.truth.solution.target.covariance))
   far = method(samples + 3 * spread)
   wide = method(samples + 0.5 * (samples - samples.mean(0)))
   known = distances.measure(problem, {"far": far, "wide": wide}, seed=0)

@@ -15,18 +15,19 @@ from ctrl_jax.sampling import Predictions
 from experiments.configs import mixture
 from experiments.measures import evaluation, speed
 from experiments.problems import exact
+from experiments.problems.problem import Problem
 
 CELLS, CHUNK = 5 * 3, 4  # values of (c, y), far more than fit at a time
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> exact.Exact:
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
   config = mixture.get_config("smoke")
   config.problem.num_conditions, config.kernel.num_steps = 5, 2
   return exact.mixture(config, tmp_path_factory.mktemp("mixture"))
 
 
-def noting(problem: exact.Exact, seen: set[int]) -> Policy:
+def noting(problem: Problem, seen: set[int]) -> Policy:
   """The pre-trained model as a policy that notes how many chains it sees."""
 
   def pair_fn(control: Any, c: jax.Array, y: jax.Array) -> Any:
@@ -42,7 +43,7 @@ def noting(problem: exact.Exact, seen: set[int]) -> Policy:
 
 
 def test_no_more_than_a_chunk_is_sampled_at_a_time(
-  problem: exact.Exact,
+  problem: Problem,
 ) -> None:
   seen: set[int] = set()
   chains = evaluation.controlled(
@@ -63,7 +64,7 @@ def test_no_more_than_a_chunk_is_sampled_at_a_time(
 
 
 @pytest.mark.parametrize("chunk", [CHUNK, CELLS + 1])
-def test_a_chunk_is_timed(problem: exact.Exact, chunk: int) -> None:
+def test_a_chunk_is_timed(problem: Problem, chunk: int) -> None:
   seen: set[int] = set()
   policy = noting(problem, seen)
   sampler = lambda c, y: policy.eps_fn({}, c, y)
@@ -74,7 +75,7 @@ def test_a_chunk_is_timed(problem: exact.Exact, chunk: int) -> None:
 
 @pytest.mark.parametrize("nothing", [np.nan, np.inf])
 def test_reference_samples_that_diverge_are_evidence_of_nothing(
-  problem: exact.Exact, tmp_path: pathlib.Path, nothing: float
+  problem: Problem, tmp_path: pathlib.Path, nothing: float
 ) -> None:
   def eps_fn(c: jax.Array) -> Any:
     reference = problem.reference_fn(c)

@@ -19,6 +19,7 @@ from experiments.measures import bridging, evidence
 from experiments.measures.evaluation import Chains, Reference
 from experiments.measures.evidence import Crossings
 from experiments.problems import exact
+from experiments.problems.problem import Problem
 
 NOISE = 0.3
 SHARES = np.asarray(bridge.SHARES)[:, None, None]
@@ -59,7 +60,7 @@ def forty(rare, short):
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> exact.Exact:
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
   config = mixture.get_config("smoke")
   return exact.mixture(config, tmp_path_factory.mktemp("mixture"))
 

@@ -42,8 +42,12 @@ def test_problem_seed_alone_draws_the_problem():
     make(mixture, exact.mixture, **c)
     for c in (changes, changes | {"seed": 9}, {"problem.seed": 4})
   )
-  np.testing.assert_array_equal(first.prior.means, same.prior.means)
-  assert np.abs(first.prior.means - other.prior.means).max() > 0.1
+  np.testing.assert_array_equal(
+    first.truth.mixture.means, same.truth.mixture.means
+  )
+  assert (
+    np.abs(first.truth.mixture.means - other.truth.mixture.means).max() > 0.1
+  )
 
 
 def test_two_factors_are_independent_given_x():
@@ -51,7 +55,9 @@ def test_two_factors_are_independent_given_x():
   problem = make(mixture, exact.mixture, **config)
   assert problem.num_controls == 6
   x = jax.random.normal(jax.random.key(0), (50, 2))
-  p = np.asarray(problem.probabilities(x)).reshape(50, 3, 2)
+  p = np.asarray(
+    instruments.probabilities(problem.reward_fn, problem.num_controls)(x)
+  ).reshape(50, 3, 2)
   np.testing.assert_allclose(p.sum((1, 2)), 1, rtol=1e-5)
   product = p.sum(2)[:, :, None] * p.sum(1)[:, None, :]
   np.testing.assert_allclose(p, product, atol=1e-6)
@@ -64,18 +70,20 @@ def test_every_label_is_some_modes_likeliest_neighbour():
   # A class takes over near a mode: no label is so rare that nobody has it.
   for seed in range(5):
     problem = make(mixture, exact.mixture, **{"problem.seed": seed})
-    x = jnp.asarray(problem.prior.means, jnp.float32)
-    p = np.asarray(problem.probabilities(x))
+    x = jnp.asarray(problem.truth.mixture.means, jnp.float32)
+    p = np.asarray(
+      instruments.probabilities(problem.reward_fn, problem.num_controls)(x)
+    )
     assert p.max(0).min() > 0.05
 
 
 def test_gaussian_controls_and_their_evidence():
   problem = make(gaussian, exact.gaussian, **{"problem.dims": 3})
-  requests = problem.requests(problem.solution.log_evidence[None])
+  requests = problem.requests(problem.truth.solution.log_evidence[None])
   assert requests["y"].min() == problem.controls[0]
   assert requests["y"].max() == problem.controls[-1]
   at = np.interp(problem.controls, requests["y"], requests["log_evidence"])
-  np.testing.assert_allclose(at, problem.solution.log_evidence, atol=1e-4)
+  np.testing.assert_allclose(at, problem.truth.solution.log_evidence, atol=1e-4)
 
 
 def test_gaussian_evidence_agrees_with_samples_of_its_chain():
@@ -87,7 +95,7 @@ def test_gaussian_evidence_agrees_with_samples_of_its_chain():
   ).x
   y = jnp.full(len(x), problem.controls[3])
   power = np.exp(2 * np.asarray(problem.reward_fn(x, None, y), np.float64))
-  z = power.mean() / np.exp(problem.solution.log_evidence[3]) - 1
+  z = power.mean() / np.exp(problem.truth.solution.log_evidence[3]) - 1
   assert abs(z) < 4 * power.std() / power.mean() / np.sqrt(len(power))
 
 
@@ -108,7 +116,7 @@ def test_a_sample_that_diverged_is_right_about_no_label():
   problem = make(mixture, exact.mixture)
   x = np.zeros((3, 2), np.float32)
   x[1, 0], x[2, 1] = np.nan, np.inf
-  verdict = instruments.of_exact(problem).verdict(x)
+  verdict = instruments.verdict(problem)(x)
   np.testing.assert_allclose(verdict.sum(1), [1, 0, 0], rtol=1e-5)
   logits = jnp.array([[0.0, 2.0], [jnp.nan, 2.0], [1.0, jnp.inf]])
   np.testing.assert_array_equal(instruments.likeliest(logits), [1, -1, -1])
@@ -117,8 +125,10 @@ def test_a_sample_that_diverged_is_right_about_no_label():
 def test_exploding_noise_is_scaled_for_its_chains():
   changes = {"sde.name": "ve", "kernel.eta": 0.3, "kernel.num_steps": 100}
   problem = make(gaussian, exact.gaussian, **changes)
-  steps = linear_quadratic.chain(problem.kernel, problem.sde, problem.prior)
-  truth = np.trace(problem.prior.covariances[0])
+  steps = linear_quadratic.chain(
+    problem.kernel, problem.sde, problem.truth.mixture
+  )
+  truth = np.trace(problem.truth.mixture.covariances[0])
   of_starts = [
     np.trace(linear_quadratic.end_law(s).covariance) / truth
     for s in (steps, steps._replace(start_std=1.0))

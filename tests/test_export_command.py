@@ -20,7 +20,7 @@ from experiments.configs import digits, sd15_compressibility
 from experiments.problems import stable_diffusion, tiny_model
 from experiments.runtime import outcome
 from experiments.runtime.workdir import prepare, write_json
-from experiments.training import algorithms, stable_training
+from experiments.training import algorithms, policies
 
 
 def finish(run: pathlib.Path, config) -> pathlib.Path:
@@ -105,7 +105,7 @@ def test_what_was_trained_is_what_is_written(
   config.model.dtype = dtype
   run = finish(tmp_path / "run", config)
   problem = stable_diffusion.load(config, run)
-  policy = stable_training.control_policy(problem, config)
+  policy = policies.make(problem, config.control, None)
   with pytest.raises(FileNotFoundError, match="the last, but of none"):
     export.trained(run, config, policy)
 
@@ -130,8 +130,8 @@ def test_what_was_trained_is_what_is_written(
 
   rounded = "apart they are not rounded" in capsys.readouterr().err
   assert rounded == (dtype == "bfloat16")
-  before = weights.to_tensors(problem.frozen["unet"])
-  sampled = lora.merge(problem.frozen, control["lora"])["unet"]
+  before = weights.to_tensors(problem.pretrained.params["unet"])
+  sampled = lora.merge(problem.pretrained.params, control["lora"])["unet"]
   merged, apart = tensors(tmp_path / "merged"), tensors(tmp_path / "apart")
   for found in (merged, apart):
     table = found.pop("class_embedding.weight")

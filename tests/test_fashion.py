@@ -15,7 +15,8 @@ import pytest
 from ctrl_jax import parallel, rewards
 from ctrl_jax.datasets import jpeg, oracles
 from experiments.configs import fashion, rules
-from experiments.problems import families, images, judges
+from experiments.problems import families, judges
+from experiments.problems.factors import joint_label
 from experiments.runtime import inputs, logs
 from experiments.training import pretraining
 from tests import toy_garments
@@ -53,17 +54,20 @@ def test_variants_are_valid(variant):
 
 def test_labels_are_bins_of_the_true_size(files, tmp_path):
   problem = families.make(config_of(files), tmp_path)
-  assert isinstance(problem, images.Images)
-  labels = problem.label(problem.images)
-  sizes = jpeg.size(problem.images)
+  labels = joint_label(problem.factors, problem.data.x)
+  sizes = jpeg.size(problem.data.x)
   ordered = [sizes[labels == y] for y in range(4)]
   for low, high in zip(ordered, ordered[1:], strict=False):
     assert low.max() < high.min()
   assert all(abs(len(part) - NUM / 4) < 6 for part in ordered)
   assert problem.num_controls == 4 and problem.sample_shape == (28, 28, 1)
-  bad = problem.images[:3].copy()
+  bad = problem.data.x[:3].copy()
   bad[1, 0, 0] = np.nan
-  assert problem.label(bad).tolist() == [labels[0], -1, labels[2]]
+  assert joint_label(problem.factors, bad).tolist() == [
+    labels[0],
+    -1,
+    labels[2],
+  ]
 
 
 def test_garments_of_which_there_are_none_are_refused(files, tmp_path):
@@ -76,13 +80,12 @@ def test_garments_of_which_there_are_none_are_refused(files, tmp_path):
 def test_two_factors_share_no_labelled_image(files, tmp_path):
   config = config_of(files, "two_factors")
   problem = families.make(config, tmp_path)
-  assert isinstance(problem, images.Images)
   first, second = problem.factors
-  used = [np.concatenate(factor.splits) for factor in problem.factors]
+  used = [np.concatenate(factor.examples.splits) for factor in problem.factors]
   np.testing.assert_array_equal(np.sort(np.concatenate(used)), range(NUM))
-  labels = problem.label(problem.images)
-  large = jpeg.size(problem.images) >= first.edges[0]
-  light = np.asarray(oracles.ink(problem.images)) >= second.edges[0]
+  labels = joint_label(problem.factors, problem.data.x)
+  large = jpeg.size(problem.data.x) >= first.edges[0]
+  light = np.asarray(oracles.ink(problem.data.x)) >= second.edges[0]
   np.testing.assert_array_equal(labels, 2 * large + light)
   assert problem.control_names == (
     "y = 0, 0",
@@ -90,10 +93,10 @@ def test_two_factors_share_no_labelled_image(files, tmp_path):
     "y = 1, 0",
     "y = 1, 1",
   )
-  names = problem.facts()["factors"]
+  names = problem.facts["factors"]
   assert [name.split()[0] for name in names] == ["size", "ink"]
   bad = np.full((1, 28, 28, 1), np.nan, np.float32)
-  assert problem.label(bad).tolist() == [-1]
+  assert joint_label(problem.factors, bad).tolist() == [-1]
 
 
 def toy_judge(weights):
@@ -128,7 +131,7 @@ def prior_of(config, folder):
   problem = families.make(config, folder)
   with logs.Log(folder) as log:
     run = pretraining.Run(config, folder, problem, parallel.make_mesh(), log)
-    params = pretraining.prior(run, problem)
+    params = pretraining.prior(run)
   return [leaf.tobytes() for leaf in jax.tree.leaves(params)]
 
 

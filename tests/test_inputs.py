@@ -183,7 +183,7 @@ def test_garments_of_other_files_are_never_taken_for_theirs(
   def images(folder: pathlib.Path) -> np.ndarray:
     config.data.dir = str(folder)
     problem = families.make(config, run)
-    return np.asarray(problem.images)
+    return np.asarray(problem.data.x)
 
   alone = images(second)
   assert np.array_equal(images(first), alone[:, ::-1])

@@ -8,12 +8,13 @@ from experiments.configs import mixture
 from experiments.measures import evidence, methods
 from experiments.measures.evaluation import Reference
 from experiments.problems import exact
+from experiments.problems.problem import Problem
 
 GAMMA, ROWS = 1.5, 240
 
 
 @pytest.fixture(scope="module")
-def problem(tmp_path_factory: pytest.TempPathFactory) -> exact.Exact:
+def problem(tmp_path_factory: pytest.TempPathFactory) -> Problem:
   config = mixture.get_config("smoke")
   return exact.mixture(config, tmp_path_factory.mktemp("mixture"))
 

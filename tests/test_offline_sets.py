@@ -9,19 +9,30 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import offline_sets
-from experiments.problems.images import QUANTITIES, Factor
+from experiments.problems.factors import Examples, binned
+from experiments.problems.images import QUANTITIES
+
+
+def _examples(y, splits, num_pairs):
+  return Examples(
+    read=lambda: np.zeros((len(y), 1)),
+    y=y,
+    splits=tuple(splits),
+    make_network=lambda config, rows: None,
+    num_pairs=num_pairs,
+  )
 
 
 def test_few_pairs_are_part_of_the_many():
   pieces = np.split(np.random.default_rng(0).permutation(1000), [600, 800])
-  factor = Factor(
-    quantity=QUANTITIES["ink"], edges=np.zeros(3), splits=tuple(pieces)
+  whole, few = (
+    _examples(np.zeros(1000, int), pieces, n).offline() for n in (0, 50)
   )
-  for train, calibration in (factor.offline(0), factor.offline(50)):
+  for train, calibration in (whole, few):
     assert set(train) <= set(pieces[0])
     assert set(calibration) <= set(pieces[1])
-  assert sum(map(len, factor.offline(0))) == 800
-  assert [len(part) for part in factor.offline(50)] == [37, 13]
+  assert sum(map(len, whole)) == 800
+  assert [len(part) for part in few] == [37, 13]
 
 
 # Images 0 ... 29 train one classifier, 30 ... 39 calibrate it, 40 ... 49 test
@@ -40,18 +51,18 @@ def test_few_pairs_are_part_of_the_many():
 def test_labels_that_a_set_lacks_are_refused(ones, num_pairs, counts):
   values = np.zeros(50, np.float32)
   values[ones] = 1
-  factor = Factor(
-    quantity=QUANTITIES["ink"],
-    edges=np.array([0.5]),
-    splits=tuple(np.split(np.arange(50), [30, 40])),
-  )
+  splits = np.split(np.arange(50), [30, 40])
+  examples = _examples(values.astype(int), splits, num_pairs)
   refused = contextlib.nullcontext()
   if counts:
     escaped = counts.replace("[", r"\[")
     told = f"ink .* 0 to 1 .*0.5.* have {escaped} to test it, .*: change this"
     refused = pytest.raises(ValueError, match=told)
   with refused:
-    factor.check(values, fields="this", num_pairs=num_pairs)
+    factor = binned(
+      QUANTITIES["ink"], np.array([0.5]), values, examples, fields="this"
+    )
+    assert factor.num_labels == 2 and factor.examples is examples
 
 
 @pytest.mark.long

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of quality: of which samples, in which tables, of which pictures."""
 
-import dataclasses
 import pathlib
 
 import jax
@@ -14,9 +13,13 @@ from ctrl_jax.datasets import brisque
 from experiments.configs import sd15_multitask
 from experiments.measures import scores
 from experiments.measures.weighting import Cells
-from experiments.problems import judges, stable_diffusion, stable_labels
+from experiments.problems import (
+  judges,
+  picture_quality,
+  stable_diffusion,
+  stable_labels,
+)
 from experiments.reporting import tables
-from experiments.training import stable_training
 from tests import toy_results
 
 N, C, Y = 6, 3, 2
@@ -101,23 +104,20 @@ def test_pictures_of_latents_are_judged(tmp_path: pathlib.Path) -> None:
   config = sd15_multitask.get_config("tiny")
   clip = stable_labels.read_clip(config, tmp_path)
   assert clip is not None
-  model = stable_diffusion.load(config, tmp_path)
-  fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
-  problem = stable_diffusion.StableDiffusion(**fields, factors=(), clip=clip)
+  problem = stable_diffusion.load(config, tmp_path)
   rng = np.random.default_rng(0)
   x = rng.standard_normal((70, *problem.sample_shape), np.float32)
   c = rng.integers(0, 3, len(x))
   pictures = problem.pictures(x)
   assert pictures.shape == (70, 16, 16, 3)
-  found = stable_training.picture_quality(problem, 16)
+  found = picture_quality.make(problem, clip, size=16)
   assert found["brisque"] is not None and found["clip_score"] is not None
   np.testing.assert_array_equal(found["brisque"](x, c), brisque.score(pictures))
-  texts = clip.texts([problem.prompts[i] for i in c])
+  texts = clip.texts([problem.pretrained.conditions[i] for i in c])
   expected = metrics.clip_score(jax.jit(clip.images)(pictures), texts)
   np.testing.assert_allclose(found["clip_score"](x, c), expected, atol=1e-3)
   assert np.ptp(expected) > 0.1
-  without = dataclasses.replace(problem, clip=None)
-  assert stable_training.picture_quality(without, 8) == {
+  assert picture_quality.make(problem, None, size=8) == {
     "clip_score": None,
     "brisque": None,
   }

@@ -65,7 +65,9 @@ def test_default_is_what_a_run_trains(tmp_path):
   with Log(tmp_path) as log:
     mesh = parallel.make_mesh(jax.devices()[:1])
     this = pretraining.Run(CONFIG, tmp_path, PROBLEM, mesh, log)
-    expected = control.train(this, pretraining.given(this, PROBLEM), reference)
+    expected = control.train(
+      this, pretraining.learn(pretraining.Clock(this)), reference
+    )
   trainer = recipe_variants.make_trainer(
     PROBLEM, CONFIG, VARIANTS["default"], TABLE
   )

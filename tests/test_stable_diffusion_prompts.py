@@ -12,7 +12,7 @@ from experiments.configs import rules, sd15_compressibility
 from experiments.measures import evaluation, evidence
 from experiments.measures.evaluation import Reference
 from experiments.problems import stable_diffusion
-from experiments.problems.stable_diffusion import Latents
+from experiments.problems.problem import Problem
 
 LONG = "a cat " * 40  # a letter is a token
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
   return tmp_path_factory.mktemp("prompts")
 
 
-def load(folder: pathlib.Path, trained: Any, evaluated: Any) -> Latents:
+def load(folder: pathlib.Path, trained: Any, evaluated: Any) -> Problem:
   config = sd15_compressibility.get_config("tiny")
   config.prompts, config.evaluate.prompts = trained, evaluated
   rules.validate(config)
@@ -34,13 +34,17 @@ def test_evaluated_prompts_come_first_and_training_asks_for_its_own(
   folder: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
   problem = load(folder, ("dog", LONG, "cat"), ("cat", "panda", LONG))
-  assert problem.prompts == ("cat", "panda", LONG, "dog")
+  assert problem.pretrained.conditions == ("cat", "panda", LONG, "dog")
   assert (problem.num_conditions, problem.num_sampled) == (3, 4)
-  facts = problem.facts()
+  facts = problem.facts
   assert facts["prompts"] == ["cat", "panda", LONG]
   assert facts["unseen_prompts"] == ["panda"]
-  encoded = pipeline.encode_prompts(folder / "model", problem.prompts)
-  np.testing.assert_array_equal(problem.frozen["prompts"], encoded.prompts)
+  encoded = pipeline.encode_prompts(
+    folder / "model", problem.pretrained.conditions
+  )
+  np.testing.assert_array_equal(
+    problem.pretrained.params["prompts"], encoded.prompts
+  )
   # In two lists, and too long: said once.
   warnings = capsys.readouterr().err.splitlines()
   assert warnings == [f"warning: cut to 77 tokens: {LONG!r}"]
@@ -69,9 +73,12 @@ def test_without_prompts_of_its_own_an_evaluation_has_those_of_training(
   folder: pathlib.Path,
 ) -> None:
   problem = load(folder, ("cat", "dog"), ())
-  assert problem.prompts == ("cat", "dog") and problem.num_conditions == 2
-  assert problem.trained.tolist() == [0, 1]
-  assert problem.facts()["unseen_prompts"] == []
+  assert (
+    problem.pretrained.conditions == ("cat", "dog")
+    and problem.num_conditions == 2
+  )
+  assert set(problem.requests(np.zeros((2, 4)))["c"]) == {0, 1}
+  assert problem.facts["unseen_prompts"] == []
 
 
 @pytest.mark.parametrize("field", ["prompts", "evaluate.prompts"])

@@ -21,7 +21,6 @@ from ctrl_jax.models.noisy_classifier import NoisyClassifier
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import LossFn, Params
 from experiments.measures.evaluation import Reference
-from experiments.problems.images import Images
 from experiments.runtime import keys, loop
 from experiments.training.algorithms import adam
 from experiments.training.pretraining import Learned, Run, loop_settings
@@ -54,21 +53,22 @@ def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
     ValueError: y has several factors, of which no example has all.
   """
   problem = this.problem
-  if isinstance(problem, Images):
+  if problem.data is not None:
     if len(problem.factors) > 1:
       raise ValueError(
         "compare.guidance has a method that learns from y, and no image is "
         "labelled with both factors of it; leave classifier and "
         "classifier_free out"
       )
-    rows = np.concatenate(
-      problem.factors[0].offline(this.config.data.num_pairs)
-    )
-    images = problem.images[rows]
+    examples = problem.factors[0].examples
+    if examples is None:
+      raise ValueError("the factor of y has no examples to learn from")
+    # The images of both are the same ones.
+    rows = np.concatenate(examples.offline())
     return {
-      "x": images,
-      "c": problem.conditions[rows],
-      "y": problem.label(images),
+      "x": problem.data.x[rows],
+      "c": problem.data.c[rows],
+      "y": examples.y[rows],
     }
   num = min(PAIRS // problem.num_conditions, len(reference.samples))
   log_p = reference.log_likelihood[:num]
@@ -95,7 +95,7 @@ def _reconstruction(
       y,
       strength=control["strength"],
       through_network=through,
-      bound=this.problem.bound,
+      bound=learned.pretrained.bound,
     )
 
   return Guide(_policy(pair_fn), {}, 3 if through else 1, 0)
@@ -143,17 +143,17 @@ def _classifier_free(
   this: Run, learned: Learned, reference: Reference, *, triples: bool
 ) -> Guide:
   problem, settings = this.problem, this.config.compare.classifier_free
-  if not isinstance(problem, Images):
+  if not problem.pretrained.control_dim:
     raise ValueError(
       "compare.guidance has classifier_free: an exact prior has no network to "
       "fine-tune; leave it out"
     )
   tuned = policy.full(
-    problem.predict,
-    learned.prior,
+    learned.pretrained.network,
+    learned.pretrained.params,
     lambda t: jnp.ones(()),
     num_controls=problem.num_controls,
-    dims=problem.network.dims,
+    dims=learned.pretrained.control_dim,
   )
   start = jax.jit(tuned.init)(keys.stage_key(this.config.seed, "guide/init"))
   loss_fn = classifier_free.make_loss(

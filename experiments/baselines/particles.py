@@ -54,7 +54,7 @@ def twisted(
       c,
       y,
       strength=strength,
-      bound=problem.bound,
+      bound=problem.pretrained.bound,
     )
     found = smc.sample(
       chain_keys,
@@ -148,7 +148,7 @@ def decoded(
       y,
       gamma=strength,
       num_candidates=config.compare.candidates,
-      bound=problem.bound,
+      bound=problem.pretrained.bound,
     )
     return found.x, learned.reward_fn(found.x, c, y), found.undefined
 

@@ -27,6 +27,7 @@ from experiments.benchmarks import optimal_control
 from experiments.benchmarks.optimal_control import Grid, Optimum
 from experiments.measures import evaluation
 from experiments.problems import exact
+from experiments.problems.problem import Problem
 from experiments.runtime import keys, loop
 from experiments.training import algorithms, pretraining
 from experiments.training.pretraining import Run
@@ -34,7 +35,7 @@ from experiments.training.pretraining import Run
 Controlled = Callable[[jax.Array], PairFn]  # y -> policy and reference
 
 
-def plane(config: ConfigDict, workdir: pathlib.Path) -> exact.Exact:
+def plane(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   """The mixture of a config.
 
   Raises:
@@ -49,7 +50,7 @@ def plane(config: ConfigDict, workdir: pathlib.Path) -> exact.Exact:
   return exact.mixture(config, workdir)
 
 
-def solve(problem: exact.Exact, *, gamma: float, grid: Grid) -> Optimum:
+def solve(problem: Problem, *, gamma: float, grid: Grid) -> Optimum:
   """The best control of a mixture."""
   points = jnp.asarray(grid.points, jnp.float32)
   labels = [jnp.full(len(points), y) for y in problem.controls]

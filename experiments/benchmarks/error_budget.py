@@ -115,7 +115,7 @@ def measure(
   problem, gamma = compared_policies.plane(config, workdir), config.reward.gamma
   log = logs.Log(workdir, enabled=False)
   this = Run(config, workdir, problem, parallel.make_mesh(), log)
-  learned = pretraining.given(this, problem)
+  learned = pretraining.learn(pretraining.Clock(this))
   reference = stages.sample_reference(this, learned)
   x, log_p = reference.samples[:, 0], reference.log_likelihood[:, 0]
   optimum = compared_policies.solve(problem, gamma=gamma, grid=Grid())

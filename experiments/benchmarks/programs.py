@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import rewards
 from ctrl_jax.models.classifier import Classifier
-from ctrl_jax.models.dit import DiT
 from ctrl_jax.stable_diffusion import unet, vae
 from experiments.benchmarks import weightless
 from experiments.benchmarks.weightless import Control
@@ -110,16 +109,19 @@ def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:
   )
   with tempfile.TemporaryDirectory() as folder:
     problem = images.digits(digits.get_config(), pathlib.Path(folder))
+  model = images.untrained(config.model, (side, side, 1), problem.sde)
+  if model.init is None:
+    raise ValueError("the model cannot be drawn")
+  model = model.with_params(model.init(jax.random.key(0)))
   problem = dataclasses.replace(
     problem,
-    sample_shape=(side, side, 1),
+    pretrained=model,
     kernel=make_kernel(config.kernel, problem.sde),
-    network=DiT(num_classes=10, **config.model),
   )
   judge = Classifier(problem.num_controls)
   image = jnp.zeros((1, *problem.sample_shape))
   frozen = {
-    "network": problem.init_network(jax.random.key(0)),
+    "network": model.params,
     "classifier": jax.jit(judge.init)(jax.random.key(1), image),
   }
 
@@ -129,9 +131,7 @@ def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:
       return logits
 
     reward_fn = rewards.classifier(logits_fn)
-    policy = policies.on_images(
-      problem, config.control, frozen["network"], reward_fn
-    )
+    policy = policies.make(problem, config.control, reward_fn)
     learner = algorithms.control_learner(
       problem, policy, reward_fn, config, axis_name=axis_name
     )

@@ -41,7 +41,7 @@ from experiments.benchmarks.recipe_variants import (
 from experiments.configs import mixture
 from experiments.measures import evaluation
 from experiments.problems import exact
-from experiments.problems.exact import Exact
+from experiments.problems.problem import Problem
 from experiments.reporting import tables
 from experiments.runtime import arguments, keys, outcome, workdir
 
@@ -58,7 +58,7 @@ def train(trainer: Trainer, state: TrainState, num: int) -> TrainState:
 
 def curve(
   trainer: Trainer,
-  problem: Exact,
+  problem: Problem,
   config: ConfigDict,
   table: np.ndarray,
   *,
@@ -106,7 +106,7 @@ def alternate(trainer: Trainer, default: Trainer) -> tuple[float, float]:
   return 1e3 * float(np.median(times[:, 0])), float(ratio)
 
 
-def log_evidence(problem: Exact, config: ConfigDict) -> dict[str, Any]:
+def log_evidence(problem: Problem, config: ConfigDict) -> dict[str, Any]:
   """log Z(c, y) from chains of the pre-trained model, nats."""
   with tempfile.TemporaryDirectory() as folder:
     found = evaluation.reference(

@@ -50,7 +50,7 @@ from ctrl_jax.learner import TrainState
 from ctrl_jax.models.heads import FlatHead, HeadInputs
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import LossFn, RewardFn
-from experiments.problems.exact import Exact
+from experiments.problems.problem import Problem
 from experiments.runtime import keys
 from experiments.training import algorithms
 
@@ -83,17 +83,17 @@ def landing_loss(
   return loss_fn
 
 
-def unscaled(problem: Exact) -> np.ndarray:
+def unscaled(problem: Problem) -> np.ndarray:
   """1 where the step has noise, [K]."""
   return np.where(problem.kernel.std > 0, 1.0, 0.0)
 
 
-def window(problem: Exact) -> np.ndarray:
+def window(problem: Problem) -> np.ndarray:
   """1 where m_k is at least WINDOW, [K]."""
   return np.where(problem.control_scale() >= WINDOW, 1.0, 0.0)
 
 
-def scale_gradient(base: Policy, problem: Exact) -> Policy:
+def scale_gradient(base: Policy, problem: Problem) -> Policy:
   """The same policy, with gradients to parameters times m_k^2 at step k."""
   scale_fn = policy.scale_at(problem.kernel.times, problem.control_scale())
 
@@ -121,9 +121,9 @@ class Variant(NamedTuple):
   """One change of the recipe; the fields' values here are the default's."""
 
   make_loss: Callable[..., LossFn] | None = None  # None: the config's update
-  scale: Callable[[Exact], np.ndarray] = Exact.control_scale
+  scale: Callable[[Problem], np.ndarray] = Problem.control_scale
   head: type[FlatHead] = FlatHead
-  wrap: Callable[[Policy, Exact], Policy] = lambda base, problem: base
+  wrap: Callable[[Policy, Problem], Policy] = lambda base, problem: base
   changes: Mapping[str, Any] = {}  # of config.control
 
 
@@ -152,9 +152,9 @@ class Trainer(NamedTuple):
 
 
 def make_policy(
-  problem: Exact, control: ConfigDict, variant: Variant
+  problem: Problem, control: ConfigDict, variant: Variant
 ) -> Policy:
-  """The head of a variant on the exact model; as `policies.on_exact`."""
+  """The head of a variant on the exact model; as `policies.make`."""
   steered = steering.with_head(
     policy.frozen(problem.reference_fn),
     variant.head(tuple(control.head)),
@@ -168,7 +168,7 @@ def make_policy(
 
 
 def make_trainer(
-  problem: Exact, config: ConfigDict, variant: Variant, table: np.ndarray
+  problem: Problem, config: ConfigDict, variant: Variant, table: np.ndarray
 ) -> Trainer:
   """Trains as `control.train` does, on one device; table: log Z."""
   config = config.copy_and_resolve_references()

@@ -23,7 +23,7 @@ from experiments.configs import sd15_compressibility
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import stable_diffusion
 from experiments.problems.problem import Problem
-from experiments.training import algorithms, stable_training
+from experiments.training import algorithms, policies
 
 TOKENS = 77  # of a prompt
 UNET = unet.Config(cross_attention_dim=768)
@@ -156,17 +156,18 @@ def control(
     ),
     Prompts(frozen.prompts, frozen.empty, ()),
   )
-  policy = stable_training.control_policy(problem, config)
+  policy = policies.make(problem, config.control, None)
 
   def logits_fn(images: jax.Array) -> jax.Array:
     logits: Any = parts.classifier.apply({"params": frozen.classifier}, images)
     return logits
 
   judge = rewards.classifier(logits_fn)
+  decode = problem.pretrained.decode or (lambda x: x)
   learner = algorithms.control_learner(
     problem,
     policy,
-    lambda x, c, y: judge(problem.decode(x), c, y),
+    lambda x, c, y: judge(decode(x), c, y),
     config,
     axis_name=axis_name,
   )

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import metrics
-from ctrl_jax.linear_quadratic import Law
+from ctrl_jax.linear_quadratic import Law, Solution
+from ctrl_jax.models.gaussian_mixture import GaussianMixture
 from experiments.measures import weighting
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
-from experiments.problems.exact import Exact, Gaussian
 from experiments.problems.problem import Problem
 from experiments.runtime import keys
 
@@ -40,11 +40,12 @@ def measure(
   problem: Problem, methods: dict[str, Method], *, seed: int
 ) -> Known:
   """Distances of every method; nothing where the target is not known."""
-  if isinstance(problem, Gaussian):
-    return _moments(problem, methods)
-  if isinstance(problem, Exact):
-    return _distances(problem, methods, seed)
-  return Known({}, {})
+  truth = problem.truth
+  if truth is None:
+    return Known({}, {})
+  if truth.solution is None or truth.limit is None:
+    return _distances(truth.mixture, methods, seed)
+  return _moments(truth.solution, truth.limit, methods)
 
 
 @jax.jit
@@ -63,7 +64,9 @@ def _compare(key: jax.Array, a: np.ndarray, b: np.ndarray) -> float:
   return float(_wasserstein(key, left, right))
 
 
-def _distances(problem: Exact, methods: dict[str, Method], seed: int) -> Known:
+def _distances(
+  mixture: GaussianMixture, methods: dict[str, Method], seed: int
+) -> Known:
   key = keys.stage_key(seed, "distances")
   exact = methods["pretrained_resampled"].cells
   half = len(exact.samples) // 2
@@ -76,7 +79,7 @@ def _distances(problem: Exact, methods: dict[str, Method], seed: int) -> Known:
   first, second = (weighting.half(exact, which) for which in (0, 1))
   target = draw(first, "first half")
   floor = _compare(key, target, draw(second, "second half"))
-  wanted = _mode_weights(problem, exact)
+  wanted = _mode_weights(mixture, exact)
   entries = {}
   for name, method in methods.items():
     # Those that the reference's samples are made into have none of the target.
@@ -84,7 +87,7 @@ def _distances(problem: Exact, methods: dict[str, Method], seed: int) -> Known:
     if method.of_reference:
       cells = weighting.half(cells, 1)
     far = _compare(key, target, draw(cells, name))
-    shares = _mode_weights(problem, cells)
+    shares = _mode_weights(mixture, cells)
     kept = np.where(wanted >= PRESENT, shares / wanted, np.inf)
     entries[name] = {
       "sliced_wasserstein": far,
@@ -101,10 +104,10 @@ def _distances(problem: Exact, methods: dict[str, Method], seed: int) -> Known:
   )
 
 
-def _mode_weights(problem: Exact, cells: Cells) -> np.ndarray:
+def _mode_weights(mixture: GaussianMixture, cells: Cells) -> np.ndarray:
   """Share of each mode in the samples of every (c, y), [C, Y, M]."""
   n, conditions, controls = cells.log_weights.shape
-  responsibilities = jax.jit(problem.prior.responsibilities)
+  responsibilities = jax.jit(mixture.responsibilities)
   rows = []
   for c in range(conditions):
     for y in range(controls):
@@ -115,12 +118,13 @@ def _mode_weights(problem: Exact, cells: Cells) -> np.ndarray:
   return np.stack(rows).reshape(conditions, controls, -1)
 
 
-def _moments(problem: Gaussian, methods: dict[str, Method]) -> Known:
-  solution = problem.solution
+def _moments(
+  solution: Solution, limit: Law, methods: dict[str, Method]
+) -> Known:
   entries = {
     name: {
       f"{moment}_error{suffix}": value
-      for suffix, law in (("", solution.target), ("_limit", problem.limit))
+      for suffix, law in (("", solution.target), ("_limit", limit))
       for moment, value in _moment_errors(method.cells, law).items()
     }
     for name, method in methods.items()
@@ -130,7 +134,7 @@ def _moments(problem: Gaussian, methods: dict[str, Method]) -> Known:
       "step_gap": float(solution.step_gap.sum()),
       "start_gap": float(solution.start_gap.mean()),
       "optimal_path_kl": float(solution.path_kl.mean()),
-      "limit": _law_error(problem.limit, solution.target),
+      "limit": _law_error(limit, solution.target),
     },
     entries,
   )

@@ -20,7 +20,9 @@ from experiments.measures import evidence, weighting
 from experiments.measures.evidence import Evidence, Trust
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
-from experiments.problems.instruments import Instruments, Look, Quality
+from experiments.problems.chunks import Look
+from experiments.problems.instruments import Instruments
+from experiments.problems.problem import Quality
 from experiments.runtime import keys
 
 # At most so many of each (c, y) in pairwise distances: a quadratic cost.

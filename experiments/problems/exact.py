@@ -6,7 +6,6 @@ tuned sampler and its target is control alone. Everything is drawn from
 config.problem.seed and scaled so that x has variance 1; a mixture has mean 0.
 """
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Callable
@@ -17,44 +16,47 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import linear_quadratic, rewards
-from ctrl_jax.linear_quadratic import Law, Solution
+from ctrl_jax.linear_quadratic import Law
 from ctrl_jax.models.gaussian_mixture import GaussianMixture
-from ctrl_jax.types import EpsFn, RewardFn
-from experiments.problems.problem import Problem, make_kernel, make_sde
+from ctrl_jax.policy import Output
+from ctrl_jax.pretrained import Pretrained
+from ctrl_jax.sde import SDE
+from ctrl_jax.types import Params
+from experiments.problems import requests
+from experiments.problems.factors import Factor, control_names
+from experiments.problems.problem import (
+  Problem,
+  Truth,
+  make_kernel,
+  make_sde,
+)
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Exact(Problem):
-  """A problem that needs no training but that of the control."""
+def pretrained(
+  prior: GaussianMixture, sde: SDE, *, num_conditions: int
+) -> Pretrained:
+  """The exact model of a mixture as a network, without parameters."""
 
-  prior: GaussianMixture
-  reward_fn: RewardFn
-  probabilities: Callable[[jax.Array], jax.Array] | None  # p(y | x) [N, Y]
+  def network(
+    params: Params,
+    x: jax.Array,
+    t: jax.Array,
+    c: jax.Array | None,
+    control: jax.Array | None = None,
+  ) -> Output:
+    return Output(prior.eps(x, t, c, sde))
 
-  def reference_fn(self, c: jax.Array | None) -> EpsFn:
-    """Noise prediction of the pre-trained model."""
-    return lambda x, t: self.prior.eps(x, t, c, self.sde)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gaussian(Exact):
-  """A Gaussian prior and a real control; see `ctrl_jax.linear_quadratic`."""
-
-  solution: Solution  # of the evaluated controls, at the kernel's K
-  limit: Law  # the target of infinitely many steps
-  training_controls: np.ndarray  # [N]
-  training_log_evidence: np.ndarray  # [N]
-
-  def requests(self, log_evidence: np.ndarray) -> dict[str, np.ndarray]:
-    """Controls all over their range, with their exact log Z."""
-    return {
-      "c": np.zeros(len(self.training_controls), np.int32),
-      "y": self.training_controls.astype(np.float32),
-      "log_evidence": self.training_log_evidence.astype(np.float32),
-    }
+  names = tuple(str(c) for c in range(num_conditions))
+  return Pretrained(
+    network=network,
+    params={},
+    sde=sde,
+    sample_shape=prior.means.shape[1:],
+    conditions=names if num_conditions > 1 else (),
+  )
 
 
-def gaussian(config: ConfigDict, workdir: pathlib.Path) -> Gaussian:
+def gaussian(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   """x ~ N(mean, covariance); y = direction.x + noise, a real number."""
   drawn, dims = config.problem, config.problem.dims
   rng = np.random.default_rng(drawn.seed)
@@ -86,26 +88,24 @@ def gaussian(config: ConfigDict, workdir: pathlib.Path) -> Gaussian:
     error = (y - x @ along) / noise
     return -0.5 * error**2 - 0.5 * math.log(2 * math.pi * noise**2)
 
-  return Gaussian(
-    sde=sde,
+  measures = "direction . x, of which y is a noisy measurement"
+  target = Law(mean, covariance)
+  return Problem(
+    pretrained=pretrained(prior, sde, num_conditions=1),
     kernel=kernel,
-    sample_shape=(dims,),
+    factors=(Factor(name=measures, num_labels=0, reward_fn=reward_fn),),
     num_conditions=1,
     controls=controls.astype(np.float32),
     control_names=tuple(f"y = {value:.2f}" for value in controls),
-    property_name="direction . x, of which y is a noisy measurement",
+    # Controls all over their range, with their exact log Z.
+    law=requests.fixed(wide, linear_quadratic.tilt(law, wide, **likelihood)[1]),
+    property_name=measures,
     measure=lambda x: x @ along,
-    bound=None,
-    edges=np.zeros(0),
-    prior=prior,
-    reward_fn=reward_fn,
-    probabilities=None,
-    solution=linear_quadratic.solve(steps, controls, **likelihood),
-    limit=linear_quadratic.tilt(Law(mean, covariance), controls, **likelihood)[
-      0
-    ],
-    training_controls=wide,
-    training_log_evidence=linear_quadratic.tilt(law, wide, **likelihood)[1],
+    truth=Truth(
+      prior,
+      linear_quadratic.solve(steps, controls, **likelihood),
+      linear_quadratic.tilt(target, controls, **likelihood)[0],
+    ),
   )
 
 
@@ -153,7 +153,7 @@ def draw_logits(
   return lambda x: x @ table + shift[None]
 
 
-def mixture(config: ConfigDict, workdir: pathlib.Path) -> Exact:
+def mixture(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   """A Gaussian mixture; y is one label, or two independent ones."""
   drawn = config.problem
   prior = draw_mixture(drawn)
@@ -164,27 +164,17 @@ def mixture(config: ConfigDict, workdir: pathlib.Path) -> Exact:
   logits = [
     draw_logits(rng, prior, num=size, slope=drawn.sharpness) for size in sizes
   ]
-  reward_fn = rewards.factors([rewards.classifier(f) for f in logits], sizes)
   labels = np.arange(math.prod(sizes), dtype=np.int32)
-  parts = np.stack(np.unravel_index(labels, sizes), axis=1)
-
-  def probabilities(x):
-    columns = [reward_fn(x, None, jnp.full(len(x), y)) for y in labels]
-    return jnp.exp(jnp.stack(columns, axis=1))
-
   sde = make_sde(config.sde)
-  return Exact(
-    sde=sde,
+  return Problem(
+    pretrained=pretrained(prior, sde, num_conditions=drawn.num_conditions),
     kernel=make_kernel(config.kernel, sde),
-    sample_shape=(drawn.dims,),
+    factors=tuple(
+      Factor(name="", num_labels=size, reward_fn=rewards.classifier(f))
+      for f, size in zip(logits, sizes, strict=True)
+    ),
     num_conditions=drawn.num_conditions,
     controls=labels,
-    control_names=tuple(f"y = {', '.join(map(str, row))}" for row in parts),
-    property_name="",
-    measure=None,
-    bound=None,
-    edges=np.zeros(0),
-    prior=prior,
-    reward_fn=reward_fn,
-    probabilities=probabilities,
+    control_names=control_names(sizes),
+    truth=Truth(prior),
   )

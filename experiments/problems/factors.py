@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What y says of an image: bins of measured quantities, its factors.
+"""What y says of a sample: its factors, and who knows them.
 
-y has one factor, or several that are independent given the image. Each is
-known of images of its own: no classifier ever sees two labels of one image.
+y has one factor, or several that are independent given x. A factor has a
+likelihood in closed form, or examples (x, y) of its own to learn one from: no
+classifier ever sees two labels of one image.
 """
 
 import dataclasses
@@ -10,12 +11,16 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from ctrl_jax.datasets import oracles
+from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models.classifier import FeatureFn
+from ctrl_jax.types import RewardFn
 
 FEWEST = 2  # examples of a label that a classifier learns from
 
@@ -27,65 +32,103 @@ class Quantity(NamedTuple):
   measure: Callable[[Any], Any]  # the oracle: images, of any library -> [N]
   feature: FeatureFn | None  # smooth, for a classifier to see; None: pixels
 
+  def oracle(self, edges: np.ndarray) -> Callable[[Any], np.ndarray]:
+    """Images -> the bin of each, int32 [N]; -1 where not finite."""
+
+    def label(images: jax.Array | np.ndarray) -> np.ndarray:
+      measured = self.measure(jnp.asarray(images))
+      return np.asarray(oracles.bin_of(measured, jnp.asarray(edges)))
+
+    return label
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Factor:
-  """A label of images: the bin of a quantity."""
+class Examples:
+  """Pairs (x, y) that a factor is learned from, split in three."""
 
-  quantity: Quantity
-  edges: np.ndarray
-  splits: tuple[np.ndarray, ...]  # train, calibration, test of pairs (x, y)
+  read: Callable[[], np.ndarray | ImageFolder]  # x, as a classifier sees it
+  y: np.ndarray  # labels, int32 [N]
+  splits: tuple[np.ndarray, ...]  # rows to train, calibrate and test
+  # Config of the stage and rows to train on -> x -> logits.
+  make_network: Callable[[ConfigDict, np.ndarray], nn.Module]
+  look: FeatureFn | None = None  # data -> x; None: x are data
+  num_pairs: int = 0  # that are used, three quarters to train; 0: all
 
-  @property
-  def num_labels(self) -> int:
-    """Number of bins."""
-    return len(self.edges) + 1
-
-  def offline(self, num_pairs: int) -> tuple[np.ndarray, np.ndarray]:
-    """Images for training and for calibration, of which y is known.
-
-    Args:
-      num_pairs: that are used, three quarters to train; 0: all.
-    """
+  def offline(self) -> tuple[np.ndarray, np.ndarray]:
+    """Rows for training and for calibration, of which y is known."""
     train, calibration, _ = self.splits
-    if not num_pairs:
+    if not self.num_pairs:
       return train, calibration
-    return train[: 3 * num_pairs // 4], calibration[: -(-num_pairs // 4)]
+    last = -(-self.num_pairs // 4)
+    return train[: 3 * self.num_pairs // 4], calibration[:last]
 
   def watched(self) -> tuple[np.ndarray, ...]:
     """Train, calibration, test of a classifier that only watches.
 
-    It sees none of the images that the other one is trained on.
+    It sees none of the examples that the other one is trained on.
     """
     train, calibration, test = self.splits
     return np.concatenate([calibration, test]), *np.array_split(train, 2)
 
-  def check(self, values: np.ndarray, *, fields: str, num_pairs: int) -> None:
-    """Raises ValueError unless all sets have examples of every label.
+  def sets(self, stage: str) -> tuple[np.ndarray, ...]:
+    """Train, calibration, test of a stage, classifier or independent."""
+    if stage == "independent":
+      return self.watched()
+    return *self.offline(), self.splits[2]
 
-    Args:
-      values: the quantity of every image.
-      fields: of the config, that may be changed to mend it.
-      num_pairs: as in `offline`.
-    """
-    labels = np.asarray(oracles.bin_of(values, self.edges))
-    first = *self.offline(num_pairs), self.splits[2]
-    for sets in (first, self.watched()):
-      counts = [count(labels[rows], self.num_labels) for rows in sets]
-      if min(counts[0]) < FEWEST or 0 in counts[1] + counts[2]:
-        train, calibration, test = counts
-        raise ValueError(
-          f"{self.quantity.name}: of {len(values)} values from "
-          f"{values.min():.6g} to {values.max():.6g} the bins with edges "
-          f"{self.edges.tolist()} have {train} to train a classifier, "
-          f"{calibration} to calibrate and {test} to test it, and each needs "
-          f"{FEWEST}, 1 and 1: change {fields}, or give more images"
-        )
 
-  def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
-    """The oracle's label of each image, int32 [N]; -1 where not finite."""
-    measured = self.quantity.measure(jnp.asarray(images))
-    return np.asarray(oracles.bin_of(measured, jnp.asarray(self.edges)))
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Factor:
+  """One part of y."""
+
+  name: str  # of what it says
+  num_labels: int  # 0: y is a real number
+  edges: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+  # Data [N, ...] -> the true label of each, int32 [N], -1 where there is none;
+  # need not be traceable. None: nobody can tell.
+  oracle: Callable[[Any], np.ndarray] | None = None
+  examples: Examples | None = None
+  reward_fn: RewardFn | None = None  # log p(y | x), nats; None: to be learned
+
+
+def binned(
+  quantity: Quantity,
+  edges: np.ndarray,
+  values: np.ndarray,
+  examples: Examples,
+  *,
+  fields: str,
+) -> Factor:
+  """The bin of a quantity as a factor of y.
+
+  Args:
+    quantity: which.
+    edges: of the bins.
+    values: of the examples.
+    examples: with their labels.
+    fields: of the config, that may be changed where a bin is too empty.
+
+  Raises:
+    ValueError: a bin without examples enough.
+  """
+  for sets in (examples.sets("classifier"), examples.sets("independent")):
+    counts = [count(examples.y[rows], len(edges) + 1) for rows in sets]
+    if min(counts[0]) < FEWEST or 0 in counts[1] + counts[2]:
+      train, calibration, test = counts
+      raise ValueError(
+        f"{quantity.name}: of {len(values)} values from "
+        f"{values.min():.6g} to {values.max():.6g} the bins with edges "
+        f"{edges.tolist()} have {train} to train a classifier, "
+        f"{calibration} to calibrate and {test} to test it, and each needs "
+        f"{FEWEST}, 1 and 1: change {fields}, or give more images"
+      )
+  return Factor(
+    name=quantity.name,
+    num_labels=len(edges) + 1,
+    edges=edges,
+    oracle=quantity.oracle(edges),
+    examples=examples,
+  )
 
 
 def count(labels: np.ndarray, num: int) -> list[int]:
@@ -112,8 +155,14 @@ def joint_label(
   """The oracles' y of each image, int32 [N]; -1 where not finite.
 
   The first factor varies slowest, as in `rewards.factors`.
+
+  Raises:
+    ValueError: a factor has no oracle.
   """
-  labels = [factor.label(images) for factor in factors]
+  known = [f.oracle for f in factors if f.oracle is not None]
+  if len(known) < len(factors):
+    raise ValueError("a factor of y has no oracle")
+  labels = [oracle(images) for oracle in known]
   sizes = [factor.num_labels for factor in factors]
   joint = np.ravel_multi_index(labels, sizes, mode="clip")
   return np.where(np.min(labels, axis=0) < 0, -1, joint).astype(np.int32)

@@ -7,14 +7,10 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from experiments.problems import exact, images, stable_diffusion
-from experiments.problems.exact import Exact
-from experiments.problems.images import Images
-from experiments.problems.stable_diffusion import StableDiffusion
+from experiments.problems.problem import Problem
 from experiments.runtime import inputs
 
-Any = Images | Exact | StableDiffusion
-
-FAMILIES: dict[str, Callable[[ConfigDict, pathlib.Path], Any]] = {
+FAMILIES: dict[str, Callable[[ConfigDict, pathlib.Path], Problem]] = {
   "digits": images.digits,
   "fashion": images.fashion,
   "gaussian": exact.gaussian,
@@ -23,7 +19,7 @@ FAMILIES: dict[str, Callable[[ConfigDict, pathlib.Path], Any]] = {
 }
 
 
-def make(config: ConfigDict, workdir: pathlib.Path) -> Any:
+def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   """The problem of config.problem; data sets go under workdir.
 
   Raises:
@@ -31,7 +27,9 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Any:
       the run in workdir was begun.
   """
   problem = FAMILIES[config.problem.name](config, workdir)
-  for i, factor in enumerate(getattr(problem, "factors", ()), start=1):
-    what = f"edges of factor {i} of y ({factor.quantity.name})"
+  for i, factor in enumerate(problem.factors, start=1):
+    if not factor.edges.size:
+      continue
+    what = f"edges of factor {i} of y ({factor.name})"
     inputs.tie_numbers(workdir, f"edges {i}", what, factor.edges)
   return problem

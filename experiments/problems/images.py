@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problems of images: a data set, oracles that label it, and a network."""
 
-import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,17 +15,27 @@ from ctrl_jax import policy
 from ctrl_jax.datasets import digits as digits_data
 from ctrl_jax.datasets import fashion_mnist, jpeg, labelled, oracles
 from ctrl_jax.models.dit import DiT
+from ctrl_jax.models.heads import TokenHead
+from ctrl_jax.pretrained import Pretrained
+from ctrl_jax.sde import SDE
 from ctrl_jax.types import Params
+from experiments.problems import judges
 from experiments.problems.factors import (
   FEWEST,
+  Examples,
   Factor,
   Quantity,
+  binned,
   control_names,
   count,
   equal_shares,
-  joint_label,
 )
-from experiments.problems.problem import Problem, make_kernel, make_sde
+from experiments.problems.problem import (
+  Data,
+  Problem,
+  make_kernel,
+  make_sde,
+)
 from experiments.runtime import downloads, inputs
 
 FRACTIONS = (0.6, 0.2, 0.2)  # of labelled pairs: train, calibration, test
@@ -46,59 +55,47 @@ QUANTITIES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(Problem):
-  """Images whose pre-trained model and classifiers are yet to be trained."""
-
-  images: np.ndarray  # [N, height, width, channels], in [-1, 1]
-  conditions: np.ndarray  # c of each image [N], int32
-  factors: tuple[Factor, ...]  # of y, the first varies slowest
-  network: DiT
-
-  @property
-  def hidden_shape(self) -> tuple[int, int]:
-    """(tokens, d) of the network's hidden tokens."""
-    height, width, _ = self.sample_shape
-    patches = (height // self.network.patch) * (width // self.network.patch)
-    return patches, self.network.dims
-
-  def facts(self) -> dict[str, Any]:
-    """What each factor of y measures."""
-    return {"factors": [factor.quantity.name for factor in self.factors]}
-
-  def label(self, images: jax.Array | np.ndarray) -> np.ndarray:
-    """The oracles' y of each image, int32 [N]; -1 where not finite."""
-    return joint_label(self.factors, images)
-
-  def init_network(self, key: jax.Array) -> Params:
-    """Fresh parameters of the network."""
-    x = jnp.zeros((1, *self.sample_shape))
-    t, c = jnp.zeros(1), jnp.zeros(1, jnp.int32)
-    # One compilation instead of a hundred small ones.
-    return jax.jit(self.network.init)(key, x, t, c)
+def untrained(
+  config: ConfigDict, sample_shape: tuple[int, ...], sde: SDE
+) -> Pretrained:
+  """A DiT of config.model, whose parameters a run has to train."""
+  network = DiT(num_classes=NUM_CONDITIONS, **config)
+  height, width, _ = sample_shape
 
   def predict(
-    self,
     params: Params,
     x: jax.Array,
     t: jax.Array,
     c: jax.Array | None,
     control: jax.Array | None = None,
   ) -> policy.Output:
-    """The network as a `policy.Network`."""
-    eps, sown = self.network.apply(
-      params, x, t, c, control, mutable="intermediates"
-    )
+    eps, sown = network.apply(params, x, t, c, control, mutable="intermediates")
     return policy.Output(eps, sown["intermediates"]["tokens"][0])
 
-  def eps(
-    self, params: Params, x: jax.Array, t: jax.Array, c: jax.Array
-  ) -> jax.Array:
-    """The noise prediction alone."""
-    return self.predict(params, x, t, c).eps
+  def init(key: jax.Array) -> Params:
+    x = jnp.zeros((1, *sample_shape))
+    t, c = jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    # One compilation instead of a hundred small ones.
+    return jax.jit(network.init)(key, x, t, c)
+
+  return Pretrained(
+    network=predict,
+    params=None,
+    init=init,
+    sde=sde,
+    sample_shape=sample_shape,
+    conditions=tuple(str(c) for c in range(NUM_CONDITIONS)),
+    control_dim=network.dims,
+    make_head=lambda widths: TokenHead(tuple(widths), network.patch),
+    hidden_shape=(
+      (height // network.patch) * (width // network.patch),
+      network.dims,
+    ),
+    bound=1.0,
+  )
 
 
-def digits(config: ConfigDict, workdir: pathlib.Path) -> Images:
+def digits(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   """Scikit-learn's digits, 8x8; c is the digit.
 
   Raises:
@@ -113,7 +110,7 @@ def digits(config: ConfigDict, workdir: pathlib.Path) -> Images:
   return _problem(config, data.images[:num], data.labels[:num], workdir)
 
 
-def fashion(config: ConfigDict, workdir: pathlib.Path) -> Images:
+def fashion(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   """Fashion-MNIST, 28x28; c is the garment.
 
   Its files are read from config.data.dir; without that, from where Debian
@@ -141,7 +138,7 @@ def _problem(
   images: np.ndarray,
   conditions: np.ndarray,
   workdir: pathlib.Path,
-) -> Images:
+) -> Problem:
   """The problem of ten classes of images that config.data describes.
 
   Raises:
@@ -156,52 +153,75 @@ def _problem(
   what = f"the data set in {workdir / 'data'}"
   inputs.tie_arrays(workdir, "data", what, (images, conditions))
   names = filter(None, (config.data.control, config.data.second_control))
-  factors = _factors(config, images, [QUANTITIES[name] for name in names])
+  quantities = [QUANTITIES[name] for name in names]
+  factors = _factors(config, images, quantities)
   sizes = [factor.num_labels for factor in factors]
-  pairs = min(
-    len(factor.splits[0]) + len(factor.splits[1]) for factor in factors
-  )
-  if config.data.num_pairs > pairs:
-    raise ValueError(
-      f"data.num_pairs is {config.data.num_pairs}: there are {pairs}; "
-      "use 0 for all"
-    )
-  only = factors[0] if len(factors) == 1 else None
   sde = make_sde(config.sde)
-  return Images(
-    images=images,
-    conditions=conditions,
-    factors=factors,
-    sample_shape=images.shape[1:],
-    controls=np.arange(math.prod(sizes), dtype=np.int32),
-    num_conditions=NUM_CONDITIONS,
-    bound=1.0,
-    measure=only.quantity.measure if only else None,
-    edges=only.edges if only else np.zeros(0),
-    property_name=only.quantity.name if only else "",
-    control_names=control_names(sizes),
-    sde=sde,
+  alone = len(factors) == 1
+  return Problem(
+    pretrained=untrained(config.model, images.shape[1:], sde),
     kernel=make_kernel(config.kernel, sde),
-    network=DiT(num_classes=NUM_CONDITIONS, **config.model),
+    factors=factors,
+    data=Data(images, conditions),
+    num_conditions=NUM_CONDITIONS,
+    controls=np.arange(math.prod(sizes), dtype=np.int32),
+    control_names=control_names(sizes),
+    measure=quantities[0].measure if alone else None,
+    edges=factors[0].edges if alone else np.zeros(0),
+    property_name=factors[0].name if alone else "",
+    facts={"factors": [factor.name for factor in factors]},
   )
 
 
 def _factors(
   config: ConfigDict, images: np.ndarray, quantities: Sequence[Quantity]
 ) -> tuple[Factor, ...]:
-  """Bins of equal shares; the images are divided among the factors."""
+  """Bins of equal shares; the images are divided among the factors.
+
+  Raises:
+    ValueError: fewer pairs than are asked for, or too few of a bin.
+  """
   shares = [f / len(quantities) for f in FRACTIONS] * len(quantities)
   pieces = labelled.split(len(images), seed=config.seed, fractions=shares)
-  factors = []
-  for i, quantity in enumerate(quantities):
-    values = np.asarray(quantity.measure(jnp.asarray(images)))
-    edges = equal_shares(values, config.data.num_controls)
-    splits = tuple(pieces[3 * i : 3 * i + 3])
-    factor = Factor(quantity=quantity, edges=edges, splits=splits)
-    factor.check(
-      values,
-      fields="data.num_controls or data.num_pairs",
-      num_pairs=config.data.num_pairs,
+  num_pairs = config.data.num_pairs
+  first_two = zip(pieces[::3], pieces[1::3], strict=True)
+  pairs = min(len(train) + len(calibration) for train, calibration in first_two)
+  if num_pairs > pairs:
+    raise ValueError(
+      f"data.num_pairs is {num_pairs}: there are {pairs}; use 0 for all"
     )
-    factors.append(factor)
-  return tuple(factors)
+  return tuple(
+    _factor(config, images, quantity, tuple(pieces[3 * i : 3 * i + 3]))
+    for i, quantity in enumerate(quantities)
+  )
+
+
+def _factor(
+  config: ConfigDict,
+  images: np.ndarray,
+  quantity: Quantity,
+  splits: tuple[np.ndarray, ...],
+) -> Factor:
+  """One quantity of the images, known of those of its splits."""
+  values = np.asarray(quantity.measure(jnp.asarray(images)))
+  edges = equal_shares(values, config.data.num_controls)
+
+  def make_network(stage: ConfigDict, rows: np.ndarray) -> nn.Module:
+    return judges.on_features(
+      quantity.feature, len(edges) + 1, stage, jnp.asarray(images[rows])
+    )
+
+  examples = Examples(
+    read=lambda: images,
+    y=quantity.oracle(edges)(images),
+    splits=splits,
+    make_network=make_network,
+    num_pairs=config.data.num_pairs,
+  )
+  return binned(
+    quantity,
+    edges,
+    values,
+    examples,
+    fields="data.num_controls or data.num_pairs",
+  )

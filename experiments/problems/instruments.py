@@ -2,20 +2,18 @@
 """What looks at samples: the oracle and a classifier that only watches."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import parallel
-from experiments.problems.exact import Exact
+from ctrl_jax.types import RewardFn
+from experiments.problems.chunks import Look, in_chunks
+from experiments.problems.factors import joint_label
 from experiments.problems.judges import Judge
-
-Look = Callable[[np.ndarray], np.ndarray]
-Figure = Callable[[np.ndarray, np.ndarray], np.ndarray]  # samples, c -> [N]
-Quality = Mapping[str, Figure | None]  # by name; None: cannot be had
+from experiments.problems.problem import Problem, Quality
 
 
 class Instruments(NamedTuple):
@@ -28,65 +26,70 @@ class Instruments(NamedTuple):
   sizes: tuple[int, ...]  # labels of each factor of y that verdict tells apart
 
 
-def of_pictures(
-  label: Callable[[np.ndarray], np.ndarray],
-  independent: Judge,
-  sizes: Sequence[int],
-  *,
-  chunk: int = 2000,
-  quality: Quality | None = None,
+def make(
+  problem: Problem, independent: Judge | None, *, chunk: int
 ) -> Instruments:
-  """Oracle, which need not be traceable, and independent classifier.
+  """The oracles of a problem's factors, and a classifier that only watches.
+
+  Distances of samples are measured in what that classifier sees in them; where
+  there is none, between the samples themselves.
 
   Args:
-    label: samples [N, ...] -> y, int [N]; -1 where not finite.
-    independent: a classifier of samples.
-    sizes: labels of each factor of y, the first varies slowest.
+    problem: whose samples are looked at.
+    independent: the classifier, of samples.
     chunk: samples that it sees at a time.
-    quality: figures of samples that were made for c.
   """
-
-  def verdict(x):
-    return np.asarray(jax.nn.one_hot(label(x), math.prod(sizes)))
-
+  opinion: Look | None = None
+  features: Look = lambda x: x
+  if independent is not None:
+    opinion = in_chunks(
+      lambda x: likeliest(independent.logits_fn(x)), chunk=chunk
+    )
+    features = in_chunks(independent.features_fn, chunk=chunk)
   return Instruments(
-    verdict,
-    in_chunks(lambda x: likeliest(independent.logits_fn(x)), chunk=chunk),
-    in_chunks(independent.features_fn, chunk=chunk),
-    quality or {},
-    tuple(sizes),
+    verdict(problem),
+    opinion,
+    features,
+    problem.quality,
+    tuple(f.num_labels for f in problem.factors if f.oracle is not None),
   )
 
 
-def of_exact(problem: Exact) -> Instruments:
-  """The true p(y | x), and distances between the samples themselves."""
-  known = problem.probabilities
-  verdict = None
-  if known is not None:
-    # A sample that diverged has no y: it is right about none.
-    verdict = in_chunks(lambda x: jnp.nan_to_num(known(x)))
-  return Instruments(verdict, None, lambda x: x, {}, ())
+def verdict(problem: Problem) -> Look | None:
+  """The oracle's probability of every y; None where nobody can tell.
+
+  An oracle need not be traceable. Where there is none, the likelihood in
+  closed form is the truth.
+  """
+  if all(factor.oracle is not None for factor in problem.factors):
+    num = math.prod(factor.num_labels for factor in problem.factors)
+
+    def look(x: np.ndarray) -> np.ndarray:
+      label = problem.look(lambda x: joint_label(problem.factors, x), x)
+      return np.asarray(jax.nn.one_hot(label, num))
+
+    return look
+  labels = np.issubdtype(problem.controls.dtype, np.integer)
+  if not problem.has_likelihood or not labels:
+    return None
+  # A sample that diverged has no y: it is right about none.
+  known = probabilities(problem.reward_fn, problem.num_controls)
+  return in_chunks(lambda x: jnp.nan_to_num(known(x)))
+
+
+def probabilities(
+  reward_fn: RewardFn, num: int
+) -> Callable[[jax.Array], jax.Array]:
+  """p(y | x) of every label, x -> [N, Y], by its logarithm."""
+
+  def table(x: jax.Array) -> jax.Array:
+    columns = [reward_fn(x, None, jnp.full(len(x), y)) for y in range(num)]
+    return jnp.exp(jnp.stack(columns, axis=1))
+
+  return table
 
 
 def likeliest(logits: jax.Array) -> jax.Array:
   """The label of the largest logit [N]; -1 where one is NaN or +inf."""
   known = (logits < jnp.inf).all(-1)
   return jnp.where(known, logits.argmax(-1), -1)
-
-
-def in_chunks(
-  function: Callable[[jax.Array], jax.Array], *, chunk: int = 2000
-) -> Look:
-  """function of many rows, some at a time, in one compiled program."""
-  mesh = parallel.make_mesh(jax.local_devices()[:1])
-  mapped = parallel.map_examples(lambda _, rows, __: function(rows), mesh)
-
-  def apply(rows: np.ndarray) -> np.ndarray:
-    parts = []
-    for start in range(0, len(rows), chunk):
-      part = rows[start : start + chunk]
-      full = np.resize(part, (chunk, *part.shape[1:]))  # one shape: one program
-      parts.append(np.asarray(mapped((), full, ()))[: len(part)])
-    return np.concatenate(parts)
-
-  return apply

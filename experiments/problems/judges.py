@@ -15,9 +15,8 @@ from ctrl_jax import learner, rewards
 from ctrl_jax.datasets import labelled
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models import classifier
-from ctrl_jax.models.classifier import Classifier
+from ctrl_jax.models.classifier import Classifier, FeatureFn
 from ctrl_jax.types import LossFn, RewardFn
-from experiments.problems.factors import Factor
 from experiments.runtime import keys, loop
 
 
@@ -142,21 +141,24 @@ def after(judge: Judge, function: Callable[[jax.Array], jax.Array]) -> Judge:
 
 
 def on_features(
-  factor: Factor, config: ConfigDict, images: jax.Array
+  feature: FeatureFn | None,
+  num_labels: int,
+  config: ConfigDict,
+  images: jax.Array,
 ) -> Classifier:
   """The network of config.classifier or config.independent.
 
   Args:
-    factor: its quantity is measured besides.
+    feature: that it sees beside the pixels, if any.
+    num_labels: that it tells apart.
     config: of the stage.
-    images: for training, by which that quantity is standardised.
+    images: for training, by which the feature is standardised.
   """
-  feature = factor.quantity.feature
   features = (feature,) if feature and config.feature_gain else ()
   shift, scale = classifier.standardisation(features, images)
   scale = jax.tree.map(lambda s: s / config.feature_gain, scale)
   return Classifier(
-    factor.num_labels,
+    num_labels,
     tuple(config.hidden),
     features,
     shift,

@@ -1,41 +1,91 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages know of an experiment: a sampler, its labels, its rewards.
+r"""What the stages know of an experiment: a model, what y means, a sampler.
 
-A Problem says what is controlled and by which sampler. `images` are pre-trained
-and judged by networks that a run trains first; `exact` ones come with both in
-closed form, so that a run can be held against the truth. `families` makes one
-from a config.
+A Problem is made of parts that do not know each other:
+
+    pretrained   p_pre(x | c), wherever it comes from
+    factors      of y: what each says, who knows it, of which examples
+    kernel       the sampler
+    law          which (c, y) training asks for
+
+Every stage asks the parts, and none what kind of problem it has. Where
+`pretrained` has no parameters, a run trains them on `data`; where a factor has
+no likelihood, a run learns one from its examples.
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import kernels, paths, policy, sampling
+from ctrl_jax import kernels, paths, policy, rewards, sampling
 from ctrl_jax.kernels import Kernel
+from ctrl_jax.linear_quadratic import Law as Gaussian
+from ctrl_jax.linear_quadratic import Solution
+from ctrl_jax.models.gaussian_mixture import GaussianMixture
+from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.sde import SDE, VE, VP
-from ctrl_jax.types import Keys, Sample
+from ctrl_jax.types import EpsFn, Keys, RewardFn, Sample
+from experiments.problems import requests
+from experiments.problems.chunks import in_chunks
+from experiments.problems.factors import Factor
+
+PICTURES = 64  # that are held at a time; at 512x512 they are 200 MB
+
+Figure = Callable[[np.ndarray, np.ndarray], np.ndarray]  # samples, c -> [N]
+Quality = Mapping[str, Figure | None]  # by name; None: cannot be had
+
+
+class Data(NamedTuple):
+  """What a pre-trained model is trained on."""
+
+  x: np.ndarray  # [N, *sample_shape]
+  c: np.ndarray  # of each, int32 [N]
+
+
+class Truth(NamedTuple):
+  """What is known of the target."""
+
+  mixture: GaussianMixture  # p_pre
+  solution: Solution | None = None  # of the evaluated controls, at K steps
+  limit: Gaussian | None = None  # the target of infinitely many steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Problem:
   """A sampler, and what may be asked of it."""
 
-  sde: SDE
+  pretrained: Pretrained
   kernel: Kernel
-  sample_shape: tuple[int, ...]
+  factors: tuple[Factor, ...]  # of y, the first varies slowest
   num_conditions: int  # values of c that are evaluated, the first ones
   controls: np.ndarray  # values of y that are evaluated: int32 labels, or reals
   control_names: tuple[str, ...]
-  property_name: str
+  law: requests.Law = requests.every
+  data: Data | None = None  # None: the model is trained already
+  truth: Truth | None = None  # None: nobody knows
+  quality: Quality = dataclasses.field(default_factory=dict)
+  property_name: str = ""
   # Samples -> [N], on the host; None where y has no one quantity.
-  measure: Callable[[jax.Array], jax.Array | np.ndarray] | None
-  bound: float | None  # of the data's coordinates; None: they have none
-  edges: np.ndarray  # bounds of the measured quantity that define y, or none
+  measure: Callable[[jax.Array], jax.Array | np.ndarray] | None = None
+  # Bounds of the measured quantity that define y, or none.
+  edges: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
+  # What results.json says of this problem alone.
+  facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def sde(self) -> SDE:
+    """The forward process."""
+    return self.pretrained.sde
+
+  @property
+  def sample_shape(self) -> tuple[int, ...]:
+    """Of one sample."""
+    return self.pretrained.sample_shape
 
   @property
   def num_controls(self) -> int:
@@ -45,36 +95,72 @@ class Problem:
   @property
   def num_sampled(self) -> int:
     """Number of values of c that are evaluated or trained."""
-    return self.num_conditions
+    return self.pretrained.num_conditions
+
+  @property
+  def has_likelihood(self) -> bool:
+    """Whether p(y | x) is there in closed form."""
+    known = [factor.reward_fn is not None for factor in self.factors]
+    return bool(known) and all(known)
+
+  @property
+  def reward_fn(self) -> RewardFn:
+    """log p(y | x), nats, of factors that have it in closed form.
+
+    Raises:
+      ValueError: one has not: it is to be learned.
+    """
+    known = [f.reward_fn for f in self.factors if f.reward_fn is not None]
+    if not self.has_likelihood:
+      raise ValueError("p(y | x) is not known, but to be learned from examples")
+    if len(known) == 1:
+      return known[0]
+    return rewards.factors(known, [f.num_labels for f in self.factors])
+
+  def reference_fn(self, c: jax.Array | None) -> EpsFn:
+    """The pre-trained model given c."""
+    return self.pretrained.reference_fn(c)
 
   def starts(self, keys: Keys) -> Sample:
     """x_0 of a chain for each key, [batch, *sample_shape]."""
     return sampling.initial_noise(keys, self.sample_shape, self.kernel)
 
-  def facts(self) -> dict[str, Any]:
-    """What results.json says of this problem alone."""
-    return {}
-
-  def pictures(self, samples: np.ndarray) -> np.ndarray:
-    """Samples [N, ...] as a person looks at them; images are in [-1, 1]."""
-    return samples
-
   def control_scale(self) -> np.ndarray:
-    """m_k, by which every control is scaled, [K]; see `ctrl_jax.policy`."""
+    """m_k, by which every control is scaled, [K]; see `ctrl_jax.policy`.
+
+    One, where the control can be merged into the weights.
+    """
+    if self.pretrained.mergeable:
+      return np.where(self.kernel.std > 0, 1.0, 0.0)
     return policy.noise_scale(self.sde, self.kernel)
 
   def requests(self, log_evidence: np.ndarray) -> dict[str, np.ndarray]:
-    """What training draws from: c, y and log Z(c, y) of every (c, y).
+    """What training draws from: c, y and log Z(c, y) of every request.
 
     Args:
       log_evidence: log Z [C, Y], nats.
     """
-    c, y = np.indices(log_evidence.shape, np.int32).reshape(2, -1)
-    return {
-      "c": c,
-      "y": self.controls[y],
-      "log_evidence": log_evidence.ravel().astype(np.float32),
-    }
+    return self.law(self.controls, log_evidence)
+
+  def pictures(self, samples: np.ndarray) -> np.ndarray:
+    """Samples [N, ...] as a person looks at them; images are in [-1, 1]."""
+    if self.pretrained.decode is None:
+      return samples
+    return np.clip(self._decode_all(samples), -1, 1)
+
+  def look(
+    self, function: Callable[[np.ndarray], np.ndarray], samples: np.ndarray
+  ) -> np.ndarray:
+    """What a function of pictures says of many, [N]; few are held at a time."""
+    if self.pretrained.decode is None:
+      return function(samples)
+    starts = range(0, len(samples), PICTURES)
+    parts = (np.asarray(samples[i : i + PICTURES]) for i in starts)
+    return np.concatenate([function(self.pictures(part)) for part in parts])
+
+  @functools.cached_property
+  def _decode_all(self) -> Callable[[np.ndarray], np.ndarray]:
+    return in_chunks(self.pretrained.decode or (lambda x: x), chunk=8)
 
 
 def make_sde(config: ConfigDict) -> SDE:

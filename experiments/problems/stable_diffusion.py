@@ -7,14 +7,12 @@ set is any folder of images, or images that the pre-trained model makes.
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
@@ -22,106 +20,26 @@ from ml_collections import ConfigDict
 from ctrl_jax import parallel, paths, sampling
 from ctrl_jax.datasets import image_folder
 from ctrl_jax.datasets.image_folder import ImageFolder
-from ctrl_jax.policy import Network
+from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.stable_diffusion import guided, pipeline
-from ctrl_jax.stable_diffusion.embedder import Embedder
 from ctrl_jax.stable_diffusion.pipeline import Pipeline
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import (
   model_files,
   painting,
+  picture_quality,
+  requests,
   stable_labels,
   tiny_model,
 )
-from experiments.problems.factors import control_names, joint_label
-from experiments.problems.instruments import Look, in_chunks
+from experiments.problems.factors import control_names
 from experiments.problems.problem import Problem
-from experiments.problems.stable_labels import Labelled
 from experiments.runtime import inputs
 
 PAINTED = "labelled"  # images of the model's own, in the run's folder
-PICTURES = 64  # that are held at a time; at 512x512 they are 200 MB
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Latents(Problem):
-  """A pipeline with its prompts; samples are scaled latents."""
-
-  pipeline: Pipeline
-  network: Network
-  frozen: guided.Parameters
-  prompts: tuple[str, ...]  # all values of c; the first are evaluated
-  trained: np.ndarray  # c of the prompts that training asks for, int32
-
-  @property
-  def num_sampled(self) -> int:
-    """Number of all prompts."""
-    return len(self.prompts)
-
-  def requests(self, log_evidence: np.ndarray) -> dict[str, np.ndarray]:
-    """Every y of the prompts that training asks for."""
-    table = super().requests(log_evidence)
-    # In their order, which no other prompt changes.
-    rows = np.arange(log_evidence.size).reshape(log_evidence.shape)
-    asked = rows[self.trained].ravel()
-    return {name: column[asked] for name, column in table.items()}
-
-  def facts(self) -> dict[str, Any]:
-    """Which prompts are evaluated, and those that training never asked for."""
-    shown = range(self.num_conditions)
-    unseen = [c for c in shown if c not in self.trained]
-    return {
-      "prompts": [self.prompts[c] for c in shown],
-      "unseen_prompts": [self.prompts[c] for c in unseen],
-    }
-
-  def control_scale(self) -> np.ndarray:
-    """One, [K], so that the control can be merged into the weights."""
-    return np.where(self.kernel.std > 0, 1.0, 0.0)
-
-  def reference_fn(self, c: jax.Array) -> Callable[..., jax.Array]:
-    """The guided pre-trained model."""
-    return lambda x, t: self.network(self.frozen, x, t, c, None).eps
-
-  def decode(self, latents: jax.Array) -> jax.Array:
-    """Images [B, H, W, 3], about in [-1, 1]; differentiable."""
-    return self.pipeline.decode(self.pipeline.vae_params, latents)
-
-  def pictures(self, samples: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, 3] in [-1, 1], on the host."""
-    return np.clip(self._decode_all(samples), -1, 1)
-
-  def look(
-    self, function: Callable[[np.ndarray], np.ndarray], samples: np.ndarray
-  ) -> np.ndarray:
-    """What a function of pictures says of many, [N]; few are held at a time."""
-    starts = range(0, len(samples), PICTURES)
-    parts = (np.asarray(samples[i : i + PICTURES]) for i in starts)
-    return np.concatenate([function(self.pictures(part)) for part in parts])
-
-  @functools.cached_property
-  def _decode_all(self) -> Look:
-    return in_chunks(self.decode, chunk=8)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StableDiffusion(Latents):
-  """The same with images whose y is known."""
-
-  factors: tuple[Labelled, ...]  # of y, the first varies slowest
-  clip: Embedder | None  # that judges how well a picture fits its prompt
-
-  def facts(self) -> dict[str, Any]:
-    """The prompts, and what each factor of y measures."""
-    names = [factor.quantity.name for factor in self.factors]
-    return {**super().facts(), "factors": names}
-
-  def label(self, samples: np.ndarray) -> np.ndarray:
-    """The oracles' y of each latent, int32 [N]; -1 for one of NaN."""
-    return self.look(functools.partial(joint_label, self.factors), samples)
-
-
-def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
+def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   """The problem of config.model, its prompts and config.data.
 
   Raises:
@@ -129,18 +47,24 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> StableDiffusion:
     ValueError: no model was named, or a setting does not fit it.
   """
   images = _find(config, workdir) if config.data.dir else None
-  model = load(config, workdir)
+  problem = load(config, workdir)
   clip = stable_labels.read_clip(config, workdir)
   quantities = stable_labels.quantities(config, clip, workdir)
   if images is None:
-    _paint(model, config, workdir / PAINTED)
+    _paint(problem, config, workdir / PAINTED)
     images = _find(config, workdir)
   factors = stable_labels.label(images, quantities, config, workdir)
-  fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
-  if len(factors) == 1:
-    (only,) = factors
-    fields |= {"edges": only.edges, "property_name": only.quantity.name}
-  return StableDiffusion(**fields, factors=factors, clip=clip)
+  alone = len(factors) == 1
+  names = [factor.name for factor in factors]
+  quality = picture_quality.make(problem, clip, size=config.model.size)
+  return dataclasses.replace(
+    problem,
+    factors=factors,
+    edges=factors[0].edges if alone else np.zeros(0),
+    property_name=names[0] if alone else "",
+    facts={**problem.facts, "factors": names},
+    quality=quality,
+  )
 
 
 def _find(config: ConfigDict, workdir: pathlib.Path) -> ImageFolder:
@@ -176,8 +100,8 @@ def model_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
   return pathlib.Path(path).expanduser()
 
 
-def load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
-  """The problem but for its labels.
+def load(config: ConfigDict, workdir: pathlib.Path) -> Problem:
+  """The problem but for what y means.
 
   Raises:
     FileNotFoundError: something is missing in the model's folder.
@@ -204,55 +128,75 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Latents:
 
 def assemble(
   config: ConfigDict, parts: Pipeline, encoded: pipeline.Prompts
-) -> Latents:
-  """The problem but for its labels, of networks and prompts."""
-  settings, prompts = config.model, schema.all_prompts(config)
+) -> Problem:
+  """The problem but for what y means, of networks and prompts."""
+  prompts = schema.all_prompts(config)
   sizes = [config.data.num_controls] * (1 + bool(config.data.second_quantity))
-  frozen: guided.Parameters = {
+  kernel = parts.schedule.kernel(config.kernel.num_steps, eta=config.kernel.eta)
+  paths.check_stochastic(kernel)
+  shown = config.evaluate.prompts or prompts
+  asked = np.array([prompts.index(p) for p in config.prompts], np.int32)
+  unseen = [p for p in prompts[: len(shown)] if p not in config.prompts]
+  return Problem(
+    pretrained=pretrained(config.model, prompts, parts, encoded),
+    kernel=kernel,
+    factors=(),
+    num_conditions=len(shown),
+    controls=np.arange(math.prod(sizes), dtype=np.int32),
+    control_names=control_names(sizes),
+    law=requests.of_conditions(asked),
+    facts={"prompts": list(prompts[: len(shown)]), "unseen_prompts": unseen},
+  )
+
+
+def pretrained(
+  config: ConfigDict,
+  prompts: Sequence[str],
+  parts: Pipeline,
+  encoded: pipeline.Prompts,
+) -> Pretrained:
+  """The guided model of config.model; its samples are scaled latents."""
+  params: guided.Parameters = {
     "unet": parts.unet_params,
     "prompts": encoded.prompts,
     "empty": encoded.empty,
   }
-  if settings.control_on == "conditional":
-    frozen["uncontrolled"] = parts.unet_params
-  kernel = parts.schedule.kernel(config.kernel.num_steps, eta=config.kernel.eta)
-  paths.check_stochastic(kernel)
-  return Latents(
-    sde=parts.schedule.sde,
-    kernel=kernel,
-    sample_shape=parts.latent_shape(settings.size),
-    num_conditions=len(config.evaluate.prompts or prompts),
-    controls=np.arange(math.prod(sizes), dtype=np.int32),
-    control_names=control_names(sizes),
-    property_name="",
-    measure=None,
-    bound=None,
-    edges=np.zeros(0),
-    pipeline=parts,
+  if config.control_on == "conditional":
+    params["uncontrolled"] = parts.unet_params
+  return Pretrained(
     network=guided.make_network(
       parts.unet,
       parts.schedule,
-      guidance=settings.guidance_scale,
-      control_on=settings.control_on,
+      guidance=config.guidance_scale,
+      control_on=config.control_on,
     ),
-    frozen=frozen,
-    prompts=prompts,
-    trained=np.array([prompts.index(p) for p in config.prompts], np.int32),
+    params=params,
+    sde=parts.schedule.sde,
+    sample_shape=parts.latent_shape(config.size),
+    conditions=tuple(prompts),
+    control_dim=parts.unet.config.control_dim,
+    select=guided.is_attention,
+    mergeable=True,
+    # Images [B, H, W, 3], about in [-1, 1].
+    decode=lambda latents: parts.decode(parts.vae_params, latents),
   )
 
 
-def _paint(problem: Latents, config: ConfigDict, folder: pathlib.Path) -> None:
+def _paint(problem: Problem, config: ConfigDict, folder: pathlib.Path) -> None:
   """Fills a folder with images of the pre-trained model, unless it is there."""
+  model = problem.pretrained
+  decode = model.decode or (lambda x: x)
+  asked = [model.conditions.index(prompt) for prompt in config.prompts]
 
   def sample(_, chain_keys, c):
     start = problem.starts(chain_keys)
-    reference = problem.reference_fn(c)
+    reference = model.reference_fn(c)
     chain = sampling.rollout(chain_keys, start, problem.kernel, reference)
-    return problem.decode(chain.x)
+    return decode(chain.x)
 
   painting.paint(
     sample,
-    np.resize(problem.trained, (config.data.num_images,)),
+    np.resize(np.array(asked, np.int32), (config.data.num_images,)),
     folder,
     seed=config.seed,
     chunk=config.evaluate.chunk,

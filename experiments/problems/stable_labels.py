@@ -5,13 +5,13 @@ A quantity is measured of a folder of images, once, and its bins are labels. Of
 two quantities each is measured of a share of the folder of its own.
 """
 
-import dataclasses
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,11 +22,23 @@ from ctrl_jax.datasets import jpeg, labelled, measurements, oracles
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models.aesthetic import EMBEDDING, Aesthetic
 from ctrl_jax.models.aesthetic import load as load_head
+from ctrl_jax.models.classifier import (
+  Classifier,
+  FeatureFn,
+  standardisation,
+)
+from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.stable_diffusion import embedder
 from ctrl_jax.stable_diffusion.embedder import Embedder
 from experiments.problems import model_files, tiny_model
-from experiments.problems.factors import Factor, Quantity, equal_shares
-from experiments.problems.instruments import in_chunks
+from experiments.problems.chunks import in_chunks
+from experiments.problems.factors import (
+  Examples,
+  Factor,
+  Quantity,
+  binned,
+  equal_shares,
+)
 from experiments.runtime import inputs
 
 CHUNK = 64  # images that CLIP sees at a time
@@ -36,24 +48,6 @@ COMPRESSIBILITY = Quantity(
   jpeg.compressibility,
   None,
 )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Labelled(Factor):
-  """A factor with the images of which it is known."""
-
-  images: ImageFolder
-  labels: np.ndarray  # of each, int32
-
-  @functools.cached_property
-  def seen(self) -> np.ndarray | ImageFolder:
-    """What a classifier sees of each image: a feature, or the image itself."""
-    if self.quantity.feature is None:
-      return self.images
-    look, num = in_chunks(self.quantity.feature, chunk=CHUNK), len(self.images)
-    rows = np.array_split(np.arange(num), -(-num // CHUNK))
-    shown = tqdm.tqdm(rows, desc="embeddings", leave=False)
-    return np.concatenate([look(self.images[some]) for some in shown])
 
 
 def read_clip(config: ConfigDict, workdir: pathlib.Path) -> Embedder | None:
@@ -104,7 +98,7 @@ def label(
   measured: Sequence[Quantity],
   config: ConfigDict,
   workdir: pathlib.Path,
-) -> tuple[Labelled, ...]:
+) -> tuple[Factor, ...]:
   """The factors of y, each with its share of the images.
 
   Args:
@@ -135,7 +129,7 @@ def _label(
   prefix: str,
   config: ConfigDict,
   workdir: pathlib.Path,
-) -> Labelled:
+) -> Factor:
   """A quantity as a factor of y; without bounds its bins have equal shares."""
   found = measurements.measure(
     images,
@@ -150,16 +144,52 @@ def _label(
   edges = np.array(bounds, np.float32)
   if not edges.size:
     edges = equal_shares(values, config.data.num_controls)
-  factor = Labelled(
-    quantity=quantity,
-    edges=edges,
+  read = _reader(found.images, quantity.feature)
+  examples = Examples(
+    read=read,
+    y=np.asarray(oracles.bin_of(jnp.asarray(values), jnp.asarray(edges))),
     splits=tuple(labelled.split(len(values), seed=config.seed)),
-    images=found.images,
-    labels=np.asarray(oracles.bin_of(jnp.asarray(values), jnp.asarray(edges))),
+    make_network=functools.partial(_network, read, len(edges) + 1),
+    look=quantity.feature,
   )
   fields = f"data.{prefix}edges" if len(bounds) else "data.num_controls"
-  factor.check(values, fields=fields, num_pairs=0)
-  return factor
+  return binned(quantity, edges, values, examples, fields=fields)
+
+
+def _reader(
+  images: ImageFolder, feature: FeatureFn | None
+) -> Callable[[], np.ndarray | ImageFolder]:
+  """What a classifier sees: the images, or a feature of each, found once."""
+  if feature is None:
+    return lambda: images
+
+  @functools.cache
+  def read() -> np.ndarray:
+    look, num = in_chunks(feature, chunk=CHUNK), len(images)
+    rows = np.array_split(np.arange(num), -(-num // CHUNK))
+    shown = tqdm.tqdm(rows, desc="embeddings", leave=False)
+    return np.concatenate([look(images[some]) for some in shown])
+
+  return read
+
+
+def _network(
+  read: Callable[[], np.ndarray | ImageFolder],
+  num_labels: int,
+  config: ConfigDict,
+  train: np.ndarray,
+) -> nn.Module:
+  """Convolutions of images, or an MLP of what stands for them, standardised."""
+  seen = read()
+  if not isinstance(seen, np.ndarray):
+    return ResidualClassifier(
+      num_labels, tuple(config.widths), tuple(config.strides)
+    )
+  whole = (lambda x: x,)
+  shift, scale = standardisation(whole, jnp.asarray(seen[train]))
+  return Classifier(
+    num_labels, tuple(config.hidden), whole, shift, scale, pixels=False
+  )
 
 
 def _clip_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:

@@ -3,68 +3,72 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import policy, steering
-from ctrl_jax.models.heads import FlatHead, TokenHead
 from ctrl_jax.policy import Policy
-from ctrl_jax.types import Params, RewardFn
-from experiments.problems.exact import Exact
-from experiments.problems.images import Images
+from ctrl_jax.types import RewardFn
+from experiments.problems.problem import Problem
 
 
-def on_exact(problem: Exact, config: ConfigDict) -> Policy:
-  """The head of config.control on an exact model."""
-  labels = np.issubdtype(problem.controls.dtype, np.integer)
-  return steering.with_head(
-    policy.frozen(problem.reference_fn),
-    FlatHead(tuple(config.head)),
-    problem.reward_fn,
-    problem.sde,
-    policy.scale_at(problem.kernel.times, problem.control_scale()),
-    sample_shape=problem.sample_shape,
-    num_controls=problem.num_controls if labels else 0,
-    num_conditions=problem.num_conditions if problem.num_conditions > 1 else 0,
-    differentiate_inputs=config.differentiate_inputs,
-    all_labels=config.all_labels,
-  )
-
-
-def on_images(
-  problem: Images, config: ConfigDict, params: Params, reward_fn: RewardFn
+def make(
+  problem: Problem, config: ConfigDict, reward_fn: RewardFn | None
 ) -> Policy:
   """The controlled policy of config.control.
 
   Args:
-    problem: gives network, kernel and labels.
+    problem: gives the pre-trained model, the sampler and the labels.
     config: config.control.
-    params: of the pre-trained network.
-    reward_fn: log p(y | x, c), which the head looks at.
+    reward_fn: log p(y | x, c), which a head looks at.
+
+  Raises:
+    ValueError: weights are to be tuned and the model has none, or a head has
+      no reward to look at.
   """
+  model = problem.pretrained
   scale_fn = policy.scale_at(problem.kernel.times, problem.control_scale())
-  labels = {"num_controls": problem.num_controls}
-  table: dict[str, Any] = {**labels, "dims": problem.network.dims}
-  adapt = {
-    "none": lambda: policy.frozen_network(problem.predict, params),
-    "lora": lambda: policy.lora(
-      problem.predict, params, scale_fn, rank=config.rank, **table
-    ),
-    "full": lambda: policy.full(problem.predict, params, scale_fn, **table),
+  if model.mergeable:
+    scale_fn = lambda t: jnp.ones(())
+  labels = np.issubdtype(problem.controls.dtype, np.integer)
+  num_controls = problem.num_controls if labels else 0
+  table: dict[str, Any] = {
+    "num_controls": num_controls,
+    "dims": model.control_dim,
   }
+  adapt = {
+    "none": lambda: policy.frozen_network(model.network, model.params),
+    "lora": lambda: policy.lora(
+      model.network,
+      model.params,
+      scale_fn,
+      rank=config.rank,
+      select=model.select,
+      **table,
+    ),
+    "full": lambda: policy.full(model.network, model.params, scale_fn, **table),
+  }
+  if config.adapt != "none" and not model.control_dim:
+    raise ValueError(
+      f"control.adapt is {config.adapt!r}: this model takes no control in its "
+      "network, use none and a head"
+    )
   base = adapt[config.adapt]()
   if not config.head:
     return base
+  if reward_fn is None:
+    raise ValueError("control.head looks at a reward, and there is none")
   return steering.with_head(
     base,
-    TokenHead(tuple(config.head), problem.network.patch),
+    model.make_head(tuple(config.head)),
     reward_fn,
     problem.sde,
     scale_fn,
     sample_shape=problem.sample_shape,
-    num_conditions=problem.num_conditions,
-    hidden_shape=problem.hidden_shape,
+    num_controls=num_controls,
+    num_conditions=len(model.conditions),
+    hidden_shape=model.hidden_shape,
     differentiate_inputs=config.differentiate_inputs,
     all_labels=config.all_labels,
-    **labels,
   )

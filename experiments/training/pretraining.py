@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a control is trained with: a pre-trained model and a classifier.
+"""What a control is trained with: a pre-trained model, and p(y | x).
 
-An exact problem comes with both; on images a run trains them, and a second
-classifier that only watches.
+Each part of a problem that is not there yet is trained here: the model, where
+it has no parameters, and a classifier for every factor of y without a
+likelihood, beside a second one that only watches.
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -14,7 +16,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -24,13 +25,13 @@ from ctrl_jax import learner, rewards
 from ctrl_jax.datasets import labelled
 from ctrl_jax.objectives import denoising
 from ctrl_jax.policy import Policy
+from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.types import EpsFn, Params, RewardFn
 from experiments.problems import instruments, judges
-from experiments.problems.exact import Exact
-from experiments.problems.images import Images
+from experiments.problems.factors import Factor
 from experiments.problems.instruments import Instruments
 from experiments.problems.judges import Judge
-from experiments.problems.problem import Problem
+from experiments.problems.problem import Data, Problem
 from experiments.runtime import inputs, keys, lock, loop, workdir
 from experiments.runtime.logs import Log
 from experiments.training import policies
@@ -50,14 +51,17 @@ class Run(NamedTuple):
 class Learned(NamedTuple):
   """What a control is trained with, and what judges its samples."""
 
-  prior: Params | None  # of the pre-trained network; None: an exact one
-  reference_fn: Callable[[Any], EpsFn]  # c -> the pre-trained model
+  pretrained: Pretrained
   reward_fn: RewardFn
   policy: Policy
   looking: Instruments
   classifier: dict[str, float]  # figures of the reward's classifier
   independent: dict[str, float]  # of the one that only watches
   reliability: dict[str, np.ndarray]  # curves for the report
+
+  def reference_fn(self, c: Any) -> EpsFn:
+    """The pre-trained model given c."""
+    return self.pretrained.reference_fn(c)
 
 
 class Clock:
@@ -83,42 +87,32 @@ class Clock:
         workdir.write_json(self.path, self.seconds)
 
 
-def given(this: Run, problem: Exact) -> Learned:
-  """Prior and classifier of an exact problem, which need no training."""
+def learn(timed: Clock) -> Learned:
+  """Trains what is not there yet; the run's problem has all of it then."""
+  this = timed.this
+  problem, config = this.problem, this.config
+  model = problem.pretrained
+  if model.params is None:
+    model = model.with_params(timed("prior", prior))
+    problem = dataclasses.replace(problem, pretrained=model)
+    timed.this = this._replace(problem=problem)
+  rewarder = independent = None
+  if not problem.has_likelihood:
+    rewarder = timed("classifier", classifier, "classifier")
+    independent = timed("independent", classifier, "independent")
+  reward_fn = rewarder.reward_fn if rewarder else problem.reward_fn
   return Learned(
-    None,
-    problem.reference_fn,
-    problem.reward_fn,
-    policies.on_exact(problem, this.config.control),
-    instruments.of_exact(problem),
-    {},
-    {},
-    {},
+    model,
+    reward_fn,
+    policies.make(problem, config.control, reward_fn),
+    instruments.make(problem, independent, chunk=config.evaluate.chunk),
+    rewarder.metrics if rewarder else {},
+    independent.metrics if independent else {},
+    rewarder.reliability if rewarder else {},
   )
 
 
-def train(this: Run, problem: Images, timed: Clock) -> Learned:
-  """Trains prior and classifiers on the images of a problem."""
-  params = timed("prior", prior, problem)
-  rewarder = timed("classifier", classifier, problem, "classifier")
-  independent = timed("independent", classifier, problem, "independent")
-  return Learned(
-    params,
-    lambda c: lambda x, t: problem.eps(params, x, t, c),
-    rewarder.reward_fn,
-    policies.on_images(
-      problem, this.config.control, params, rewarder.reward_fn
-    ),
-    instruments.of_pictures(
-      problem.label, independent, [f.num_labels for f in problem.factors]
-    ),
-    rewarder.metrics,
-    independent.metrics,
-    rewarder.reliability,
-  )
-
-
-def prior(this: Run, problem: Images) -> Params:
+def prior(this: Run) -> Params:
   """Trains the pre-trained model p_pre(x | c); returns its averaged weights.
 
   Raises:
@@ -126,29 +120,38 @@ def prior(this: Run, problem: Images) -> Params:
   """
   config = this.config.prior
   settings = loop_settings(this, config)
-  if config.dir:
-    settings["workdir"] = pathlib.Path(config.dir).expanduser()
-    with _shared(this, problem, settings["workdir"]):
-      params = _prior(this, problem, settings)
-    what = f"the prior in prior.dir ({config.dir})"
-    leaves = jax.tree.leaves(params)
-    inputs.tie_arrays(this.workdir, "prior.dir", what, leaves)
-    return params
-  return _prior(this, problem, settings)
+  if not config.dir:
+    return _prior(this, settings)
+  settings["workdir"] = pathlib.Path(config.dir).expanduser()
+  with _shared(this, _data(this.problem), settings["workdir"]):
+    params = _prior(this, settings)
+  what = f"the prior in prior.dir ({config.dir})"
+  leaves = jax.tree.leaves(params)
+  inputs.tie_arrays(this.workdir, "prior.dir", what, leaves)
+  return params
 
 
-def _prior(this: Run, problem: Images, settings: dict[str, Any]) -> Params:
+def _data(problem: Problem) -> Data:
+  if problem.data is None:
+    raise ValueError("there are no data to train a pre-trained model on")
+  return problem.data
+
+
+def _prior(this: Run, settings: dict[str, Any]) -> Params:
   """Trains in settings["workdir"], or reads what is there."""
-  config = this.config.prior
-  loss_fn = denoising.make_loss(problem.eps, problem.sde)
+  config, model = this.config.prior, this.problem.pretrained
+  if model.init is None:
+    raise ValueError("the pre-trained model cannot be trained here")
   trained = loop.fit(
     "prior",
     learner.make_learner(
-      loss_fn, adam(config.learning_rate, config), ema_decay=config.ema_decay
+      denoising.make_loss(model.eps, model.sde),
+      adam(config.learning_rate, config),
+      ema_decay=config.ema_decay,
     ),
-    problem.init_network(keys.stage_key(this.config.seed, "prior/init")),
+    model.init(keys.stage_key(this.config.seed, "prior/init")),
     labelled.batches(
-      {"x": problem.images, "c": problem.conditions},
+      _data(this.problem)._asdict(),
       seed=this.config.seed,
       batch_size=config.batch_size,
     ).__getitem__,
@@ -159,7 +162,7 @@ def _prior(this: Run, problem: Images, settings: dict[str, Any]) -> Params:
 
 
 @contextlib.contextmanager
-def _shared(this: Run, problem: Images, folder: pathlib.Path) -> Iterator[None]:
+def _shared(this: Run, data: Data, folder: pathlib.Path) -> Iterator[None]:
   """Holds the folder where several runs find one prior.
 
   It is tied to all that the prior comes from. Of several runs at once one
@@ -168,7 +171,7 @@ def _shared(this: Run, problem: Images, folder: pathlib.Path) -> Iterator[None]:
   field, leads = "config.prior.dir", jax.process_index() == 0
   config = json.loads(this.config.to_json())
   content = hashlib.blake2b(digest_size=8)
-  for array in (problem.images, problem.conditions):
+  for array in data:
     content.update(array.tobytes())
   origin = {name: config[name] for name in ("seed", "sde", "model", "prior")}
   origin["data"] = {"digest": content.hexdigest()}
@@ -182,38 +185,47 @@ def _shared(this: Run, problem: Images, folder: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def classifier(this: Run, problem: Images, stage: str) -> Judge:
+def classifier(this: Run, stage: str) -> Judge:
   """The classifier that gives the reward, or the one that only watches.
 
   Both see pairs (x, y) alone: c is never used, as y is independent of c given
   x. Of several factors each has a classifier of its own. The second sees none
-  of the first one's images, and pixels only, so that it is not deceived by
-  what deceives the first.
+  of the first one's examples, and of pictures pixels only, so that it is not
+  deceived by what deceives the first. Where samples are not data but are
+  decoded, so they are once for all factors, and a reward's gradient passes
+  through that.
   """
-  config = this.config[stage]
-  trained = []
-  for number, factor in enumerate(problem.factors, start=1):
-    test = factor.splits[2]
-    train, calibration = factor.offline(this.config.data.num_pairs)
-    if stage == "independent":
-      train, calibration, test = factor.watched()
-    several = len(problem.factors) > 1
-    labels = factor.label(problem.images)
-    rewards.check_labels(labels, factor.num_labels, name="y")
-    judge = judges.train(
-      problem.images,
-      labels,
-      judges.on_features(factor, config, jnp.asarray(problem.images[train])),
-      noise=config.noise,
-      train=train,
-      calibration=calibration,
-      test=test,
-      stage=f"{stage}_{number}" if several else stage,
-      optimizer=adam(config.learning_rate, config),
-      **loop_settings(this, config),
-    )
-    trained.append(judge)
-  return judges.joint(trained, [f.num_labels for f in problem.factors])
+  problem = this.problem
+  several = len(problem.factors) > 1
+  trained = [
+    _of_factor(this, factor, stage, f"{stage}_{number}" if several else stage)
+    for number, factor in enumerate(problem.factors, start=1)
+  ]
+  judge = judges.joint(trained, [f.num_labels for f in problem.factors])
+  decode = problem.pretrained.decode
+  return judge if decode is None else judges.after(judge, decode)
+
+
+def _of_factor(this: Run, factor: Factor, stage: str, name: str) -> Judge:
+  """The classifier of one factor, of data."""
+  examples, config = factor.examples, this.config[stage]
+  if examples is None:
+    raise ValueError(f"{factor.name} has neither a likelihood nor examples")
+  train, calibration, test = examples.sets(stage)
+  rewards.check_labels(examples.y, factor.num_labels, name="y")
+  judge = judges.train(
+    examples.read(),
+    examples.y,
+    examples.make_network(config, train),
+    noise=config.noise,
+    train=train,
+    calibration=calibration,
+    test=test,
+    stage=name,
+    optimizer=adam(config.learning_rate, config),
+    **loop_settings(this, config),
+  )
+  return judges.after(judge, examples.look) if examples.look else judge
 
 
 def loop_settings(this: Run, config: ConfigDict) -> dict[str, Any]:

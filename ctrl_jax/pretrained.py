@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""A diffusion model that somebody trained, as a control needs to know it.
+
+p_pre(x | c) is a network that predicts the noise of a forward process,
+
+    x_t = alpha(t) x_0 + std(t) eps,   eps_pre(x_t, t, c) ~ E[eps | x_t, c], (1)
+
+with its parameters. Where those come from is nobody's business from here on: a
+training of one's own, a folder of diffusers, a formula. Everything that a
+sampler, a policy or a certificate asks of a model is a field of `Pretrained`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+
+from ctrl_jax.models import lora
+from ctrl_jax.models.heads import FlatHead
+from ctrl_jax.policy import Condition, Network, Select
+from ctrl_jax.sde import SDE
+from ctrl_jax.types import EpsFn, Params
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pretrained:
+  """A network that predicts noise, (1), and what may be tuned of it.
+
+  Attributes:
+    network: (params, x, t, c, control) -> `policy.Output`.
+    params: its parameters; None: they are yet to be trained.
+    sde: the forward process.
+    sample_shape: of one sample.
+    conditions: names of the values of c, which is an index of them; none, if
+      the model has no condition.
+    control_dim: length of the vector that the network takes as `control`; 0:
+      it takes none, and a control is a head beside it.
+    select: (path, leaf) -> whether a parameter may have a low-rank adapter.
+    make_head: widths -> the output head that suits the network.
+    hidden_shape: (tokens, d) of the network's hidden tokens, if it has any.
+    mergeable: whether a control is to be merged into the weights for good, and
+      so has the same scale at every step; see `ctrl_jax.policy`.
+    bound: of the data's coordinates; None: they have none.
+    decode: samples -> data [batch, ...], such as latents -> images;
+      differentiable. None: samples are data.
+    init: key -> fresh parameters, where they are to be trained.
+  """
+
+  network: Network
+  params: Params
+  sde: SDE
+  sample_shape: tuple[int, ...]
+  conditions: tuple[str, ...] = ()
+  control_dim: int = 0
+  select: Select = lora.is_dense_kernel
+  make_head: Callable[[Sequence[int]], nn.Module] = FlatHead
+  hidden_shape: tuple[int, int] | None = None
+  mergeable: bool = False
+  bound: float | None = None
+  decode: Callable[[jax.Array], jax.Array] | None = None
+  init: Callable[[jax.Array], Params] | None = None
+
+  @property
+  def num_conditions(self) -> int:
+    """Number of values of c; 1 where there is no condition."""
+    return max(len(self.conditions), 1)
+
+  def with_params(self, params: Params) -> "Pretrained":
+    """The same network with these parameters."""
+    return dataclasses.replace(self, params=params)
+
+  def eps(
+    self, params: Params, x: jax.Array, t: jax.Array, c: Condition
+  ) -> jax.Array:
+    """The noise that the network predicts with these parameters."""
+    return self.network(params, x, t, c, None).eps
+
+  def reference_fn(self, c: Condition) -> EpsFn:
+    """The pre-trained model given c, at its own parameters."""
+    return lambda x, t: self.eps(self.params, x, t, c)
