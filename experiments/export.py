@@ -24,14 +24,13 @@ from ml_collections import ConfigDict
 from ctrl_jax import checkpoint
 from ctrl_jax.learner import TrainState
 from ctrl_jax.policy import Policy
-from ctrl_jax.stable_diffusion import export, folders, guided, lora_file
-from ctrl_jax.stable_diffusion.json_file import plain, shown
+from ctrl_jax.stable_diffusion import export, guided, lora_file
+from ctrl_jax.stable_diffusion.json_file import plain
 from ctrl_jax.types import Params
 from experiments.configs import rules
-from experiments.configs import stable_diffusion as schema
 from experiments.problems import stable_diffusion
 from experiments.problems.problem import Problem
-from experiments.runtime import arguments, devices, outcome
+from experiments.runtime import arguments, devices, finished_run, outcome
 from experiments.training import algorithms, policies
 
 
@@ -43,26 +42,13 @@ def config_of(run: pathlib.Path) -> ConfigDict:
     ValueError: it is a run of another family, its control leaves the empty
       prompt alone, or its config is damaged.
   """
-  for file in ("config.json", "results.json"):
-    if not (run / file).is_file():
-      raise FileNotFoundError(f"{run} holds no finished run: no {file} there")
-  source = run / "config.json"
-  found = folders.read_json(source)
-  problem = found.get("problem")
-  family = problem.get("name") if isinstance(problem, dict) else problem
+  family = finished_run.family(run)
   if family != "stable_diffusion":
     raise ValueError(
-      f"{run} is a run of {plain(str(family))}: diffusers knows only what a "
+      f"{run} is a run of {plain(family)}: diffusers knows only what a "
       "run of stable_diffusion controls"
     )
-  config = schema.get_config()
-  try:
-    config.update(found)
-  except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(
-      f"{source} is no config of this version: {shown(str(error))}"
-    ) from None
-  rules.validate(config)
+  config = finished_run.config_of(run)
   model = config.model
   if model.control_on == "conditional" and model.guidance_scale > 1:
     raise ValueError(

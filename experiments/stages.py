@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import parallel
 from ctrl_jax.types import Params
-from experiments import outputs
+from experiments import outputs, sampler
 from experiments.baselines import comparison
 from experiments.configs import agreement
 from experiments.measures import bridging, drawings, evaluation, speed
@@ -66,6 +66,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   results = outputs.collect(
     this, learned, reference, chains, timed.seconds, best
   )
+  sampler.save(this, learned, params)
   return {**results, "comparison": compared}
 
 

@@ -25,8 +25,8 @@ stable_diffusion
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
-configs reporting, runtime, problems, measures, training, baselines, outputs,
-stages, run compare exactness export, benchmarks
+configs reporting, runtime, problems, measures, training, baselines,
+outputs sampler, stages, run compare exactness export sample, benchmarks
 """
 # The library takes arrays and returns arrays: only experiments know configs,
 # flags, logs and figures.

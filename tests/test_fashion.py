@@ -102,7 +102,12 @@ def test_two_factors_share_no_labelled_image(files, tmp_path):
 def toy_judge(weights):
   logits_fn = lambda x: x.reshape(len(x), -1) @ jnp.asarray(weights)
   return judges.Judge(
-    rewards.classifier(logits_fn), logits_fn, lambda x: x[:, 0], {"a": 1.0}, {}
+    rewards.classifier(logits_fn),
+    logits_fn,
+    lambda x: x[:, 0],
+    {"a": 1.0},
+    {},
+    {},
   )
 
 

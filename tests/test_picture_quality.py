@@ -17,7 +17,6 @@ from experiments.problems import (
   judges,
   picture_quality,
   stable_diffusion,
-  stable_labels,
 )
 from experiments.reporting import tables
 from tests import toy_results
@@ -72,6 +71,7 @@ def judge_of(sign: int) -> judges.Judge:
     lambda x: sign * x[:, None],
     {"a": 1.0},
     {},
+    {},
   )
 
 
@@ -102,7 +102,7 @@ def test_latents_are_decoded_once_for_all_factors() -> None:
 @pytest.mark.slow
 def test_pictures_of_latents_are_judged(tmp_path: pathlib.Path) -> None:
   config = sd15_multitask.get_config("tiny")
-  clip = stable_labels.read_clip(config, tmp_path)
+  clip = stable_quantities.read_clip(config, tmp_path)
   assert clip is not None
   problem = stable_diffusion.load(config, tmp_path)
   rng = np.random.default_rng(0)

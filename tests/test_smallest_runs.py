@@ -59,6 +59,7 @@ ELSEWHERE = {  # runs in a test of its own
   "benchmarks.injected": "test_faults.py",
   "benchmarks.peers": "test_peers.py",
   "export": "test_export_command.py",
+  "sample": "test_sample_command.py",
 }
 FILES = ("digits", "fashion", "gaussian", "mixture", "sd15_compressibility")
 PAGES = {"compare": "comparison", "exactness": "exactness"}

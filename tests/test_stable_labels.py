@@ -72,9 +72,9 @@ def test_factors_share_no_image_and_are_bins_of_what_is_measured(
   folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
   config = config_of(folder)
-  clip = stable_labels.read_clip(config, tmp_path)
+  clip = stable_quantities.read_clip(config, tmp_path)
   assert clip is not None
-  quantities = stable_labels.quantities(config, clip, tmp_path)
+  quantities = stable_quantities.quantities(config, clip, tmp_path)
   images = photographs(folder)
   beauty, size = stable_labels.label(images, quantities, config, tmp_path)
   assert not set(beauty.images.names) & set(size.images.names)
@@ -112,8 +112,8 @@ def test_one_factor_has_all_images_in_their_order(
   capsys: pytest.CaptureFixture[str],
 ) -> None:
   config = sd15_compressibility.get_config("tiny")
-  assert stable_labels.read_clip(config, tmp_path) is None
-  quantities = stable_labels.quantities(config, None, tmp_path)
+  assert stable_quantities.read_clip(config, tmp_path) is None
+  quantities = stable_quantities.quantities(config, None, tmp_path)
   images = photographs(folder)
   (only,) = stable_labels.label(images, quantities, config, tmp_path)
   assert only.images.names == images.names and only.num_labels == 4
@@ -137,7 +137,7 @@ def test_bounds_that_leave_bins_empty_are_refused(
   config = sd15_compressibility.get_config("tiny")
   config.data.edges = edges
   images = photographs(folder)
-  quantities = stable_labels.quantities(config, None, tmp_path)
+  quantities = stable_quantities.quantities(config, None, tmp_path)
   with pytest.raises(ValueError) as error:
     stable_labels.label(images, quantities, config, tmp_path)
   values = jpeg.compressibility(images[np.arange(NUM)])
@@ -152,8 +152,8 @@ def test_scores_of_other_weights_have_another_name(
   folder: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
   def name(config: Any) -> str:
-    clip = stable_labels.read_clip(config, tmp_path)
-    return stable_labels.quantities(config, clip, tmp_path)[0].name
+    clip = stable_quantities.read_clip(config, tmp_path)
+    return stable_quantities.quantities(config, clip, tmp_path)[0].name
 
   first = name(config_of(folder))
   assert name(config_of(folder)) == first
@@ -182,8 +182,8 @@ def test_what_is_missing_is_named(
 ) -> None:
   config = config_of(folder, **changes)
   with pytest.raises(ValueError, match=message):
-    clip = stable_labels.read_clip(config, tmp_path)
-    stable_labels.quantities(config, clip, tmp_path)
+    clip = stable_quantities.read_clip(config, tmp_path)
+    stable_quantities.quantities(config, clip, tmp_path)
 
 
 def test_another_clip_is_refused(
@@ -192,12 +192,12 @@ def test_another_clip_is_refused(
   monkeypatch.setattr(aesthetic, "EMBEDDING", 32)
   narrow = tiny_model.write_clip(tmp_path / "narrow")
   config = config_of(folder, **{"aesthetic.clip": str(narrow)})
-  clip = stable_labels.read_clip(config, tmp_path)
+  clip = stable_quantities.read_clip(config, tmp_path)
   with pytest.raises(ValueError, match="in 32 dimensions; .* the 768 of CLIP"):
-    stable_labels.quantities(config, clip, tmp_path)
+    stable_quantities.quantities(config, clip, tmp_path)
   shutil.rmtree(narrow)
   with pytest.raises(FileNotFoundError, match="narrow"):
-    stable_labels.read_clip(config, tmp_path)
+    stable_quantities.read_clip(config, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,7 @@ def run_chains(
   name: str,
   chunk: int,
   mesh: Mesh,
+  first: int = 0,
 ) -> Tree:
   """function(params, keys, labels) of many chains, in chunks, on all devices.
 
@@ -66,6 +67,7 @@ def run_chains(
     name: of the evaluation; shown with its progress.
     chunk: chains at a time, rounded up to a multiple of the devices.
     mesh: all devices.
+    first: number of the first chain, by which its key is its own.
 
   Returns:
     The tree of results as NumPy arrays [N, ...].
@@ -75,7 +77,7 @@ def run_chains(
   padded = -(-num // chunk) * chunk
   mapped = parallel.map_examples(function, mesh)
   inputs = (
-    keys.example_keys(seed, name, padded),
+    keys.example_keys(seed, name, padded, first=first),
     jax.tree.map(lambda a: np.resize(a, (padded,)), labels),
   )
   params = parallel.replicate(params, mesh)

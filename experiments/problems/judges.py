@@ -17,6 +17,8 @@ from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier, FeatureFn
 from ctrl_jax.types import LossFn, RewardFn
+from experiments.problems import keeping
+from experiments.problems.keeping import Kept
 from experiments.runtime import keys, loop
 
 
@@ -28,6 +30,7 @@ class Judge(NamedTuple):
   features_fn: Callable[[jax.Array], jax.Array]  # images -> last hidden layer
   metrics: dict[str, float]  # on images it has not seen
   reliability: dict[str, np.ndarray]  # curves for the report
+  kept: Kept  # what `reward_fn` needs of it again, for each factor of y
 
 
 def train(
@@ -68,7 +71,7 @@ def train(
   pairs: dict[str, Any] = {"x": some, "y": labels[train]}
   trained = loop.fit(
     stage,
-    learner.make_learner(_loss(network, noise), optimizer, ema_decay=0),
+    learner.make_learner(_loss(network, noise), optimizer, ema_decay=0.0),
     jax.jit(network.init)(
       keys.stage_key(seed, f"{stage}/init"), images[np.arange(1)]
     ),
@@ -96,8 +99,15 @@ def train(
 
   temperature = classifier.fit_temperature(on(calibration), labels[calibration])
   metrics, curves = figures(on(test), labels[test], temperature)
-  reward_fn = rewards.classifier(logits_fn, temperature=temperature)
-  return Judge(reward_fn, logits_fn, features_fn, metrics, curves)
+  kept = keeping.of_network(network, params, temperature)
+  return Judge(
+    keeping.reward_fn(network, kept),
+    logits_fn,
+    features_fn,
+    metrics,
+    curves,
+    kept,
+  )
 
 
 def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
@@ -109,7 +119,7 @@ def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
     sizes: number of labels of each.
   """
   if len(judges) == 1:
-    return judges[0]
+    return judges[0]._replace(kept={"1": judges[0].kept})
 
   def logits_fn(x: jax.Array) -> jax.Array:
     total = jnp.zeros((len(x), 1))
@@ -128,6 +138,7 @@ def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
       for name, value in judge.metrics.items()
     },
     {},  # no one curve is theirs
+    {str(i): judge.kept for i, judge in enumerate(judges, start=1)},
   )
 
 

@@ -64,7 +64,7 @@ def paint(
     part = jax.tree.map(lambda a, i=start: a[i : i + chunk], inputs)
     images = parallel.gather(mapped((), *parallel.shard(part, mesh)))
     if leads:
-      _save(files[start : start + chunk], images)
+      save(files[start : start + chunk], images)
     progress.advance({})
     interrupts.leave_if_asked()
   progress.close()
@@ -73,10 +73,16 @@ def paint(
   multihost_utils.sync_global_devices("labelled")
 
 
-def _save(files: list[pathlib.Path], images: np.ndarray) -> None:
-  """Writes images that are not padding, each whole."""
+def save(files: list[pathlib.Path], images: np.ndarray) -> None:
+  """Writes images [N, H, W, 3] in [-1, 1], each whole; as many as files."""
   files[0].parent.mkdir(parents=True, exist_ok=True)
   pictures = image_folder.as_bytes(images)
   for path, picture in zip(files, pictures, strict=False):
-    save = functools.partial(Image.fromarray(picture).save, format="png")
-    write_whole(path, save)
+    save_bytes(path, picture)
+
+
+def save_bytes(path: pathlib.Path, picture: np.ndarray) -> None:
+  """Writes a picture [H, W, 3] of bytes, whole."""
+  write_whole(
+    path, functools.partial(Image.fromarray(picture).save, format="png")
+  )

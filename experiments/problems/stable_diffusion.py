@@ -30,6 +30,7 @@ from experiments.problems import (
   picture_quality,
   requests,
   stable_labels,
+  stable_quantities,
   tiny_model,
 )
 from experiments.problems.factors import control_names
@@ -48,8 +49,8 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   """
   images = _find(config, workdir) if config.data.dir else None
   problem = load(config, workdir)
-  clip = stable_labels.read_clip(config, workdir)
-  quantities = stable_labels.quantities(config, clip, workdir)
+  clip = stable_quantities.read_clip(config, workdir)
+  quantities = stable_quantities.quantities(config, clip, workdir)
   if images is None:
     _paint(problem, config, workdir / PAINTED)
     images = _find(config, workdir)

@@ -14,7 +14,11 @@ def stage_key(seed: int, stage: str) -> jax.Array:
   )
 
 
-def example_keys(seed: int, stage: str, num: int) -> jax.Array:
-  """Keys of examples 0 ... num - 1 of a stage without steps, [num]."""
+def example_keys(
+  seed: int, stage: str, num: int, *, first: int = 0
+) -> jax.Array:
+  """Keys of examples first ... first + num - 1 of a stage without steps."""
   key = stage_key(seed, stage)
-  return jax.vmap(lambda i: jax.random.fold_in(key, i))(np.arange(num))
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(
+    np.arange(first, first + num)
+  )

@@ -39,7 +39,7 @@ WRITTEN = {
   *BEGUN,
   *reevaluation.LEFT,
   *("metrics.jsonl", "tensorboard", "seconds.json", "inputs.json"),
-  *("data", "labels.npz", "second_labels.npz"),
+  *("sampler.npz", "data", "labels.npz", "second_labels.npz"),
   *("model", "clip", "aesthetic.safetensors"),
 }
 

@@ -31,6 +31,7 @@ from experiments.problems import instruments, judges
 from experiments.problems.factors import Factor
 from experiments.problems.instruments import Instruments
 from experiments.problems.judges import Judge
+from experiments.problems.keeping import Kept
 from experiments.problems.problem import Data, Problem
 from experiments.runtime import inputs, keys, lock, loop, workdir
 from experiments.runtime.logs import Log
@@ -58,6 +59,7 @@ class Learned(NamedTuple):
   classifier: dict[str, float]  # figures of the reward's classifier
   independent: dict[str, float]  # of the one that only watches
   reliability: dict[str, np.ndarray]  # curves for the report
+  kept: Kept  # of the reward's classifier, for each factor that has one
 
   def reference_fn(self, c: Any) -> EpsFn:
     """The pre-trained model given c."""
@@ -109,6 +111,7 @@ def learn(timed: Clock) -> Learned:
     rewarder.metrics if rewarder else {},
     independent.metrics if independent else {},
     rewarder.reliability if rewarder else {},
+    rewarder.kept if rewarder else {},
   )
 
 

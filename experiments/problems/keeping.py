@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is kept of a trained classifier, to have it again without its data.
+
+A tree of arrays: its parameters, its temperature, and the moments by which what
+it sees is standardised.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from ctrl_jax import rewards
+from ctrl_jax.models.classifier import Classifier, FeatureFn
+from ctrl_jax.types import Params, RewardFn
+
+Kept = dict[str, Any]
+_MOMENTS = ("shift", "scale")
+
+
+def of_network(network: nn.Module, params: Params, temperature: float) -> Kept:
+  """What is kept of a network that was trained and calibrated."""
+  moments = {
+    name: {
+      str(i): np.asarray(moment)
+      for i, moment in enumerate(getattr(network, name, ()))
+    }
+    for name in _MOMENTS
+  }
+  return {"params": params, "temperature": np.float64(temperature), **moments}
+
+
+def reward_fn(network: nn.Module, kept: Kept) -> RewardFn:
+  """log p(y | x), nats, of a classifier as it was trained."""
+
+  def logits_fn(x: jax.Array) -> jax.Array:
+    logits: Any = network.apply(kept["params"], x)
+    return logits
+
+  return rewards.classifier(logits_fn, temperature=float(kept["temperature"]))
+
+
+def again(
+  feature: FeatureFn | None,
+  num_labels: int,
+  hidden: tuple[int, ...],
+  kept: Kept,
+  *,
+  pixels: bool,
+) -> Classifier:
+  """A `Classifier` as it was, of which the data are gone.
+
+  Args:
+    feature: that it saw beside the pixels, if any.
+    num_labels: that it tells apart.
+    hidden: widths of its hidden layers.
+    kept: of `of_network`.
+    pixels: whether it saw them.
+  """
+  shift, scale = (
+    tuple(tuple(np.atleast_1d(m).tolist()) for m in kept.get(name, {}).values())
+    for name in _MOMENTS
+  )
+  features = (feature,) if feature and shift else ()
+  return Classifier(num_labels, hidden, features, shift, scale, pixels)

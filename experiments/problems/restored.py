@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The problem of a run that is over, with all that it learned and no data.
+
+Weights that the run did not train, those of Stable Diffusion or CLIP, are where
+its config says; all else is in the run.
+"""
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ctrl_jax.models.residual_classifier import ResidualClassifier
+from ctrl_jax.types import RewardFn
+from experiments.problems import (
+  exact,
+  images,
+  keeping,
+  stable_diffusion,
+  stable_quantities,
+)
+from experiments.problems.factors import Factor, Quantity, control_names
+from experiments.problems.keeping import Kept
+from experiments.problems.problem import Problem, make_kernel, make_sde
+
+
+def problem(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
+  """The problem whose model has parameters and whose factors have likelihoods.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    kept: what the run learned: "pretrained", the parameters of a model that it
+      trained, "sample_shape", and "classifier", of each factor of y.
+
+  Raises:
+    KeyError: something is not among what is kept.
+    ValueError, FileNotFoundError: weights that are not the run's own are gone.
+  """
+  families: dict[str, Callable[[], Problem]] = {
+    "digits": lambda: _images(config, kept),
+    "fashion": lambda: _images(config, kept),
+    "gaussian": lambda: exact.gaussian(config, workdir),
+    "mixture": lambda: exact.mixture(config, workdir),
+    "stable_diffusion": lambda: _stable_diffusion(config, workdir, kept),
+  }
+  return families[config.problem.name]()
+
+
+def _images(config: ConfigDict, kept: Kept) -> Problem:
+  names = filter(None, (config.data.control, config.data.second_control))
+  stage, factors = config.classifier, []
+  num = config.data.num_controls
+  for number, name in enumerate(names, start=1):
+    quantity, judge = images.QUANTITIES[name], kept["classifier"][str(number)]
+    network = keeping.again(
+      quantity.feature, num, tuple(stage.hidden), judge, pixels=stage.pixels
+    )
+    factors.append(_factor(quantity, num, keeping.reward_fn(network, judge)))
+  sizes = [num] * len(factors)
+  sde = make_sde(config.sde)
+  shape = tuple(kept["sample_shape"].tolist())
+  model = images.untrained(config.model, shape, sde)
+  return Problem(
+    pretrained=model.with_params(kept["pretrained"]),
+    kernel=make_kernel(config.kernel, sde),
+    factors=tuple(factors),
+    num_conditions=images.NUM_CONDITIONS,
+    controls=np.arange(math.prod(sizes), dtype=np.int32),
+    control_names=control_names(sizes),
+  )
+
+
+def _stable_diffusion(
+  config: ConfigDict, workdir: pathlib.Path, kept: Kept
+) -> Problem:
+  loaded = stable_diffusion.load(config, workdir)
+  clip = stable_quantities.read_clip(config, workdir)
+  decode = loaded.pretrained.decode or (lambda x: x)
+  stage, factors = config.classifier, []
+  num = config.data.num_controls
+  measured = stable_quantities.quantities(config, clip, workdir)
+  for number, quantity in enumerate(measured, start=1):
+    judge = kept["classifier"][str(number)]
+    network: nn.Module = ResidualClassifier(
+      num, tuple(stage.widths), tuple(stage.strides)
+    )
+    if quantity.feature is not None:
+      hidden = tuple(stage.hidden)
+      network = keeping.again(_same, num, hidden, judge, pixels=False)
+    of_seen = keeping.reward_fn(network, judge)
+    looked = _after(of_seen, decode, quantity.feature or _same)
+    factors.append(_factor(quantity, num, looked))
+  return dataclasses.replace(loaded, factors=tuple(factors))
+
+
+def _factor(quantity: Quantity, num: int, reward_fn: RewardFn) -> Factor:
+  return Factor(name=quantity.name, num_labels=num, reward_fn=reward_fn)
+
+
+def _same(x: jax.Array) -> jax.Array:
+  return x
+
+
+def _after(
+  reward_fn: RewardFn,
+  decode: Callable[[jax.Array], jax.Array],
+  look: Callable[[jax.Array], jax.Array],
+) -> RewardFn:
+  """A reward of samples, of one of what is seen in their images."""
+  return lambda x, c, y: reward_fn(look(decode(x)), c, y)

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a finished run samples with, read again from its folder."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from ctrl_jax import parallel
+from experiments import sample, sampler, stages
+from experiments.configs import digits, gaussian, mixture
+from experiments.measures import evaluation
+from experiments.runtime import logs, workdir
+from experiments.sampler import Sampler
+
+pytestmark = pytest.mark.slow
+
+CONFIGS = {"digits": digits, "gaussian": gaussian, "mixture": mixture}
+
+
+def _finish(name: str, folder: pathlib.Path) -> tuple[pathlib.Path, dict]:
+  """A run at toy size, and its results."""
+  config = CONFIGS[name].get_config("smoke")
+  workdir.prepare(folder, config)
+  with logs.Log(folder, enabled=False) as log:
+    results = stages.run(config, folder, log)
+  workdir.write_json(folder / "results.json", results)
+  return folder, results
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def finished(request, tmp_path_factory):
+  return _finish(request.param, tmp_path_factory.mktemp("run") / "run")
+
+
+@pytest.fixture(scope="module")
+def of_gaussian(tmp_path_factory) -> Sampler:
+  folder = tmp_path_factory.mktemp("gaussian") / "run"
+  return sampler.load(_finish("gaussian", folder)[0])
+
+
+def test_without_data_or_training_a_run_has_the_figures_that_it_had(finished):
+  folder, results = finished
+  run = sampler.load(folder)
+  settings = run.config.evaluate
+  chains = evaluation.controlled(
+    run.problem,
+    run.policy,
+    run.control,
+    run.problem.reward_fn,
+    num=settings.num_samples,
+    seed=run.config.seed,
+    chunk=settings.chunk,
+    mesh=parallel.make_mesh(),
+  )
+  ctrl = results["methods"]["ctrl"]
+  np.testing.assert_allclose(
+    [chains.log_likelihood.mean(), chains.step_kl.sum(1).mean()],
+    [ctrl["log_likelihood"], ctrl["path_kl"]],
+    rtol=1e-4,
+  )
+
+
+def test_a_sample_is_the_same_however_many_are_drawn(of_gaussian):
+  c, y = of_gaussian.requests(10, y=["0.5", "-1"])
+  assert y.tolist() == [0.5, -1.0] * 5 and c.tolist() == [0] * 10
+  whole = of_gaussian.draw("ctrl", c, y, seed=3)
+  part = of_gaussian.draw("ctrl", c[4:7], y[4:7], seed=3, first=4)
+  np.testing.assert_allclose(part.x, whole.x[4:7], rtol=1e-4, atol=1e-5)
+  other = of_gaussian.draw("ctrl", c, y, seed=4)
+  assert (other.x != whole.x).all()
+  # The pre-trained model does not know what is asked for.
+  before = of_gaussian.draw("pretrained", c, y, seed=3)
+  same = of_gaussian.draw("pretrained", c, y + 1, seed=3)
+  np.testing.assert_array_equal(before.x, same.x)
+  assert (before.log_weights != same.log_weights).all()
+
+
+def test_samples_drawn_by_weights_have_the_law_of_the_target(of_gaussian):
+  solution = of_gaussian.problem.truth.solution
+  which, num = 2, 4000
+  wanted = of_gaussian.problem.controls[which]
+  c, y = of_gaussian.requests(num, y=[str(wanted)])
+  x = sample.resampled(of_gaussian, c, y, seed=0)
+  mean, spread = solution.target.mean[which], solution.target.covariance
+  paths = of_gaussian.draw(
+    "ctrl", *(np.repeat(a, sample.PATHS) for a in (c, y)), seed=0
+  )
+  weights = np.exp(paths.log_weights - paths.log_weights.max())
+  effective = weights.sum() ** 2 / (weights**2).sum()
+  error = np.sqrt(np.diag(spread) * (1 / effective + 1 / num))
+  assert effective > 100
+  assert np.abs((x.mean(0) - mean) / error).max() < 4
+
+
+def test_names_that_are_not_there_are_refused_with_near_ones(of_gaussian):
+  with pytest.raises(ValueError, match="no condition"):
+    of_gaussian.requests(3, c=["cat"])
+  with pytest.raises(ValueError, match="'high': it is a real number"):
+    of_gaussian.requests(3, y=["high"])
+  names = ("smiling", "serious", "asleep")
+  assert sampler._find("serious", names, "y") == 1
+  assert sampler._find("2", names, "y") == 2
+  with pytest.raises(ValueError, match="y is 'smilin': there are 3, .*smiling"):
+    sampler._find("smilin", names, "y")
+  with pytest.raises(ValueError, match="y is '3': there are 3"):
+    sampler._find("3", names, "y")
+
+
+def test_requests_take_turns(finished):
+  run = sampler.load(finished[0])
+  problem = run.problem
+  cells = problem.num_conditions * problem.num_controls
+  c, y = run.requests(2 * cells)
+  asked = {(int(a), float(b)) for a, b in zip(c, y, strict=True)}
+  assert len(asked) == cells and len(c) == 2 * cells
+
+
+def test_what_is_no_sampler_is_told(of_gaussian, finished, tmp_path):
+  with pytest.raises(FileNotFoundError, match=r"no config\.json there"):
+    sampler.load(tmp_path)
+  folder = tmp_path / "damaged"
+  folder.mkdir()
+  for file in ("config.json", "results.json"):
+    (folder / file).write_bytes((finished[0] / file).read_bytes())
+  with pytest.raises(FileNotFoundError, match=r"no sampler\.npz there"):
+    sampler.load(folder)
+  (folder / sampler.FILE).write_bytes(b"PK nothing")
+  with pytest.raises(ValueError, match="is damaged"):
+    sampler.load(folder)
+  np.savez(folder / sampler.FILE, version=np.int32(99))
+  with pytest.raises(ValueError, match="is of version 99"):
+    sampler.load(folder)
+  assert jax.tree.leaves(of_gaussian.control)
