@@ -50,7 +50,7 @@ def collect(
     best_of=config.evaluate.best_of,
     reward_queries=trained_on * asked,
   )
-  exact = found["pretrained_resampled"].cells
+  exact = found["pretrained_resampled"]
   log_z, names = reference.evidence, problem.control_names
   table = {
     name: scores.score(

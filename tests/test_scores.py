@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of y's factors: what the oracle says of each of them alone."""
 
+import functools
+import math
+
 import numpy as np
 import pytest
 
 from experiments.measures import scores
+from experiments.measures.evidence import Trust
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
 from experiments.problems.instruments import Instruments
@@ -33,6 +37,7 @@ def test_factors_are_judged_by_themselves():
   looking = Instruments(verdict, None, lambda x: x[:, None], {}, SIZES)
   cells = Cells(measured, log_weights, np.zeros((N, C, Y)))
   exact = Cells(measured, np.zeros((N, C, Y)), np.zeros((N, C, Y)))
+  exact = Method(exact, None, None, None, None, 1, 0)
   method = Method(cells, None, None, None, None, 1, 0)
   found = scores.score(
     method, looking, exact, None, names=(), gamma=1.0, seed=0
@@ -48,7 +53,7 @@ def test_factors_are_judged_by_themselves():
   assert found["macro_f1_2"] == pytest.approx(f1)
 
 
-def judged(samples, reference, log_weights, *, of_reference):
+def judged(samples, reference, log_weights, *, of_reference, known=None):
   """scores.score of weighed samples, the exact target being those given."""
   looking = Instruments(
     lambda x: np.eye(Y)[np.zeros(len(x), int)],
@@ -57,7 +62,9 @@ def judged(samples, reference, log_weights, *, of_reference):
     {},
     SIZES,
   )
-  exact = Cells(reference, log_weights, log_weights)
+  target = Cells(reference, log_weights, log_weights)
+  trust = None if known is None else Trust(known, known, known)
+  exact = Method(target, None, None, None, trust, 1, 0, of_reference)
   zeros = np.zeros(samples.shape[:3])
   weights = log_weights if of_reference else zeros
   method = Method(
@@ -83,6 +90,26 @@ def test_the_target_is_at_no_distance_from_itself_and_from_samples_of_it():
   means, errors = np.mean(found, 0), np.std(found, 0, ddof=1) / 24**0.5
   assert (np.abs(means) < 3.5 * errors).all()
   assert (errors < 0.004).all()
+
+
+def test_the_distance_is_that_of_cells_whose_target_is_known():
+  rng = np.random.default_rng(3)
+  reference, samples = rng.normal(size=(2, 60, C, Y, 2))
+  log_weights = np.zeros((60, C, Y))
+  # In one cell all weight is on one sample, and the samples are far away.
+  log_weights[1:, 1, 2] = -np.inf
+  samples[:, 1, 2] += 50
+  known = np.ones((C, Y), bool)
+  known[1, 2] = False
+  judge = functools.partial(judged, of_reference=False)
+  found = judge(samples, reference, log_weights, known=known)
+  assert found["fidelity_cells"] == C * Y - 1
+  # Of equal weights no jackknife is needed; of those that are weighed it is.
+  assert abs(found["fidelity"]) < 0.03
+  everywhere = judge(samples, reference, log_weights)
+  assert math.isnan(everywhere["fidelity"])
+  nowhere = judge(samples, reference, log_weights, known=np.zeros_like(known))
+  assert math.isnan(nowhere["fidelity"]) and nowhere["fidelity_cells"] == 0
 
 
 def test_a_sample_that_diverged_is_counted_and_never_right():

@@ -60,7 +60,7 @@ def _judge(
   entry = scores.score(
     method,
     learned.looking,
-    target.cells,
+    target,
     tilted.evidence,
     names=this.problem.control_names,
     gamma=gamma,

@@ -36,7 +36,7 @@ Weights = jax.Array | None
 def score(
   method: Method,
   instruments: Instruments,
-  exact: Cells,
+  exact: Method,
   log_z: Evidence,
   *,
   names: Sequence[str],
@@ -160,22 +160,30 @@ def trusted(found: Trust | None, names: Sequence[str]) -> dict[str, Any]:
 
 
 def _spread(
-  method: Method, exact: Cells, features: Look, seed: int
+  method: Method, exact: Method, features: Look, seed: int
 ) -> dict[str, float]:
   """Diversity within each (c, y), and distance to the exact target's law.
 
-  Of the reference's samples one half is the target, and methods that are made
-  of them are held against it by the other: the distance of a sample to itself
-  says nothing.
+  The distance is that of the (c, y) whose target is known, which are counted: a
+  target of one sample has no law. Of the reference's samples one half is the
+  target, and methods that are made of them are held against it by the other:
+  the distance of a sample to itself says nothing.
   """
-  mine = method.cells
+  mine, target = method.cells, exact.cells
+  known = np.ones(target.log_weights.shape[1:], bool)
+  if exact.trust is not None:
+    known = exact.trust.known
   if method.of_reference:
-    mine, exact = weighting.half(mine, 1), weighting.half(exact, 0)
-  found = _spread_of(
-    *_seen(mine, features, seed), *_seen(exact, features, seed)
+    mine, target = weighting.half(mine, 1), weighting.half(target, 0)
+  diversity, distance = _spread_of(
+    *_seen(mine, features, seed), *_seen(target, features, seed)
   )
-  diversity, distance = (float(each.mean()) for each in found)
-  return {"diversity": diversity, "fidelity": distance}
+  asked = np.asarray(distance)[known.ravel()]
+  return {
+    "diversity": float(diversity.mean()),
+    "fidelity": float(asked.mean()) if asked.size else float("nan"),
+    "fidelity_cells": int(known.sum()),
+  }
 
 
 def _seen(cells: Cells, features: Look, seed: int) -> tuple[jax.Array, Weights]:
@@ -194,7 +202,7 @@ def _seen(cells: Cells, features: Look, seed: int) -> tuple[jax.Array, Weights]:
 def _spread_of(
   a: jax.Array, weights_a: Weights, b: jax.Array, weights_b: Weights
 ) -> tuple[jax.Array, jax.Array]:
-  """Diversity of a, and MMD² of a and b, of every (c, y) on the average."""
+  """Diversity of a, and MMD² of a and b, of every (c, y)."""
 
   def one(rows):
     a, weights_a, b, weights_b = rows
@@ -203,8 +211,9 @@ def _spread_of(
       metrics.mmd2(a, b, weights_a, weights_b),
     )
 
-  diversity, distance = jax.lax.map(one, (a, weights_a, b, weights_b))
-  return diversity.mean(), distance.mean()
+  found: tuple[jax.Array, jax.Array]
+  found = jax.lax.map(one, (a, weights_a, b, weights_b))
+  return found
 
 
 def quality(
