@@ -22,10 +22,10 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ctrl_jax import checkpoint
+from ctrl_jax.json_file import plain
 from ctrl_jax.learner import TrainState
 from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import export, guided, lora_file
-from ctrl_jax.stable_diffusion.json_file import plain
 from ctrl_jax.types import Params
 from experiments.configs import rules
 from experiments.problems import stable_diffusion

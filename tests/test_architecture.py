@@ -18,8 +18,8 @@ MAX_LINES = 260
 
 # A part of ctrl_jax imports from itself and from layers before its own, alone.
 LIBRARY = """
-types, files sde metrics weights parallel nearest, kernels learner models
-datasets checkpoint, sampling linear_quadratic, paths, rewards policy,
+types, files json_file sde metrics weights parallel nearest, kernels learner
+models datasets checkpoint, sampling linear_quadratic, paths, rewards policy,
 pretrained steering transitions composition, objectives guidance bridge,
 stable_diffusion
 """

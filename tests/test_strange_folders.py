@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ctrl_jax import json_file
 from ctrl_jax.stable_diffusion import (
   clip,
   clip_text,
   clip_vision,
   folders,
-  json_file,
   pipeline,
   schedule,
   unet,
@@ -142,7 +142,7 @@ def test_fields_of_tokenizers(model: pathlib.Path, tmp_path) -> None:
     ('{"a": {"b": 1, "b": 1}}', "is not valid JSON: 'b' is there twice"),
     ('{"a": ' + "9" * 5000 + "}", "is not valid JSON"),
     (f'"{"x" * 500}"', "holds no JSON object but 'xxx.* and so on"),
-    ("{}" + " " * json_file.MOST, "has 16777218 bytes; .* has more than 1677"),
+    ("{}" + " " * json_file.MOST, "has 16777218 bytes; .* for more than 1677"),
   ],
 )
 def test_json(tmp_path: pathlib.Path, text: str, message: str) -> None:

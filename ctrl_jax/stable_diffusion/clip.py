@@ -20,8 +20,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from ctrl_jax.json_file import shown
 from ctrl_jax.stable_diffusion import clip_text, clip_vision, fields
-from ctrl_jax.stable_diffusion.json_file import shown
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

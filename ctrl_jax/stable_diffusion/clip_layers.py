@@ -23,8 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ctrl_jax.json_file import shown
 from ctrl_jax.stable_diffusion import fields
-from ctrl_jax.stable_diffusion.json_file import shown
 
 _ACTIVATIONS = {
   "gelu": lambda x: nn.gelu(x, approximate=False),

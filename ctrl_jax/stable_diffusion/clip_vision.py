@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ctrl_jax.json_file import shown
 from ctrl_jax.stable_diffusion import clip_layers, fields
-from ctrl_jax.stable_diffusion.json_file import shown
 
 Rgb = tuple[float, float, float]
 

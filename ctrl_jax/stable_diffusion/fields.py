@@ -13,7 +13,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from ctrl_jax.stable_diffusion.json_file import shown
+from ctrl_jax.json_file import shown
 
 # What no network has more of: channels, tokens or pixels, and layers, each of
 # which takes time to build.

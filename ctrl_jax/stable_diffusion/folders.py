@@ -28,8 +28,9 @@ from typing import Any, TypeVar
 import numpy as np
 import safetensors
 
-from ctrl_jax.stable_diffusion import json_file, pickles
-from ctrl_jax.stable_diffusion.json_file import plain, shown
+from ctrl_jax import json_file
+from ctrl_jax.json_file import plain, shown
+from ctrl_jax.stable_diffusion import pickles
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that weights may have
 _T = TypeVar("_T")

@@ -31,8 +31,8 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from ctrl_jax.json_file import plain
 from ctrl_jax.stable_diffusion import folders, lora_scale
-from ctrl_jax.stable_diffusion.json_file import plain
 
 Adapters = dict[str, dict[str, jax.Array]]
 FILE = "pytorch_lora_weights.safetensors"

@@ -19,8 +19,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from ctrl_jax.stable_diffusion import fields, folders, json_file
-from ctrl_jax.stable_diffusion.json_file import shown
+from ctrl_jax import json_file
+from ctrl_jax.json_file import shown
+from ctrl_jax.stable_diffusion import fields, folders
 
 CONFIG = "adapter_config.json"
 _HEADER, _PREFIX = "lora_adapter_metadata", "unet."

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import kernels
+from ctrl_jax.json_file import shown
 from ctrl_jax.sde import SDE, Tabulated
 from ctrl_jax.stable_diffusion import fields, folders
-from ctrl_jax.stable_diffusion.json_file import shown
 
 # Samplers of one and the same model: they differ in how they step, not in
 # the alpha_bar that the network was trained with.

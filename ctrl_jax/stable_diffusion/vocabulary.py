@@ -13,8 +13,9 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ctrl_jax.stable_diffusion import fields, folders, json_file
-from ctrl_jax.stable_diffusion.json_file import shown
+from ctrl_jax import json_file
+from ctrl_jax.json_file import shown
+from ctrl_jax.stable_diffusion import fields, folders
 
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 77

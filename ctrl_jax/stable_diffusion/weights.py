@@ -29,8 +29,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctrl_jax.json_file import plain
 from ctrl_jax.stable_diffusion import folders
-from ctrl_jax.stable_diffusion.json_file import plain
 from ctrl_jax.types import Params
 
 Path = tuple[str, ...]

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from ml_collections import ConfigDict
 
+from ctrl_jax.json_file import shown
 from ctrl_jax.stable_diffusion import folders
-from ctrl_jax.stable_diffusion.json_file import shown
 from experiments.configs import base, gaussian, mixture, rules
 from experiments.configs import stable_diffusion as schema
 

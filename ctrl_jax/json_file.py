@@ -25,8 +25,8 @@ def read_text(file: pathlib.Path) -> str:
     raise FileNotFoundError(f"no such file: {file}")
   if (size := file.stat().st_size) > MOST:
     raise ValueError(
-      f"{file} has {size} bytes; of a model's files of text none has more "
-      f"than {MOST}"
+      f"{file} has {size} bytes; no file of text has reason for more than "
+      f"{MOST}"
     )
   try:
     return file.read_text(encoding="utf-8")
