@@ -97,6 +97,7 @@ def collect(
       "gamma": gamma,
       **problem.facts,
     },
+    "judged_by": learned.looking.judge,
     "classifier": learned.classifier,
     "independent_classifier": learned.independent,
     "exact": known.problem,

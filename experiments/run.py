@@ -49,12 +49,12 @@ def run() -> None:
       if not leads:
         return
       workdir.write_json(folder / "results.json", results)
-  from experiments.reporting import finished, report, tables
+  from experiments.reporting import finished, report, summary
 
   page = folder / "report.html"
   if not page.exists():
     report.write(folder)
-  print(tables.summary(finished.load(folder).results))
+  print(summary.text(finished.load(folder).results))
   print(f"report      {page}")
 
 

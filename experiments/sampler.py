@@ -47,11 +47,14 @@ class Drawn(NamedTuple):
 
 def save(this: Run, learned: Learned, control: Params) -> None:
   """Writes what the run learned."""
+  labels = list(enumerate(this.problem.factors, start=1))
   kept = {
     "version": np.int32(VERSION),
     "sample_shape": np.array(this.problem.sample_shape),
     "classifier": learned.kept,
     "control": control,
+    "names": {str(i): np.array(f.names) for i, f in labels if f.names},
+    "of": {str(i): np.array(f.name) for i, f in labels},
   }
   if this.problem.data is not None:
     kept["pretrained"] = learned.pretrained.params

@@ -4,7 +4,7 @@
 import jax
 import pytest
 
-from experiments.configs import base, rules, stable_diffusion
+from experiments.configs import base, own, rules, stable_diffusion
 from experiments.runtime import keys
 
 NAN = float("nan")
@@ -55,6 +55,7 @@ def test_every_number_has_a_rule() -> None:
     base.get_config,
     base.gaussian_config,
     base.mixture_config,
+    own.get_config,
     stable_diffusion.get_config,
   )
   fields = {}

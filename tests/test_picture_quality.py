@@ -18,7 +18,7 @@ from experiments.problems import (
   picture_quality,
   stable_diffusion,
 )
-from experiments.reporting import tables
+from experiments.reporting import summary, tables
 from tests import toy_results
 
 N, C, Y = 6, 3, 2
@@ -54,14 +54,14 @@ def test_figures_are_means_over_weighted_samples_with_their_conditions() -> (
 
 def test_tables_have_them_where_they_were_measured() -> None:
   results = toy_results.make_results(np.random.default_rng(0))
-  assert "BRISQUE" not in tables.summary(results)
+  assert "BRISQUE" not in summary.text(results)
   for method in results["methods"].values():
     method |= {"clip_score": None, "brisque": None}
   assert tables.main_columns(results) == list(tables.COLUMNS)
   results["methods"]["ctrl"]["brisque"] = 41.26
-  (line,) = (x for x in tables.summary(results).splitlines() if "41.3" in x)
+  (line,) = (x for x in summary.text(results).splitlines() if "41.3" in x)
   assert line.startswith("ctrl ") and line.endswith("41.3")
-  assert "CLIP score" not in tables.summary(results)
+  assert "CLIP score" not in summary.text(results)
 
 
 def judge_of(sign: int) -> judges.Judge:

@@ -61,7 +61,10 @@ ELSEWHERE = {  # runs in a test of its own
   "export": "test_export_command.py",
   "sample": "test_sample_command.py",
 }
-FILES = ("digits", "fashion", "gaussian", "mixture", "sd15_compressibility")
+FILES = (
+  *("digits", "fashion", "gaussian", "mixture", "own"),
+  "sd15_compressibility",
+)
 PAGES = {"compare": "comparison", "exactness": "exactness"}
 
 

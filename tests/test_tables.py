@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from experiments.reporting import tables
+from experiments.reporting import summary, tables
 from tests.toy_results import make_results
 
 
@@ -76,7 +76,7 @@ def test_number(value, printed):
 
 
 def test_summary_names_the_run(results):
-  lines = tables.summary(results).splitlines()
+  lines = summary.text(results).splitlines()
   assert lines[0] == "digits, seed 7, gamma 1"
   assert "-1.427 ± 0.006 nats" in lines[1]
   assert "accuracy 0.931" in lines[2]
@@ -87,57 +87,67 @@ def test_summary_names_the_run(results):
 def test_summary_of_little_is_dashes(results):
   bare = {key: results[key] for key in ("experiment", "seed", "problem")}
   bare |= {"methods": {name: {"gap": None} for name in ("pretrained", "ctrl")}}
-  assert tables.summary(bare).count("–") == 3 + 2 * len(tables.COLUMNS)
+  assert summary.text(bare).count("–") == 3 + 2 * len(tables.COLUMNS)
 
 
 def test_weights_that_cannot_be_trusted_are_named(results):
-  assert tables.warnings(results) == []
+  assert summary.warnings(results) == []
   results["log_evidence"]["table"] = TABLE
   worst = {"pareto_k": 0.83, "effective": 4.2, "cell": "c = 2, y = 1"}
   results["methods"]["ctrl_resampled"] |= {**worst, "doubtful": 2}
   results["methods"]["pretrained_resampled"] |= {**worst, "doubtful": 0}
-  (line,) = tables.warnings(results)
+  (line,) = summary.warnings(results)
   assert line.startswith("ctrl_resampled: the weights of 2 of 6 (c, y) cannot")
   assert "c = 2, y = 1: 4 effective samples, Pareto k 0.83" in line
-  assert line in tables.summary(results)
+  assert line in summary.text(results)
   assert "c = 2, y = 1" in tables.table(results, tables.MORE_COLUMNS)
 
 
 def test_a_log_z_that_is_not_known_is_a_bound_wherever_it_is_printed(results):
   worst = {"pareto_k": None, "effective": 1.0, "cell": "c = 1, y = 0"}
   results["log_evidence"] |= {"table": TABLE, "bound": False, **worst}
-  assert tables.warnings(results) == []
-  assert "least known of c = 1, y = 0" in tables.summary(results)
+  assert summary.warnings(results) == []
+  assert "least known of c = 1, y = 0" in summary.text(results)
   results["log_evidence"] |= {"bound": True, "doubtful": 1}
   results["methods"]["ctrl"]["gap"]["bound"] = True
-  (line,) = tables.warnings(results)
+  (line,) = summary.warnings(results)
   assert line.startswith("log Z of 1 of 6 (c, y) is a lower bound")
   assert "c = 1, y = 0: 1 effective samples, Pareto k –" in line
-  summary = tables.summary(results)
-  assert line in summary
-  assert "≥ -1.427 ± 0.006 nats" in summary
-  assert "≥ 0.131 ± 0.011" in summary
+  said = summary.text(results)
+  assert line in said
+  assert "≥ -1.427 ± 0.006 nats" in said
+  assert "≥ 0.131 ± 0.011" in said
 
 
 def test_a_gap_below_zero_says_why(results):
   gap = {"mean": -0.02, "stderr": 0.01}
   results["methods"]["ctrl"]["gap"] = gap
-  (line,) = tables.warnings(results)
+  (line,) = summary.warnings(results)
   assert line.startswith("ctrl: a gap below zero is noise, 2.0 standard errors")
   results["methods"]["ctrl"]["gap"] = gap | {"bound": True}
-  (line,) = tables.warnings(results)
+  (line,) = summary.warnings(results)
   assert "log Z that is a lower bound" in line
 
 
 def test_samples_that_are_not_finite_are_counted(results):
   results["methods"]["ctrl"]["not_finite"] = 3
-  (line,) = tables.warnings(results)
+  (line,) = summary.warnings(results)
   assert line.startswith("ctrl: 3 samples are not finite")
 
 
 def test_distances_are_printed_where_they_were_measured(results):
-  assert "SW ÷ floor" not in tables.summary(results)
+  assert "SW ÷ floor" not in summary.text(results)
   results["methods"]["ctrl"]["sliced_wasserstein_ratio"] = 1.126
-  summary = tables.summary(results)
-  assert "SW ÷ floor" in summary and "1.13" in summary
-  assert "error of mean" not in summary
+  said = summary.text(results)
+  assert "SW ÷ floor" in said and "1.13" in said
+  assert "error of mean" not in said
+
+
+def test_without_an_oracle_the_judge_is_named_and_stands_once():
+  method = {"oracle_accuracy": 0.5, "independent_accuracy": 0.5}
+  results = {"methods": {"ctrl": method}, "judged_by": "judge"}
+  headings = [column.heading for column in tables.main_columns(results)]
+  assert headings[0] == "judge %" and "indep. %" not in headings
+  compared = results | {"comparison": {"a": method}}
+  names = [column.heading for column in tables.compared_columns(compared)]
+  assert "judge %" in names and "oracle %" not in names

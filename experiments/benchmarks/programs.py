@@ -109,7 +109,12 @@ def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:
   )
   with tempfile.TemporaryDirectory() as folder:
     problem = images.digits(digits.get_config(), pathlib.Path(folder))
-  model = images.untrained(config.model, (side, side, 1), problem.sde)
+  model = images.untrained(
+    config.model,
+    (side, side, 1),
+    problem.sde,
+    conditions=images.CONDITIONS,
+  )
   if model.init is None:
     raise ValueError("the model cannot be drawn")
   model = model.with_params(model.init(jax.random.key(0)))

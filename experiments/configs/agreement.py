@@ -29,6 +29,8 @@ def check(config: ConfigDict) -> None:
     stable_diffusion.check(config)
   elif family in _EXACT:
     _check_exact(config)
+  elif family == "own":
+    _check_trained(config)
   else:
     _check_images(config)
   _check_numbers(config)
@@ -44,6 +46,8 @@ def _cells(config: ConfigDict) -> tuple[int, int, int]:
     controls = drawn.num_controls * max(drawn.get("second_factor", 0), 1)
     return conditions, conditions, controls
   data = config.data
+  if family == "own":
+    return 1, 1, 2  # or as many as the table has, once it is read
   if family == "stable_diffusion":
     prompts = stable_diffusion.all_prompts(config)
     evaluated = config.evaluate.prompts or prompts
@@ -97,13 +101,17 @@ def _check_exact(config: ConfigDict) -> None:
       )
 
 
-def _check_images(config: ConfigDict) -> None:
-  data, control = config.data, config.control
-  if control.adapt == "none" and not control.head:
+def _check_trained(config: ConfigDict) -> None:
+  if config.control.adapt == "none" and not config.control.head:
     raise ValueError(
       "control.head is (): without a head nothing is trained, unless "
       "control.adapt is lora or full"
     )
+
+
+def _check_images(config: ConfigDict) -> None:
+  data = config.data
+  _check_trained(config)
   for name in ("classifier", "independent"):
     if not (config[name].pixels or config[name].feature_gain):
       raise ValueError(

@@ -85,6 +85,11 @@ RULES: dict[str, Rule] = {
   "max_pixels": _AT_LEAST_1,
   "num_pairs": (lambda v: v == 0 or v >= 8, "use 0 for all, or 8 and more"),
   "num_controls": (lambda v: v >= 2, "use 2 or more"),
+  "bins": (lambda v: v >= 2, "use 2 or more"),
+  "columns": (
+    lambda v: _texts(v) and len(set(v)) == len(v),
+    "use different names, as in ('mood', 'age')",
+  ),
   "dims": _AT_LEAST_1,
   "num_layers": _AT_LEAST_1,
   "num_heads": _AT_LEAST_1,

@@ -7,7 +7,7 @@ classifier ever sees two labels of one image.
 """
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -83,6 +83,7 @@ class Factor:
 
   name: str  # of what it says
   num_labels: int  # 0: y is a real number
+  names: tuple[str, ...] = ()  # of its labels; (): their numbers
   edges: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
   # Data [N, ...] -> the true label of each, int32 [N], -1 where there is none;
   # need not be traceable. None: nobody can tell.
@@ -111,17 +112,11 @@ def binned(
   Raises:
     ValueError: a bin without examples enough.
   """
-  for sets in (examples.sets("classifier"), examples.sets("independent")):
-    counts = [count(examples.y[rows], len(edges) + 1) for rows in sets]
-    if min(counts[0]) < FEWEST or 0 in counts[1] + counts[2]:
-      train, calibration, test = counts
-      raise ValueError(
-        f"{quantity.name}: of {len(values)} values from "
-        f"{values.min():.6g} to {values.max():.6g} the bins with edges "
-        f"{edges.tolist()} have {train} to train a classifier, "
-        f"{calibration} to calibrate and {test} to test it, and each needs "
-        f"{FEWEST}, 1 and 1: change {fields}, or give more images"
-      )
+  told = (
+    f"{quantity.name}: of {len(values)} values from {values.min():.6g} to "
+    f"{values.max():.6g} the bins with edges {edges.tolist()}"
+  )
+  check(examples, len(edges) + 1, told=told, remedy=f"change {fields}")
   return Factor(
     name=quantity.name,
     num_labels=len(edges) + 1,
@@ -129,6 +124,27 @@ def binned(
     oracle=quantity.oracle(edges),
     examples=examples,
   )
+
+
+def check(examples: Examples, num: int, *, told: str, remedy: str) -> None:
+  """Raises ValueError unless all sets have examples of every label.
+
+  Args:
+    examples: of all.
+    num: of labels.
+    told: what of, as an error begins.
+    remedy: what may be changed where a label has too few.
+  """
+  for sets in (examples.sets("classifier"), examples.sets("independent")):
+    counts = [count(examples.y[rows], num) for rows in sets]
+    if min(counts[0]) < FEWEST or 0 in counts[1] + counts[2]:
+      train, calibration, test = counts
+      raise ValueError(
+        f"{told} have {train} to train a classifier, {calibration} to "
+        f"calibrate and {test} to test it, and each needs {FEWEST}, 1 and 1: "
+        f"{remedy}, "
+        "or give more images"
+      )
 
 
 def count(labels: np.ndarray, num: int) -> list[int]:
@@ -168,14 +184,11 @@ def joint_label(
   return np.where(np.min(labels, axis=0) < 0, -1, joint).astype(np.int32)
 
 
-def control_names(sizes: Sequence[int]) -> tuple[str, ...]:
+def control_names(labels: Sequence[int | Sequence[str]]) -> tuple[str, ...]:
   """What every y is called: the labels of its factors.
 
   Args:
-    sizes: number of labels of each factor.
+    labels: of each factor their names, or their number.
   """
-  index = np.unravel_index(np.arange(math.prod(sizes)), sizes)
-  return tuple(
-    f"y = {', '.join(str(label) for label in part)}"
-    for part in zip(*index, strict=True)
-  )
+  names = [map(str, range(n)) if isinstance(n, int) else n for n in labels]
+  return tuple(f"y = {', '.join(part)}" for part in itertools.product(*names))

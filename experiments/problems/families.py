@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from experiments.problems import exact, images, stable_diffusion
+from experiments.problems import exact, images, own, stable_diffusion
 from experiments.problems.problem import Problem
 from experiments.runtime import inputs
 
@@ -15,6 +15,7 @@ FAMILIES: dict[str, Callable[[ConfigDict, pathlib.Path], Problem]] = {
   "fashion": images.fashion,
   "gaussian": exact.gaussian,
   "mixture": exact.mixture,
+  "own": own.make,
   "stable_diffusion": stable_diffusion.make,
 }
 

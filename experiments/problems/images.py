@@ -39,7 +39,7 @@ from experiments.problems.problem import (
 from experiments.runtime import downloads, inputs
 
 FRACTIONS = (0.6, 0.2, 0.2)  # of labelled pairs: train, calibration, test
-NUM_CONDITIONS = 10
+CONDITIONS = tuple("0123456789")
 
 
 QUANTITIES = {
@@ -56,10 +56,21 @@ QUANTITIES = {
 
 
 def untrained(
-  config: ConfigDict, sample_shape: tuple[int, ...], sde: SDE
+  config: ConfigDict,
+  sample_shape: tuple[int, ...],
+  sde: SDE,
+  *,
+  conditions: Sequence[str],
 ) -> Pretrained:
-  """A DiT of config.model, whose parameters a run has to train."""
-  network = DiT(num_classes=NUM_CONDITIONS, **config)
+  """A DiT of config.model, whose parameters a run has to train.
+
+  Args:
+    config: config.model.
+    sample_shape: of the images.
+    sde: the forward process.
+    conditions: names of the values of c; none: there is but c = 0.
+  """
+  network = DiT(num_classes=max(len(conditions), 1), **config)
   height, width, _ = sample_shape
 
   def predict(
@@ -69,6 +80,7 @@ def untrained(
     c: jax.Array | None,
     control: jax.Array | None = None,
   ) -> policy.Output:
+    c = jnp.zeros(len(x), jnp.int32) if c is None else c
     eps, sown = network.apply(params, x, t, c, control, mutable="intermediates")
     return policy.Output(eps, sown["intermediates"]["tokens"][0])
 
@@ -84,7 +96,7 @@ def untrained(
     init=init,
     sde=sde,
     sample_shape=sample_shape,
-    conditions=tuple(str(c) for c in range(NUM_CONDITIONS)),
+    conditions=tuple(conditions),
     control_dim=network.dims,
     make_head=lambda widths: TokenHead(tuple(widths), network.patch),
     hidden_shape=(
@@ -144,7 +156,7 @@ def _problem(
   Raises:
     ValueError: too few images of a class, or of a bin.
   """
-  classes = count(conditions, NUM_CONDITIONS)
+  classes = count(conditions, len(CONDITIONS))
   if min(classes) < FEWEST:
     raise ValueError(
       f"the {len(images)} images have {classes} of each class c, and {FEWEST} "
@@ -159,11 +171,13 @@ def _problem(
   sde = make_sde(config.sde)
   alone = len(factors) == 1
   return Problem(
-    pretrained=untrained(config.model, images.shape[1:], sde),
+    pretrained=untrained(
+      config.model, images.shape[1:], sde, conditions=CONDITIONS
+    ),
     kernel=make_kernel(config.kernel, sde),
     factors=factors,
     data=Data(images, conditions),
-    num_conditions=NUM_CONDITIONS,
+    num_conditions=len(CONDITIONS),
     controls=np.arange(math.prod(sizes), dtype=np.int32),
     control_names=control_names(sizes),
     measure=quantities[0].measure if alone else None,

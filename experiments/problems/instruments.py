@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What looks at samples: the oracle and a classifier that only watches."""
+"""What looks at samples: an oracle, and a classifier that only watches.
+
+Where a person labelled the data there is no oracle. The classifier that only
+watches is the judge then, and every table says so.
+"""
 
 import math
 from collections.abc import Callable
@@ -19,11 +23,12 @@ from experiments.problems.problem import Problem, Quality
 class Instruments(NamedTuple):
   """What looks at samples [N, ...], each compiled once; None: there is none."""
 
-  verdict: Look | None  # the oracle's probability of every y, [N, Y]
+  verdict: Look | None  # the probability of every y, [N, Y]
   opinion: Look | None  # the independent classifier's y, [N]; -1: none
   features: Look  # in which distances are measured, [N, d]
   quality: Quality  # whether samples are good ones, whatever y
   sizes: tuple[int, ...]  # labels of each factor of y that verdict tells apart
+  judge: str = "oracle"  # whose verdict it is
 
 
 def make(
@@ -46,13 +51,16 @@ def make(
       lambda x: likeliest(independent.logits_fn(x)), chunk=chunk
     )
     features = in_chunks(independent.features_fn, chunk=chunk)
-  return Instruments(
-    verdict(problem),
-    opinion,
-    features,
-    problem.quality,
-    tuple(f.num_labels for f in problem.factors if f.oracle is not None),
-  )
+  learned = tuple(f.num_labels for f in problem.factors if f.examples)
+  known, judge = verdict(problem), "oracle"
+  if known is None and opinion is not None:
+    known, judge = _certain(opinion, math.prod(learned)), "judge"
+  return Instruments(known, opinion, features, problem.quality, learned, judge)
+
+
+def _certain(opinion: Look, num: int) -> Look:
+  """A label as the probability of every one; none of a sample without one."""
+  return lambda x: np.asarray(jax.nn.one_hot(opinion(x), num))
 
 
 def verdict(problem: Problem) -> Look | None:

@@ -21,6 +21,7 @@ from experiments.problems import (
   exact,
   images,
   keeping,
+  own,
   stable_diffusion,
   stable_quantities,
 )
@@ -47,6 +48,7 @@ def problem(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
     "fashion": lambda: _images(config, kept),
     "gaussian": lambda: exact.gaussian(config, workdir),
     "mixture": lambda: exact.mixture(config, workdir),
+    "own": lambda: _own(config, kept),
     "stable_diffusion": lambda: _stable_diffusion(config, workdir, kept),
   }
   return families[config.problem.name]()
@@ -65,14 +67,43 @@ def _images(config: ConfigDict, kept: Kept) -> Problem:
   sizes = [num] * len(factors)
   sde = make_sde(config.sde)
   shape = tuple(kept["sample_shape"].tolist())
-  model = images.untrained(config.model, shape, sde)
+  model = images.untrained(
+    config.model, shape, sde, conditions=images.CONDITIONS
+  )
   return Problem(
     pretrained=model.with_params(kept["pretrained"]),
     kernel=make_kernel(config.kernel, sde),
     factors=tuple(factors),
-    num_conditions=images.NUM_CONDITIONS,
+    num_conditions=len(images.CONDITIONS),
     controls=np.arange(math.prod(sizes), dtype=np.int32),
     control_names=control_names(sizes),
+  )
+
+
+def _own(config: ConfigDict, kept: Kept) -> Problem:
+  stage, factors = config.classifier, []
+  for number, judge in sorted(kept["classifier"].items()):
+    names = tuple(kept["names"][number].tolist())
+    network = own.network(len(names), stage, np.zeros(0, int))
+    factors.append(
+      Factor(
+        name=str(kept["of"][number]),
+        num_labels=len(names),
+        names=names,
+        reward_fn=keeping.reward_fn(network, judge),
+      )
+    )
+  sde = make_sde(config.sde)
+  shape = tuple(kept["sample_shape"].tolist())
+  model = images.untrained(config.model, shape, sde, conditions=())
+  sizes = [factor.num_labels for factor in factors]
+  return Problem(
+    pretrained=model.with_params(kept["pretrained"]),
+    kernel=make_kernel(config.kernel, sde),
+    factors=tuple(factors),
+    num_conditions=1,
+    controls=np.arange(math.prod(sizes), dtype=np.int32),
+    control_names=control_names([factor.names for factor in factors]),
   )
 
 

@@ -23,6 +23,7 @@ from experiments.reporting import (
   finished,
   sample_figures,
   style,
+  summary,
   tables,
   training_figures,
 )
@@ -76,7 +77,7 @@ def _draw_samples(run: finished.Run) -> dict[str, Figure]:
   }
   if counts:
     drawn["confusion"] = sample_figures.confusion_matrices(
-      counts, control_names=names
+      counts, control_names=names, judge=tables.judge(results)
     )
   return drawn
 
@@ -176,11 +177,11 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
         (
           "compared",
           compared,
-          tables.measured(compared, tables.COMPARED_COLUMNS),
+          tables.compared_columns(run.results),
         ),
       )
     },
-    warnings=tables.warnings(run.results),
+    warnings=summary.warnings(run.results),
     config=json.dumps(run.config, indent=2) if run.config else "",
     label=style.label,
     number=tables.number,

@@ -135,13 +135,17 @@ def property_histograms(
 
 
 def confusion_matrices(
-  counts: Mapping[str, np.ndarray], *, control_names: Sequence[str]
+  counts: Mapping[str, np.ndarray],
+  *,
+  control_names: Sequence[str],
+  judge: str = "oracle",
 ) -> Figure:
   """Percentages of each request (row) by what the oracle sees (column).
 
   Args:
     counts: [Y, Y] for each method.
     control_names: of the Y controls.
+    judge: what the oracle is called.
   """
   columns = 5 if len(counts) == 5 else 4
   rows = -(-len(counts) // columns)
@@ -165,7 +169,7 @@ def confusion_matrices(
     ax.set_xticks(ticks, ticks)
     ax.set_yticks(ticks, names if i % columns == 0 else [])
   panels[0, 0].set_ylabel("requested")
-  fig.supxlabel("judged by the oracle", fontsize=10, color=MUTED)
+  fig.supxlabel(f"judged by the {judge}", fontsize=10, color=MUTED)
   return fig
 
 

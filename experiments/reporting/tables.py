@@ -152,63 +152,42 @@ def measured(results: Results, columns: Sequence[Column]) -> list[Column]:
   ]
 
 
+def judge(results: Results) -> str:
+  """Who says whether samples are what was asked for: oracle, or judge."""
+  return str(results.get("judged_by") or "oracle")
+
+
+def judged(results: Results, columns: Sequence[Column]) -> list[Column]:
+  """Columns named after who judges; who watches only is no other than a judge.
+
+  Args:
+    results: of a run.
+    columns: with "oracle" in their headings.
+  """
+  by = judge(results)
+  return [
+    c._replace(heading=c.heading.replace("oracle", by))
+    for c in columns
+    if by == "oracle" or c.field != "independent_accuracy"
+  ]
+
+
 def main_columns(results: Results) -> list[Column]:
   """The columns of the first table: of all runs, and of pictures' quality."""
-  return [*COLUMNS, *measured(results, QUALITY_COLUMNS)]
+  shown = [*COLUMNS, *measured(results, QUALITY_COLUMNS)]
+  return judged(results, shown)
 
 
 def more_columns(results: Results) -> list[Column]:
   """The columns of the second table: of all runs, and of each factor of y."""
-  return [*MORE_COLUMNS, *measured(results, FACTOR_COLUMNS)]
+  shown = [*MORE_COLUMNS, *measured(results, FACTOR_COLUMNS)]
+  return judged(results, shown)
 
 
-def warnings(results: Results) -> list[str]:
-  """A line for everything that makes a figure less than it seems."""
-  evidence = results.get("log_evidence") or {}
-  total = np.size(evidence.get("table") or 0)
-  lines = []
-  if evidence.get("bound"):
-    lines.append(
-      f"log Z of {evidence['doubtful']} of {total} (c, y) is a lower bound, "
-      f"and so are its mean and the gap; {_worst(evidence)}; use more "
-      "evaluate.num_bridge, evaluate.num_reference or control.num_steps, and "
-      "see docs/exactness.md"
-    )
-  compared = results.get("comparison") or {}
-  for name, method in (*results["methods"].items(), *compared.items()):
-    gap = method.get("gap") or {}
-    if (gap.get("mean") or 0) < 0:
-      lines.append(f"{name}: a gap below zero is {_why_negative(gap)}")
-    if lost := method.get("not_finite"):
-      lines.append(
-        f"{name}: {lost} samples are not finite; they count as wrong and weigh "
-        "nothing"
-      )
-    if doubtful := method.get("doubtful"):
-      lines.append(
-        f"{name}: the weights of {doubtful} of {total} (c, y) cannot be "
-        f"trusted; {_worst(method)}; docs/exactness.md says what to do"
-      )
-  return lines
-
-
-def _worst(found: Mapping[str, Any]) -> str:
-  """The (c, y) to be trusted least, and why."""
-  size = number(found["effective"], decimals=0)
-  k = number(found["pareto_k"], decimals=2)
-  return (
-    f"least known of {found['cell']}: {size} effective samples, Pareto k {k}"
-  )
-
-
-def _why_negative(gap: Mapping[str, Any]) -> str:
-  """What takes a gap, which is none, below zero."""
-  if gap.get("bound"):
-    return "that of a log Z that is a lower bound"
-  errors = -gap["mean"] / max(gap.get("stderr") or 0, 1e-9)
-  return (
-    f"noise, {errors:.1f} standard errors of it: nothing is to be seen of it"
-  )
+def compared_columns(results: Results) -> list[Column]:
+  """The columns of the table of other methods; none, if there are none."""
+  compared = {"methods": results.get("comparison") or {}}
+  return judged(results, measured(compared, COMPARED_COLUMNS))
 
 
 def table(results: Results, columns: Sequence[Column] = COLUMNS) -> str:
@@ -223,35 +202,4 @@ def table(results: Results, columns: Sequence[Column] = COLUMNS) -> str:
       for i, (cell, width) in enumerate(zip(row, widths, strict=True))
     )
     for row in rows
-  )
-
-
-def summary(results: Results) -> str:
-  """What a finished run prints: problem, certificate, methods, wall time."""
-  name = ":".join(filter(None, (results["experiment"], results.get("variant"))))
-  gamma = results.get("problem", {}).get("gamma")
-  classifier = results.get("classifier") or {}
-  judged = ", ".join(f"{k} {number(v)}" for k, v in classifier.items())
-  wall = dict(results.get("wall_seconds") or {})
-  total = number(wall.pop("total", None), decimals=0)
-  stages = ", ".join(f"{k} {number(v, decimals=0)}" for k, v in wall.items())
-  gamma = DASH if gamma is None else f"{gamma:g}"
-  exact = measured(results, EXACT_COLUMNS)
-  compared = {"methods": results.get("comparison") or {}}
-  columns = measured(compared, COMPARED_COLUMNS)
-  evidence = results.get("log_evidence") or {}
-  least = f"; {_worst(evidence)}" if evidence.get("cell") else ""
-  return "\n".join(
-    [
-      f"{name}, seed {results['seed']}, gamma {gamma}",
-      f"log Z       {number(results.get('log_evidence'))} nats{least}",
-      f"classifier  {judged or DASH}",
-      "",
-      table(results, main_columns(results)),
-      "",
-      *([table(results, exact), ""] if exact else []),
-      *([table(compared, columns), ""] if columns else []),
-      *(f"warning     {line}" for line in warnings(results)),
-      f"wall        {total} s" + (f" ({stages})" if stages else ""),
-    ]
   )

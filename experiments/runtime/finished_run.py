@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ctrl_jax.json_file import shown
 from ctrl_jax.stable_diffusion import folders
-from experiments.configs import base, gaussian, mixture, rules
+from experiments.configs import base, gaussian, mixture, own, rules
 from experiments.configs import stable_diffusion as schema
 
 # By problem.name: what has all its fields.
@@ -17,6 +17,7 @@ _SCHEMAS: dict[str, Callable[[], ConfigDict]] = {
   "fashion": base.get_config,
   "gaussian": gaussian.get_config,
   "mixture": mixture.get_config,
+  "own": own.get_config,
   "stable_diffusion": schema.get_config,
 }
 

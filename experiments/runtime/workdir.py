@@ -25,7 +25,13 @@ from experiments.runtime import reevaluation
 FREE = {"devices", "data.dir", "evaluate.chunk"}
 FREE_ENDINGS = ("log_every", "save_every")
 # Places whose content `inputs` knows: it may move, not appear or vanish.
-MOVABLE = {"model.path", "aesthetic.clip", "aesthetic.head", "prior.dir"}
+MOVABLE = {
+  "data.labels",
+  "model.path",
+  "aesthetic.clip",
+  "aesthetic.head",
+  "prior.dir",
+}
 # What only its config explains: trained, sampled, painted, found.
 BEGUN = (
   "checkpoints",
@@ -39,7 +45,14 @@ WRITTEN = {
   *BEGUN,
   *reevaluation.LEFT,
   *("metrics.jsonl", "tensorboard", "seconds.json", "inputs.json"),
-  *("sampler.npz", "data", "labels.npz", "second_labels.npz"),
+  *(
+    "sampler.npz",
+    "photos",
+    "usable.npz",
+    "data",
+    "labels.npz",
+    "second_labels.npz",
+  ),
   *("model", "clip", "aesthetic.safetensors"),
 }
 

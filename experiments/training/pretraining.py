@@ -214,8 +214,9 @@ def _of_factor(this: Run, factor: Factor, stage: str, name: str) -> Judge:
   examples, config = factor.examples, this.config[stage]
   if examples is None:
     raise ValueError(f"{factor.name} has neither a likelihood nor examples")
-  train, calibration, test = examples.sets(stage)
-  rewards.check_labels(examples.y, factor.num_labels, name="y")
+  train, calibration, test = sets = examples.sets(stage)
+  seen = examples.y[np.concatenate(sets)]
+  rewards.check_labels(seen, factor.num_labels, name="y")
   judge = judges.train(
     examples.read(),
     examples.y,

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Your own images and labels: a folder of pictures, and a table beside them.
+
+  python -m experiments.run --config=experiments/configs/own.py[:VARIANT]
+
+with `--config.data.dir=FOLDER`, that of the pictures. A diffusion model is
+trained on all of them, classifiers on those that have a label, and CTRL adds
+the labels as a control. The table is labels.csv, metadata.csv or metadata.jsonl
+in the folder, or any that `data.labels` names: its column of paths is called
+file_name or comes first, the others are labels, and an empty cell is a label
+that is not known. Without a table every folder below is a class. Words and few
+whole numbers are categories; other numbers are cut in `data.bins` of equal
+shares. Several columns are several controls at once; `data.columns` picks some.
+
+Pictures of any size are cut to their centre and resized to `data.size` pixels a
+side. Nobody else knows what a label means, so a second classifier, trained on
+other pictures, is the judge of the results.
+
+Variants: photos, patches of two photographs that scikit-learn has, with a table
+of how bright they are, to see the way without pictures of one's own; smoke, the
+same at toy sizes.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import base
+
+
+def get_config(variant: str = "") -> ConfigDict:
+  """The config of a variant; "" needs data.dir.
+
+  Raises:
+    ValueError: an unknown variant.
+  """
+  config = _schema()
+  config.variant = variant
+  changes = {
+    "": lambda: None,
+    "photos": lambda: _photos(config),
+    "smoke": lambda: _smoke(config),
+  }
+  base.choose(changes, variant, "own.py")
+  return config
+
+
+def _schema() -> ConfigDict:
+  classifier = base.optimiser(
+    num_steps=600, batch_size=64, learning_rate=2e-3, weight_decay=0.5
+  ) | {
+    "widths": (16, 32, 64),  # channels of its blocks, multiples of 8
+    "strides": (2, 2, 2),  # of these
+    "noise": 0.1,  # std of Gaussian noise on images, in units of x
+  }
+  return ConfigDict(
+    base.common()
+    | {
+      "experiment": "own",
+      "problem": {"name": "own"},
+      "data": {
+        "dir": "",  # folder of the images; photos: scikit-learn's two
+        "labels": "",  # table of their labels; "": one in the folder
+        "columns": (),  # of the table, each a factor of y; (): all
+        "bins": 4,  # that a column of real numbers is cut in
+        "size": 28,  # pixels a side of what the model is trained on
+        "num_images": 0,  # the first so many; 0: all
+        "max_pixels": 2**26,  # of an image, above which it is skipped
+      },
+      "model": {  # DiT
+        "dims": 96,  # width
+        "num_layers": 3,
+        "num_heads": 4,
+        "patch": 4,  # pixels along the side of a token
+      },
+      "prior": base.optimiser(
+        num_steps=3000,
+        batch_size=64,
+        learning_rate=2e-3,
+        ema_decay=0.998,  # of the averaged weights that are sampled from
+        dir="",  # where its checkpoints are, for several runs; "": the workdir
+      ),
+      "classifier": dict(classifier),  # gives the reward
+      "independent": dict(classifier),  # only watches, and judges
+    }
+  ).lock()
+
+
+def _photos(config: ConfigDict) -> None:
+  config.data.update(dir="photos", columns=("brightness",), bins=3)
+
+
+def _smoke(config: ConfigDict) -> None:
+  _photos(config)
+  config.data.num_images = 400
+  config.kernel.num_steps = 6
+  config.model.update(dims=16, num_layers=1, num_heads=2)
+  config.prior.update(num_steps=40, batch_size=32)
+  for stage in (config.classifier, config.independent):
+    stage.update(num_steps=40, widths=(8, 16), strides=(2, 2))
+  config.control.update(num_steps=8, batch_size=8, head=(16,), log_every=2)
+  config.evaluate.update(num_samples=120, num_reference=400, num_bridge=8)

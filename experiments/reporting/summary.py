@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a finished run prints, and what makes a figure less than it seems."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from experiments.reporting import tables
+
+
+def text(results: tables.Results) -> str:
+  """What a finished run prints: problem, certificate, methods, wall time."""
+  name = ":".join(filter(None, (results["experiment"], results.get("variant"))))
+  gamma = results.get("problem", {}).get("gamma")
+  classifier = results.get("classifier") or {}
+  figures = ", ".join(f"{k} {tables.number(v)}" for k, v in classifier.items())
+  wall = dict(results.get("wall_seconds") or {})
+  total = tables.number(wall.pop("total", None), decimals=0)
+  stages = ", ".join(
+    f"{k} {tables.number(v, decimals=0)}" for k, v in wall.items()
+  )
+  gamma = tables.DASH if gamma is None else f"{gamma:g}"
+  exact = tables.measured(results, tables.EXACT_COLUMNS)
+  compared = {"methods": results.get("comparison") or {}}
+  columns = tables.compared_columns(results)
+  evidence = results.get("log_evidence") or {}
+  least = f"; {_worst(evidence)}" if evidence.get("cell") else ""
+  return "\n".join(
+    [
+      f"{name}, seed {results['seed']}, gamma {gamma}",
+      f"log Z       {tables.number(results.get('log_evidence'))} nats{least}",
+      f"classifier  {figures or tables.DASH}",
+      "",
+      tables.table(results, tables.main_columns(results)),
+      "",
+      *([tables.table(results, exact), ""] if exact else []),
+      *([tables.table(compared, columns), ""] if columns else []),
+      *(f"warning     {line}" for line in warnings(results)),
+      f"wall        {total} s" + (f" ({stages})" if stages else ""),
+    ]
+  )
+
+
+def warnings(results: tables.Results) -> list[str]:
+  """A line for everything that makes a figure less than it seems."""
+  evidence = results.get("log_evidence") or {}
+  total = np.size(evidence.get("table") or 0)
+  lines = []
+  if evidence.get("bound"):
+    lines.append(
+      f"log Z of {evidence['doubtful']} of {total} (c, y) is a lower bound, "
+      f"and so are its mean and the gap; {_worst(evidence)}; use more "
+      "evaluate.num_bridge, evaluate.num_reference or control.num_steps, and "
+      "see docs/exactness.md"
+    )
+  compared = results.get("comparison") or {}
+  for name, method in (*results["methods"].items(), *compared.items()):
+    gap = method.get("gap") or {}
+    if (gap.get("mean") or 0) < 0:
+      lines.append(f"{name}: a gap below zero is {_why_negative(gap)}")
+    if lost := method.get("not_finite"):
+      lines.append(
+        f"{name}: {lost} samples are not finite; they count as wrong and weigh "
+        "nothing"
+      )
+    if doubtful := method.get("doubtful"):
+      lines.append(
+        f"{name}: the weights of {doubtful} of {total} (c, y) cannot be "
+        f"trusted; {_worst(method)}; docs/exactness.md says what to do"
+      )
+  return lines
+
+
+def _worst(found: Mapping[str, Any]) -> str:
+  """The (c, y) to be trusted least, and why."""
+  size = tables.number(found["effective"], decimals=0)
+  k = tables.number(found["pareto_k"], decimals=2)
+  return (
+    f"least known of {found['cell']}: {size} effective samples, Pareto k {k}"
+  )
+
+
+def _why_negative(gap: Mapping[str, Any]) -> str:
+  """What takes a gap, which is none, below zero."""
+  if gap.get("bound"):
+    return "that of a log Z that is a lower bound"
+  errors = -gap["mean"] / max(gap.get("stderr") or 0, 1e-9)
+  return (
+    f"noise, {errors:.1f} standard errors of it: nothing is to be seen of it"
+  )
