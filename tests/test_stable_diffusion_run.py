@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ctrl_jax import parallel
+from experiments import sampler
 from experiments.benchmarks import weightless
 from experiments.configs import (
   agreement,
@@ -19,6 +22,7 @@ from experiments.configs import (
   sd15_compressibility,
   sd15_multitask,
 )
+from experiments.measures import evaluation
 from experiments.problems import stable_diffusion, tiny_model
 from experiments.runtime import flags
 
@@ -166,3 +170,24 @@ def test_the_tiny_run_leaves_results_and_a_report(
   assert len(report) > 10_000
   assert "cat, panda. Training never asked for panda." in report
   assert len(list((tmp_path / "labelled").glob("*.png"))) == 80
+
+  # What the run keeps samples as it did, without the images.
+  shutil.rmtree(tmp_path / "labelled")
+  run = sampler.load(tmp_path)
+  assert run.problem.control_names == tuple(f"y = {i}" for i in range(4))
+  chains = evaluation.controlled(
+    run.problem,
+    run.policy,
+    run.control,
+    run.problem.reward_fn,
+    num=run.config.evaluate.num_samples,
+    seed=run.config.seed,
+    chunk=run.config.evaluate.chunk,
+    mesh=parallel.make_mesh(),
+  )
+  ctrl = methods["ctrl"]
+  np.testing.assert_allclose(
+    [chains.log_likelihood.mean(), chains.step_kl.sum(1).mean()],
+    [ctrl["log_likelihood"], ctrl["path_kl"]],
+    rtol=2e-3,
+  )
