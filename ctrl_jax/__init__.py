@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Adds a control y to a diffusion model, and says how exactly, in nats.
+
+Three nouns. A `Pretrained` is the model p_pre(x | c) that somebody trained: a
+network that predicts noise, its parameters, its forward process (`VP`, `VE`).
+A reward is log p(y | x, c) in nats, any function of (x, c, y) that JAX can
+differentiate. A `Controlled` is what `tune` makes of the two: a sampler of
+
+    p(y | x, c)^gamma p_pre(x | c) / Z(c, y)
+
+that knows how far from it it is:
+
+    import ctrl_jax, jax
+    from ctrl_jax.policy import Output
+
+    def network(params, x, t, c, control):  # here the exact one of N(0, I)
+      return Output(ctrl_jax.VP().std(t) * x)
+
+    def reward(x, c, y):  # y = 1 asks for a positive first coordinate
+      return jax.nn.log_sigmoid((2 * y - 1) * 4 * x[:, 0])
+
+    model = ctrl_jax.Pretrained(
+      network=network, params={}, sde=ctrl_jax.VP(), sample_shape=(2,)
+    )
+    tuned = ctrl_jax.tune(model, reward, key=jax.random.key(0), num_controls=2)
+    x = tuned.sample(jax.random.key(1), y=1, num=64)
+    print(tuned.certificate(jax.random.key(2)))  # gap 0.011 ± 0.004 nats, ...
+    tuned.save("tuned")  # and ctrl_jax.load("tuned", model, reward)
+
+The modules hold the parts, for whoever wants other ones. What is named here is
+imported when it is first used.
+"""
+
+import importlib
+import importlib.metadata
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from ctrl_jax.controlled import Controlled, load
+  from ctrl_jax.pretrained import Pretrained
+  from ctrl_jax.sde import VE, VP
+  from ctrl_jax.tuning import tune
+
+__version__ = importlib.metadata.version("ctrl-jax")
+__all__ = ["VE", "VP", "Controlled", "Pretrained", "load", "tune"]
+
+_HOMES = {
+  "Controlled": "controlled",
+  "Pretrained": "pretrained",
+  "VE": "sde",
+  "VP": "sde",
+  "load": "controlled",
+  "tune": "tuning",
+}
+
+
+def __getattr__(name: str) -> Any:
+  """The module's names, from where they are defined."""
+  if name not in _HOMES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+  return getattr(home, name)
+
+
+def __dir__() -> list[str]:
+  """With the names that are yet to be imported."""
+  return sorted({*globals(), *__all__})

@@ -9,6 +9,25 @@ with x0 = (x - std eps) / alpha the predicted end of the chain, hidden the
 network's last tokens, and m_k the scale of `policy`. See `models.heads` for
 what a head makes of these. One evaluation of the network serves the reference
 and the policy, in training too, and any eps_fn can be steered.
+
+The gradient of a sharp reward is far too large while x_0 is not yet known. Let
+g and -H be the first and second derivative of gamma log p at x0, and v what is
+left of the variance of x_0. Then, to second order in x_0 - x0,
+
+    grad log E[p^gamma] = (I + v H)^-1 g,   v = std^2 / (alpha^2 + std^2) (1)
+
+for data of unit variance, and if H has the direction of g, as where y is one
+measured number,
+
+    (I + v H)^-1 g = g / (1 + v h),   h = g.Hg / g.g.                     (2)
+
+A label's log p is at most 0 and, where the label is wrong, may fall in a
+straight line, whose second derivative says nothing of the edge ahead. There
+h = g.g / (-2 gamma log p), which is the same for a parabola with its top at 0,
+and else has x_0 move as far as it takes to be right, and no further.
+
+With `average` a head sees alpha / sqrt(alpha^2 + std^2) times (2), negated:
+what it should add, but for how the coordinates of x_0 hang together.
 """
 
 from typing import Any
@@ -37,6 +56,7 @@ def with_head(
   hidden_shape: tuple[int, int] | None = None,
   differentiate_inputs: bool = True,
   all_labels: bool = False,
+  average: float | None = None,
 ) -> Policy:
   """Adds an output head to a policy.
 
@@ -56,6 +76,9 @@ def with_head(
       at every step: on JPEG sizes the product of 32 of them reached 1e6.
     all_labels: whether the head sees log p(y | x0) of every label, which tells
       on what side of the one asked for x0 lies.
+    average: gamma, for the head to see the averaged gradient (2), which takes
+      data of about unit variance and a reward with two derivatives; None: the
+      gradient itself.
 
   Raises:
     ValueError: all_labels of a real y; from init: the policy has a head.
@@ -75,6 +98,24 @@ def with_head(
     )(labels)
     return found if differentiate_inputs else jax.lax.stop_gradient(found)
 
+  def averaged(total, x0, alpha, std, gamma):
+    slope, log_p = jax.grad(total, has_aux=True)(x0)
+    axes = tuple(range(1, x0.ndim))
+    point, direction = jax.lax.stop_gradient((x0, slope))
+    square = jnp.sum(direction**2, axes, keepdims=True)
+    if num_controls:
+      loss = -jax.lax.stop_gradient(log_p).reshape(square.shape)
+      bend = square / (2 * jnp.maximum(loss, jnp.finfo(loss.dtype).tiny))
+    else:
+      derivative = lambda x0: jax.grad(total, has_aux=True)(x0)[0]
+      turn = jax.jvp(derivative, (point,), (direction,))[1]
+      along = -jnp.sum(direction * turn, axes, keepdims=True)
+      # Where log p bends upwards, (2) would go through infinity.
+      bend = jnp.maximum(along / jnp.where(square > 0, square, 1), 0)
+    weight = -gamma * alpha / jnp.hypot(alpha, std)
+    variance = std**2 / (alpha**2 + std**2)
+    return weight * slope / (1 + gamma * variance * bend), log_p
+
   def inputs(x, base, t, c, y, label):
     alpha, std = sde.alpha(t), sde.std(t)
     x0 = (x - std * base.eps) / alpha
@@ -83,7 +124,10 @@ def with_head(
       log_p = reward_fn(x0, c, label)
       return log_p.sum(), log_p
 
-    gradient, log_p = jax.grad(total, has_aux=True)(x0)
+    if average is None:
+      gradient, log_p = jax.grad(total, has_aux=True)(x0)
+    else:
+      gradient, log_p = averaged(total, x0, alpha, std, average)
     if not differentiate_inputs:
       gradient, log_p = jax.lax.stop_gradient((gradient, log_p))
     log_snr = jnp.log(alpha / std)

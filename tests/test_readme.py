@@ -25,15 +25,14 @@ def test_quickstart(capsys):
   (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
   names: dict = {}
   exec(compile(code, "README.md", "exec"), names)
-  assert "Certificate(" in capsys.readouterr().out
-  certificate = names["paths"].certificate(
-    names["chains"], names["log_p"], -0.6931, gamma=names["gamma"]
-  )
+  assert len(code.splitlines()) <= 20
+  assert capsys.readouterr().out.startswith("gap 0.0")
+  certified = names["tuned"].certificate(jax.random.key(3))
+  gap = certified.certificate.gap
   # Untrained, the gap is about 0.9 nat.
-  assert certificate.gap.mean < 0.1 + 3 * certificate.gap.stderr
-  assert certificate.ess > 0.8
-  right = (names["chains"].x[:, 0] > 0) == (names["y"] == 1)
-  assert right.mean() > 0.85
+  assert gap.mean < 0.1 + 3 * gap.stderr < 0.2 < certified.before
+  assert certified.certificate.ess > 0.8
+  assert (names["samples"][:, 0] > 0).mean() > 0.8
 
 
 def test_every_module_of_experiments_is_on_the_map():

@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 
+from ctrl_jax import trust
 from experiments.configs import mixture
 from experiments.measures import evidence
 from experiments.problems import exact
@@ -39,29 +40,29 @@ def shown(total):
   ],
 )
 def test_what_samples_must_be_worth(samples, known):
-  assert evidence.trust(*samples).known.tolist() == [[known]]
+  assert trust.judge(*samples).known.tolist() == [[known]]
 
 
 def test_a_label_that_no_sample_shows_is_not_known():
   """All get the same tiny probability: weights are even, and know nothing."""
   log_p = np.full((400, 1, 2), np.log(0.5))
   log_p[:, :, 1] = -15
-  found = evidence.trust(log_p, log_p)
+  found = trust.judge(log_p, log_p)
   np.testing.assert_allclose(found.effective, 400, rtol=1e-4)
   assert found.known.tolist() == [[True, False]]
   # Nor is one that a handful of them show, or of which nothing is left.
   log_p[:9, :, 1] = 0
-  assert not evidence.trust(log_p, log_p).known[0, 1]
+  assert not trust.judge(log_p, log_p).known[0, 1]
   log_p[:, :, 1] = -np.inf
   with np.errstate(all="ignore"):
-    assert not evidence.trust(log_p, log_p).known[0, 1]
+    assert not trust.judge(log_p, log_p).known[0, 1]
 
 
 def test_the_cell_that_is_known_least_is_the_worst():
   """One that is not known before all that are, then the one of fewest."""
   effective = np.array([[90.0, 30.0], [60.0, 26.0]])
   known = np.array([[True, True], [False, True]])
-  found = evidence.Trust(effective, effective * 0, known)
+  found = trust.Trust(effective, effective * 0, known)
   assert evidence.worst(found) == (1, 0)
   assert evidence.worst(found._replace(known=known | True)) == (1, 1)
 

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from ctrl_jax import nearest
+from ctrl_jax import nearest, trust
 from ctrl_jax.types import Params
 from experiments.baselines import candidates
 from experiments.baselines.candidates import Candidate
 from experiments.measures import (
   distances,
   evaluation,
-  evidence,
   methods,
   scores,
 )
@@ -74,7 +73,7 @@ def _judge(
   if method.gap is not None and kl is not None and finite:
     found = nearest.nearest_gamma(kl, given, log_p)
     if found.gamma < nearest.GAMMA_MAX:
-      sure = evidence.trust(found.gamma * log_p, log_p).known
+      sure = trust.judge(found.gamma * log_p, log_p).known
       entry["nearest_gamma"] = found.gamma
       entry["nearest_gap"] = {"mean": found.gap, "bound": not sure.all()}
   return {

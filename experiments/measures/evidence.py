@@ -6,44 +6,25 @@ r"""log Z(c, y), with an interval that covers, or marked as a lower bound.
 (`paths`, equations (2) and (3)). Of a y that a condition rarely shows, samples
 of the pre-trained model have little to say: their log Z is too low by any
 number of nats, and its standard error does not know. One (c, y) in forty is
-lost in every pooled figure, so each is looked at by itself. Of a cell that is
-known, the n samples
-
-    are worth LEAST or more: (sum w)^2 / sum w^2, w = p^gamma,            (2)
-    have weights of a tail that allows means (`paths.pareto_k`),
-    show y: the sum of p(y | x, c) is SHOWN or more.                      (3)
-
-(3) sees what (2) cannot, a classifier that gives all of them the same tiny
-probability. Where one of these fails, or where a policy refutes log Z by (1)
-and three standard errors, chains between the pre-trained model and the policy
-find it (`ctrl_jax.bridge`). If those fail the same tests, both are lower bounds
-on the average, the larger is taken, and log Z is a lower bound, and with it the
-gap and every mean over the cells.
+lost in every pooled figure, so each is looked at by itself (`ctrl_jax.trust`).
+Where its samples fail one of the tests there, or where a policy refutes log Z
+by (1) and three standard errors, chains between the pre-trained model and the
+policy find it (`ctrl_jax.bridge`). If those fail the same tests, both are lower
+bounds on the average, the larger is taken, and log Z is a lower bound, and with
+it the gap and every mean over the cells.
 """
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import bridge, metrics, paths
+from ctrl_jax import bridge, metrics, paths, trust
 from ctrl_jax.metrics import Estimate
+from ctrl_jax.trust import DIGITS, Trust
 from experiments.problems.problem import Problem
 
-LEAST = 25  # from which on 95 % intervals of log Z cover as they say
-SHOWN = 10.0  # samples of y
-HEAVY = 0.7  # Pareto k from which on weights cannot be trusted
 SIGMAS = 3  # standard errors by which a policy refutes log Z
-DIGITS = 3  # behind the point, for whole numbers that rounding may miss
-
-
-class Trust(NamedTuple):
-  """What the samples behind log Z, or behind weights, are worth; [C, Y]."""
-
-  effective: np.ndarray  # their number by (2)
-  pareto_k: np.ndarray  # of their weights; NaN: too few to tell
-  known: np.ndarray  # whether log Z and its interval can be believed
 
 
 class Evidence(NamedTuple):
@@ -89,30 +70,6 @@ class Crossings(NamedTuple):
   log_likelihood: np.ndarray  # log p(y | x, c) [shares, m, cells], nats
 
 
-def trust(log_weights: np.ndarray, log_p: np.ndarray) -> Trust:
-  """Whether n weighed samples of every cell tell what they are asked.
-
-  Args:
-    log_weights: [n, *cells], up to a constant; -inf weighs nothing.
-    log_p: log p(y | x, c) of the samples [n, *cells], nats.
-  """
-  n, flat = len(log_weights), log_weights.reshape(len(log_weights), -1)
-  ess = jax.vmap(paths.effective_sample_size, in_axes=1)(jnp.asarray(flat))
-  effective = n * np.asarray(ess, np.float64)
-  k = np.array([_tail(column) for column in flat.T])
-  shown = np.exp(np.nan_to_num(log_p, nan=-np.inf)).sum(0)
-  enough = np.round(effective, DIGITS) >= LEAST
-  known = enough & (k <= HEAVY) & (np.round(shown.ravel(), DIGITS) >= SHOWN)
-  cells = log_weights.shape[1:]
-  return Trust(*(a.reshape(cells) for a in (effective, k, known)))
-
-
-def _tail(log_weights: np.ndarray) -> float:
-  """Pareto k; NaN where it cannot be told."""
-  some = np.isfinite(log_weights.max())
-  return paths.pareto_k(jnp.asarray(log_weights)) if some else np.nan
-
-
 def worst(found: Trust) -> tuple[int, int]:
   """c and the number of y of the cell to be trusted least."""
   # The doubtful ones first, of these the fewest samples, NaN being none.
@@ -138,7 +95,7 @@ def of_samples(problem: Problem, log_p: np.ndarray, gamma: float) -> Evidence:
     known = problem.truth.solution.log_evidence
     return _closed(known, gamma, len(log_p))
   table = paths.log_evidence(jnp.asarray(log_p), gamma=gamma)
-  found = trust(gamma * log_p, log_p)
+  found = trust.judge(gamma * log_p, log_p)
   return _evidence(gamma, table, found, log_p, np.ones(found.known.shape, bool))
 
 
@@ -179,7 +136,7 @@ def bridged(
     a.reshape(-1, a.shape[2])
     for a in (crossings.log_weights, crossings.log_likelihood)
   ]
-  judged = trust(*flat)
+  judged = trust.judge(*flat)
   larger = np.asarray(own.mean) > np.asarray(evidence.table.mean)[cells]
   taken = cells.copy()
   taken[cells] = judged.known | larger

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import metrics, paths
+from ctrl_jax import metrics, paths, trust
 from ctrl_jax.guidance import best_of_n
 from ctrl_jax.metrics import Estimate
-from experiments.measures import bridging, evidence, weighting
+from ctrl_jax.trust import Trust
+from experiments.measures import bridging, weighting
 from experiments.measures.evaluation import Chains, Reference
-from experiments.measures.evidence import Evidence, Trust
+from experiments.measures.evidence import Evidence
 from experiments.measures.weighting import Cells
 from experiments.problems.problem import Problem
 
@@ -88,7 +89,7 @@ def target(problem: Problem, reference: Reference, gamma: float) -> Method:
     float((gamma * mean - table).mean()),
     None,
     None,
-    evidence.trust(weights, log_p),
+    trust.judge(weights, log_p),
     problem.kernel.num_steps / _ess(weights - table),
     len(log_p) * problem.num_conditions,
     of_reference=True,
@@ -135,7 +136,7 @@ def every(
       None,
       None,
       None,
-      evidence.trust(log_w, tuned.cells.log_likelihood),
+      trust.judge(log_w, tuned.cells.log_likelihood),
       steps / _ess(log_w - table),
       reward_queries + log_w.size,
     ),

@@ -16,8 +16,9 @@ import numpy as np
 
 from ctrl_jax import metrics
 from ctrl_jax.metrics import Estimate
+from ctrl_jax.trust import Trust
 from experiments.measures import evidence, weighting
-from experiments.measures.evidence import Evidence, Trust
+from experiments.measures.evidence import Evidence
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
 from experiments.problems.chunks import Look

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""How far a tuned sampler is from its target, measured from samples alone.
+
+    gap(c, y) = log Z(c, y) - J(c, y)                                     (1)
+
+J is the mean log-weight of the sampler's own chains (`paths`), and log Z that
+of `evidence`. Of a (c, y) whose log Z is a lower bound the gap is one, and
+with it every mean: it is printed as such.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctrl_jax import evidence, paths, sampling, trust
+from ctrl_jax.evidence import LogZ, Sampler
+from ctrl_jax.metrics import Estimate, mean_estimate
+from ctrl_jax.paths import Certificate
+from ctrl_jax.policy import Policy
+
+
+@dataclasses.dataclass(frozen=True)
+class Certified:
+  """A certificate and what it was made of; prints as one line.
+
+  Attributes:
+    certificate: averaged over every (c, y); its gap has the error of log Z in
+      its own.
+    before: gap of the pre-trained model, nats.
+    log_z: of every (c, y), [C, Y], nats.
+    gaps: of every (c, y), [C, Y], nats, with the error of J alone.
+    pareto_k: of the sampler's weights; above 0.7 its ESS means nothing.
+  """
+
+  certificate: Certificate
+  before: float
+  log_z: LogZ
+  gaps: Estimate
+  pareto_k: float
+
+  @property
+  def is_bound(self) -> bool:
+    """Whether log Z of some (c, y), hence the gap, is a lower bound only."""
+    return not bool(self.log_z.trust.known.all())
+
+  def __str__(self) -> str:
+    """One line for a reader."""
+    least = "≥ " if self.is_bound else ""
+    line = f"gap {least}{in_digits(self.certificate.gap)} nats"
+    if self.pareto_k <= trust.HEAVY:
+      line += f", ESS {100 * float(self.certificate.ess):.0f} %"
+    else:
+      line += f", ESS not to be trusted (Pareto k {self.pareto_k:.2f})"
+    line += f", gap of the pre-trained model {least}{self.before:.2g}"
+    if self.is_bound:
+      known = self.log_z.trust.known
+      line += f"; log Z is a lower bound of {(~known).sum()} in {known.size}"
+    return line
+
+
+def in_digits(estimate: Estimate) -> str:
+  """Mean ± standard error, to two digits of the error and four at most."""
+  mean, stderr = float(estimate.mean), float(estimate.stderr)
+  if not (math.isfinite(stderr) and math.isfinite(mean)):
+    return f"{mean:.2g}"
+  digits = 4 if stderr <= 0 else 1 - math.floor(math.log10(stderr))
+  digits = min(max(digits, 0), 4)
+  return f"{mean:.{digits}f} ± {stderr:.{digits}f}"
+
+
+def certify(
+  sampler: Sampler,
+  controls: np.ndarray,
+  key: jax.Array,
+  *,
+  num: int,
+  num_reference: int,
+  num_bridge: int,
+) -> Certified:
+  """Measures (1) for every condition and each of the controls.
+
+  Args:
+    sampler: what is measured.
+    controls: values of y that are looked at [Y].
+    key: of everything random.
+    num: chains of the sampler in all, the same number of every (c, y).
+    num_reference: chains of the pre-trained model in all, the same of every c.
+    num_bridge: chains of each (c, y) whose log Z these do not know.
+
+  Raises:
+    ValueError: a reward that is undefined; see `evidence.reference`.
+  """
+  ours, theirs, between = jax.random.split(key, 3)
+  gamma, model = sampler.gamma, sampler.pretrained
+  _, log_p = evidence.reference(
+    model,
+    sampler.reward_fn,
+    sampler.kernel,
+    controls,
+    theirs,
+    num=num_reference,
+  )
+  cells = (model.num_conditions, len(controls))
+  each = max(num // (cells[0] * cells[1]), 2)
+
+  @jax.jit
+  def chains(keys, c, y):
+    start = sampling.initial_noise(keys, model.sample_shape, sampler.kernel)
+    pair_fn = sampler.policy.pair_fn(sampler.params, sampler.condition(c), y)
+    chain = sampling.rollout(keys, start, sampler.kernel, pair_fn)
+    log_p = sampler.log_p(chain.x, c, y)
+    log_w = paths.log_weights(chain, log_p, gamma=gamma)
+    # What diverged has no weight, and leaves no finite gap.
+    return jnp.where(log_w < jnp.inf, log_w, -jnp.inf), log_p, chain.kl
+
+  _, c, y = np.indices((each, *cells), np.int32)
+  keys = jax.random.split(ours, c.size)
+  log_w, likelihood, kl = evidence.in_chunks(
+    chains, keys, c.ravel(), controls[y.ravel()]
+  )
+  log_w = log_w.reshape(each, *cells)
+  log_z = evidence.log_z(
+    sampler, controls, log_p, log_w, between, num_bridge=num_bridge
+  )
+  excess = jnp.asarray(np.asarray(log_z.table.mean)[None] - log_w)
+  gap = _pooled(excess)
+  found = Certificate(
+    objective=_pooled(jnp.asarray(log_w)),
+    gap=Estimate(gap.mean, jnp.hypot(gap.stderr, log_z.stderr)),
+    path_kl=mean_estimate(jnp.asarray(kl)),
+    log_likelihood=mean_estimate(jnp.asarray(likelihood)),
+    ess=paths.effective_sample_size(-excess.ravel()),
+  )
+  return Certified(
+    found,
+    before=float(np.mean(log_z.table.mean - gamma * log_p.mean(0))),
+    log_z=log_z,
+    gaps=mean_estimate(excess),
+    pareto_k=_tail(-np.asarray(excess).ravel()),
+  )
+
+
+def _pooled(values: jax.Array) -> Estimate:
+  """Mean over all of [m, C, Y], where each cell is a stratum."""
+  cells = mean_estimate(values)
+  stderr = jnp.sqrt((cells.stderr**2).sum()) / cells.stderr.size
+  return Estimate(cells.mean.mean(), stderr)
+
+
+def _tail(log_weights: np.ndarray) -> float:
+  """Pareto k; NaN where it cannot be told."""
+  some = np.isfinite(log_weights.max())
+  return paths.pareto_k(jnp.asarray(log_weights)) if some else np.nan
+
+
+def draw(
+  sampler: Sampler, key: jax.Array, c: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+  """One sample, decoded, of every (c, y)."""
+  model: Policy = sampler.policy
+
+  @jax.jit
+  def chains(keys, c, y):
+    shape = sampler.pretrained.sample_shape
+    start = sampling.initial_noise(keys, shape, sampler.kernel)
+    eps_fn = model.eps_fn(sampler.params, sampler.condition(c), y)
+    x = sampling.rollout(keys, start, sampler.kernel, eps_fn).x
+    return evidence.decoded(sampler.pretrained, x)
+
+  found: np.ndarray = evidence.in_chunks(
+    chains, jax.random.split(key, len(c)), c, y
+  )
+  return found
