@@ -8,7 +8,7 @@ differentiate. A `Controlled` is what `tune` makes of the two: a sampler of
 
     p(y | x, c)^gamma p_pre(x | c) / Z(c, y)
 
-that knows how far from it it is:
+that knows how far from it it is. `fit_labels` makes a reward of examples.
 
     import ctrl_jax, jax
     from ctrl_jax.policy import Output
@@ -37,20 +37,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from ctrl_jax.controlled import Controlled, load
+  from ctrl_jax.labels import fit as fit_labels
   from ctrl_jax.pretrained import Pretrained
   from ctrl_jax.sde import VE, VP
   from ctrl_jax.tuning import tune
 
 __version__ = importlib.metadata.version("ctrl-jax")
-__all__ = ["VE", "VP", "Controlled", "Pretrained", "load", "tune"]
+__all__ = ["VE", "VP", "Controlled", "Pretrained", "fit_labels", "load", "tune"]
 
-_HOMES = {
-  "Controlled": "controlled",
-  "Pretrained": "pretrained",
-  "VE": "sde",
-  "VP": "sde",
-  "load": "controlled",
-  "tune": "tuning",
+_HOMES = {  # modules, and the names there
+  "Controlled": ("controlled", "Controlled"),
+  "Pretrained": ("pretrained", "Pretrained"),
+  "VE": ("sde", "VE"),
+  "VP": ("sde", "VP"),
+  "fit_labels": ("labels", "fit"),
+  "load": ("controlled", "load"),
+  "tune": ("tuning", "tune"),
 }
 
 
@@ -58,8 +60,8 @@ def __getattr__(name: str) -> Any:
   """The module's names, from where they are defined."""
   if name not in _HOMES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-  return getattr(home, name)
+  module, there = _HOMES[name]
+  return getattr(importlib.import_module(f"{__name__}.{module}"), there)
 
 
 def __dir__() -> list[str]:

@@ -23,21 +23,16 @@ def looked_at(controls: np.ndarray) -> np.ndarray:
 
 
 def controls_of(
-  reward: Any,
   num_controls: int | None,
   controls: Sequence[float] | np.ndarray | None,
   names: Sequence[str],
 ) -> tuple[np.ndarray, tuple[str, ...]]:
   """Values of y, int32 labels or float32, and the names of labels."""
-  fitted = getattr(reward, "controls", None)
-  given = [a for a in (fitted, num_controls, controls) if a is not None]
-  if len(given) != 1:
+  if (num_controls is None) == (controls is None):
     raise ValueError(
       "say what y may be, once: num_controls labels, or controls, the real "
       "values to train; what labels.fit returned says it itself"
     )
-  if fitted is not None:
-    return fitted, tuple(reward.names)
   if num_controls is not None:
     if num_controls < 2 or len(names) not in (0, num_controls):
       raise ValueError(

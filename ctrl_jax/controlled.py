@@ -19,6 +19,7 @@ from ctrl_jax import certification, choices, control_file, evidence, headed
 from ctrl_jax.certification import Certified
 from ctrl_jax.evidence import Sampler
 from ctrl_jax.kernels import Kernel
+from ctrl_jax.labels import Fitted
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.types import Params, RewardFn
 from ctrl_jax.units import Units
@@ -155,7 +156,9 @@ _COLUMNS = ("times", "x_coef", "eps_coef", "std")
 
 
 def load(
-  folder: str | pathlib.Path, pretrained: Pretrained, reward_fn: Any
+  folder: str | pathlib.Path,
+  pretrained: Pretrained,
+  reward_fn: RewardFn | Fitted,
 ) -> Controlled:
   """What `Controlled.save` wrote, with the model and the reward it was for.
 
@@ -181,7 +184,9 @@ def load(
       )
   found = Controlled(
     pretrained=pretrained,
-    reward_fn=getattr(reward_fn, "reward_fn", reward_fn),
+    reward_fn=(
+      reward_fn.reward_fn if isinstance(reward_fn, Fitted) else reward_fn
+    ),
     params={},
     kernel=Kernel(**arrays["kernel"], start_std=values["start_std"]),
     units=Units(arrays["shift"], *values["units"]),

@@ -25,16 +25,18 @@ from ctrl_jax import choices, evidence, headed, paths, training
 from ctrl_jax import units as in_units
 from ctrl_jax.controlled import Controlled
 from ctrl_jax.kernels import Kernel
+from ctrl_jax.labels import Fitted
 from ctrl_jax.learner import Learner
 from ctrl_jax.objectives import ctrl
 from ctrl_jax.pretrained import Pretrained
+from ctrl_jax.types import RewardFn
 
 PILOT = 256  # chains that measure the data's scale
 
 
 def tune(
   pretrained: Pretrained,
-  reward: Any,
+  reward: RewardFn | Fitted,
   *,
   key: jax.Array,
   num_controls: int | None = None,
@@ -81,8 +83,16 @@ def tune(
     ValueError: no reward of numbers, or settings that cannot be.
     training.DivergedError: training failed at every rate that was tried.
   """
-  reward_fn = getattr(reward, "reward_fn", reward)
-  values, names = choices.controls_of(reward, num_controls, controls, names)
+  if not isinstance(reward, Fitted):
+    values, names = choices.controls_of(num_controls, controls, names)
+    reward_fn = reward
+  elif num_controls is None and controls is None and not names:
+    values, names, reward_fn = reward.controls, reward.names, reward.reward_fn
+  else:
+    raise ValueError(
+      "what was fitted says itself what y may be: leave num_controls, controls "
+      "and names out"
+    )
   paths.check_gamma(gamma)
   if min(num_updates, batch_size, group) < 1 or batch_size % group:
     raise ValueError(

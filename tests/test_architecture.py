@@ -18,11 +18,10 @@ MAX_LINES = 260
 # A part of ctrl_jax imports from itself and from layers before its own, alone.
 LIBRARY = """
 types choices, files json_file sde metrics weights parallel nearest, kernels
-learner models datasets checkpoint control_file, sampling linear_quadratic
-training, paths, rewards policy trust, pretrained steering transitions
-composition units, objectives guidance bridge, evidence, certification headed,
-controlled, tuning,
-stable_diffusion
+learner flow predictions models datasets checkpoint control_file, sampling
+linear_quadratic training fitting, paths, rewards policy trust, pretrained
+steering transitions units composition, objectives guidance bridge, evidence,
+labels certification headed, controlled, tuning, stable_diffusion
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """

@@ -9,11 +9,12 @@ import textwrap
 import pytest
 
 import ctrl_jax
-from ctrl_jax import controlled, pretrained, sde, tuning
+from ctrl_jax import controlled, labels, pretrained, sde, tuning
 
 
 def test_names_are_those_of_the_modules():
   assert ctrl_jax.tune is tuning.tune
+  assert ctrl_jax.fit_labels is labels.fit
   assert ctrl_jax.load is controlled.load
   assert ctrl_jax.Controlled is controlled.Controlled
   assert ctrl_jax.Pretrained is pretrained.Pretrained

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Labelled examples (x, y) to a reward: `fit` is all that a user needs.
+
+Names or whole numbers are classes, of which a classifier is trained and its
+temperature fitted on a part held out (`models.classifier`). Floats are
+measurements, for which a network f is trained and the deviation of what it
+misses measured on the part held out:
+
+    log p(y | x) = -(y - f(x))^2 / (2 s^2) - log(s sqrt(2 pi)),           (1)
+    s^2 = mean (y - f(x))^2 of the held-out examples.                     (2)
+
+x is brought to unit scale first, so data of any scale will do. Of the networks
+on the way the one with the least held-out loss is kept, which is why few
+examples do not end in a network that knows them by heart.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ctrl_jax import fitting, rewards
+from ctrl_jax.models import classifier
+from ctrl_jax.models.classifier import Classifier
+from ctrl_jax.types import RewardFn
+
+VALUES = 64  # real y that are trained, quantiles of those seen
+# Few held-out examples are all predicted right, by luck, and would have it 0.
+TEMPERATURES = (0.5, 20.0)
+EXACT = 1e-3  # deviations of y that (2) is taken to be at least
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Fitted:
+  """A reward that was fitted, and what y may be; `tune` takes it as it is.
+
+  Attributes:
+    reward_fn: log p(y | x, c) in nats, whatever c.
+    controls: labels 0 ... n - 1, or real values of y to train.
+    names: of the labels, in order; none for 0 ... n - 1 itself and for reals.
+    metrics: on the held-out part: accuracy, nll, ece and temperature, or
+      deviation and nll.
+  """
+
+  reward_fn: RewardFn
+  controls: np.ndarray
+  names: tuple[str, ...]
+  metrics: Mapping[str, float]
+
+
+def fit(
+  x: Any,
+  labels: Any,
+  *,
+  key: jax.Array,
+  network: nn.Module | None = None,
+  held_out: float = 0.2,
+  noise: float = 0.05,
+  num_updates: int = 1000,
+  batch_size: int = 128,
+  learning_rate: float = 2e-3,
+) -> Fitted:
+  """Fits p(y | x) to examples.
+
+  Args:
+    x: data [N, ...], as the model's samples are (decoded, if it decodes).
+    labels: [N] names or whole numbers, which are classes; or floats.
+    key: of everything random.
+    network: x, in units of its own deviation, -> logits [B, classes], or [B, 1]
+      for floats; None: an MLP.
+    held_out: share of the examples, of every class, for calibration.
+    noise: on x in training, in its deviations; it widens boundaries.
+    num_updates: of the network.
+    batch_size: examples an update.
+    learning_rate: its peak.
+
+  Raises:
+    ValueError: lengths that differ, values that are not finite, one class
+      only, fewer than two examples of one, or settings that cannot be.
+  """
+  x, given = np.asarray(x, np.float32), np.asarray(labels)
+  if given.ndim != 1 or len(given) != len(x):
+    raise ValueError(
+      f"labels have shape {given.shape} for {len(x)} examples: one label each"
+    )
+  if not np.isfinite(x).all():
+    row = int(np.argwhere(~np.isfinite(x))[0, 0])
+    raise ValueError(f"x[{row}] is not finite")
+  if not 0 < held_out < 1 or num_updates < 1 or batch_size < 1:
+    raise ValueError(
+      f"held_out is {held_out}, num_updates {num_updates} and batch_size "
+      f"{batch_size}: use a share in (0, 1), and 1 or more"
+    )
+  scale = float(np.sqrt(x.var(0).mean())) if len(x) else 0.0
+  if not scale > 0:
+    raise ValueError(f"the {len(x)} examples x are all the same")
+  shift = x.mean(0)
+  real = given.dtype.kind == "f"
+  y, names = _measured(given) if real else _classes(given)
+  split_key, init_key, noise_key = jax.random.split(key, 3)
+  seed = int(jax.random.bits(split_key, dtype=jnp.uint32))
+  train, held = _split(y, held_out, seed, stratified=not real)
+  size = 1 if real else int(y.max()) + 1
+  module = Classifier(size) if network is None else network
+  centre, spread = (float(y.mean()), float(y.std())) if real else (0.0, 1.0)
+
+  def loss_of(output: jax.Array, y: jax.Array) -> jax.Array:
+    if real:
+      return jnp.mean((output[:, 0] - y) ** 2)
+    log_p = classifier.log_probs(output)
+    return classifier.negative_log_likelihood(log_p, y)
+
+  target = (y - centre) / spread if real else y
+  params = fitting.train(
+    module,
+    loss_of,
+    ((x - shift) / scale, target.astype(np.float32 if real else np.int32)),
+    (train, held),
+    size,
+    (init_key, noise_key),
+    seed,
+    noise=noise,
+    num_updates=num_updates,
+    batch_size=batch_size,
+    learning_rate=learning_rate,
+  )
+
+  def output_fn(x: jax.Array) -> jax.Array:
+    found: Any = module.apply(params, (x - jnp.asarray(shift)[None]) / scale)
+    return found
+
+  apply = jax.jit(output_fn)
+  parts = np.array_split(held, -(-len(held) // batch_size))
+  output = np.concatenate([np.asarray(apply(x[rows])) for rows in parts])
+  if not real:
+    return _classifier(output_fn, output, y[held], names)
+  miss = output[:, 0] * spread + centre - y[held]
+  deviation = max(float(np.sqrt(np.mean(miss**2))), EXACT * spread)
+  constant = math.log(deviation * math.sqrt(2 * math.pi))
+
+  def reward_fn(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
+    away = (y - centre - spread * output_fn(x)[:, 0]) / deviation
+    return -0.5 * away**2 - constant
+
+  values = np.quantile(y, np.linspace(0.02, 0.98, VALUES)).astype(np.float32)
+  nll = float(0.5 * np.mean((miss / deviation) ** 2) + constant)
+  return Fitted(
+    reward_fn=reward_fn,
+    controls=values,
+    names=(),
+    metrics={"deviation": deviation, "nll": nll},
+  )
+
+
+def _classifier(
+  logits_fn: Any, logits: np.ndarray, y: np.ndarray, names: tuple[str, ...]
+) -> Fitted:
+  """Calibrated on held-out logits."""
+  temperature = classifier.fit_temperature(logits, y, bounds=TEMPERATURES)
+  log_p = np.asarray(classifier.log_probs(logits, temperature), np.float64)
+  return Fitted(
+    reward_fn=rewards.classifier(logits_fn, temperature=temperature),
+    controls=np.arange(logits.shape[1], dtype=np.int32),
+    names=names,
+    metrics={
+      "accuracy": float(np.mean(log_p.argmax(1) == y)),
+      "nll": float(classifier.negative_log_likelihood(log_p, y)),
+      "ece": classifier.calibration_error(np.exp(log_p), y),
+      "temperature": temperature,
+    },
+  )
+
+
+def _measured(given: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Real labels, float64."""
+  if not np.isfinite(given).all():
+    row = int(np.flatnonzero(~np.isfinite(given))[0])
+    raise ValueError(f"labels[{row}] is {given[row]}: not a finite number")
+  if len(given) < 4 or not given.std() > 0:
+    raise ValueError(
+      f"{len(given)} real labels with deviation {given.std():.3g}: needed are "
+      "4 or more that differ"
+    )
+  return given.astype(np.float64), ()
+
+
+def _classes(given: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
+  """Labels 0 ... n - 1 and their names; none, if they were such numbers."""
+  if given.dtype.kind == "O" and all(isinstance(v, str) for v in given):
+    given = given.astype(str)
+  if given.dtype.kind not in "biuU":
+    raise ValueError(
+      f"labels are of dtype {given.dtype}: needed are names, whole numbers, or "
+      "floats for measurements"
+    )
+  values, y, counts = np.unique(given, return_inverse=True, return_counts=True)
+  if len(values) < 2:
+    raise ValueError(
+      f"all {len(given)} labels are {values[:1].tolist()}: two classes or more "
+      "are needed"
+    )
+  if counts.min() < 2:
+    table = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    raise ValueError(f"every class needs 2 examples or more, got {table}")
+  plain = given.dtype.kind in "biu" and np.array_equal(
+    values.astype(int), np.arange(len(values))
+  )
+  return y, () if plain else tuple(str(v) for v in values.tolist())
+
+
+def _split(
+  y: np.ndarray, share: float, seed: int, *, stratified: bool
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows to train on, and rows held out; some of every class in both."""
+  rng, held = np.random.default_rng(seed), []
+  for value in np.unique(y) if stratified else [None]:
+    rows = rng.permutation(np.flatnonzero(y == value) if stratified else len(y))
+    held.append(rows[: min(max(round(share * len(rows)), 1), len(rows) - 1)])
+  out = np.concatenate(held)
+  return np.setdiff1d(np.arange(len(y)), out), out
