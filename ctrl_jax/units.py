@@ -32,6 +32,7 @@ from ctrl_jax.sampling import PairFn
 from ctrl_jax.sde import SDE, Tabulated, Time
 from ctrl_jax.types import Params
 
+MOST_NOISE = 3e4  # r at the start, unless t = 1 has less
 LEAST_NOISE = 0.02  # r before the last step, which adds none
 FEW = 3.0  # r from which on steps are about evenly spaced in log r
 FINE = 20_001  # times at which r is tabulated
@@ -158,8 +159,10 @@ def kernel(sde: SDE, scale: float, *, num_steps: int) -> Kernel:
   if num_steps < 2:
     raise ValueError(f"num_steps must be 2 or more, got {num_steps}")
   first = 1 / len(sde.alpha_bar) if isinstance(sde, Tabulated) else 0.0
-  t = np.concatenate([[first], np.geomspace(1e-9, 1 - first, FINE) + first])
-  r = sde.std(t) / (sde.alpha(t) * scale)
+  near = np.geomspace(1e-9, 0.5 - first / 2, FINE)  # to either end
+  t = np.concatenate([[first], first + near, 1 - near[-2::-1], [1.0]])
+  # A flow has no data at t = 1: hence the least alpha.
+  r = sde.std(t) / (np.maximum(sde.alpha(t), 1e-12) * scale)
   if not r[-1] > 0:
     raise ValueError("this forward process has no noise at t = 1")
   start = max(LEAST_NOISE, float(r[0]))
@@ -170,9 +173,11 @@ def kernel(sde: SDE, scale: float, *, num_steps: int) -> Kernel:
     )
   # To t = 0 by a last step, unless the process has its least noise there.
   whole = num_steps + (first == 0.0 and r[0] >= LEAST_NOISE)
-  levels = np.linspace(np.log1p(FEW / r[-1]), np.log1p(FEW / start), whole)
+  most = min(MOST_NOISE, float(r[-1]))
+  levels = np.linspace(np.log1p(FEW / most), np.log1p(FEW / start), whole)
   times = np.interp(np.log(FEW / np.expm1(levels)), np.log(r + 1e-300), t)
-  times[0] = 1.0
+  if most == r[-1]:
+    times[0] = 1.0
   if whole > num_steps:
     times[-1] = 0.0
   else:

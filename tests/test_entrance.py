@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 import ctrl_jax
-from ctrl_jax import controlled, labels, pretrained, sde, tuning
+from ctrl_jax import controlled, flow, labels, pretrained, sde, tuning
 
 
 def test_names_are_those_of_the_modules():
@@ -19,6 +19,7 @@ def test_names_are_those_of_the_modules():
   assert ctrl_jax.Controlled is controlled.Controlled
   assert ctrl_jax.Pretrained is pretrained.Pretrained
   assert (ctrl_jax.VP, ctrl_jax.VE) == (sde.VP, sde.VE)
+  assert ctrl_jax.Flow is flow.Flow
   assert ctrl_jax.__version__ == importlib.metadata.version("ctrl-jax")
 
 

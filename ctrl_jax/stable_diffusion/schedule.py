@@ -24,7 +24,8 @@ import numpy as np
 
 from ctrl_jax import kernels
 from ctrl_jax.json_file import shown
-from ctrl_jax.sde import SDE, Tabulated
+from ctrl_jax.predictions import eps_from_v
+from ctrl_jax.sde import Tabulated
 from ctrl_jax.stable_diffusion import fields, folders
 
 # Samplers of one and the same model: they differ in how they step, not in
@@ -194,11 +195,6 @@ class Schedule:
     if self.prediction_type == "v_prediction":
       return eps_from_v(self.sde, output, x, t)
     return output
-
-
-def eps_from_v(sde: SDE, v: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
-  """eps = alpha v + std x, for v = alpha eps - std x_0 (arXiv 2202.00512)."""
-  return sde.alpha(t) * v + sde.std(t) * x
 
 
 def load(folder: pathlib.Path) -> Schedule:

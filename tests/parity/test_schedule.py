@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from ctrl_jax import predictions
 from ctrl_jax.stable_diffusion import schedule
 
 # scheduler_config.json of Stable Diffusion 1.5; 2.1 differs in two fields.
@@ -116,7 +117,7 @@ def test_noised_data_is_theirs(tmp_path: pathlib.Path, name: str) -> None:
     np.testing.assert_allclose(noised, expected, rtol=1e-4, atol=1e-5)
     # A network that predicts v perfectly predicts eps perfectly.
     v = theirs.get_velocity(x_t, eps, step).numpy()
-    found = schedule.eps_from_v(
+    found = predictions.eps_from_v(
       ours.sde, jnp.asarray(v), jnp.asarray(noised), jnp.float32(t)
     )
     np.testing.assert_allclose(found, noise, rtol=1e-4, atol=1e-5)
