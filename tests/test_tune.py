@@ -183,6 +183,18 @@ def test_a_training_that_diverges_is_an_error():
   assert not told
 
 
+def test_a_long_first_step_costs_no_more_than_others():
+  # At t = 1 the noise is 15,000 deviations of the data, and 40 a step later.
+  model = gaussian(0.01, 0.03, ctrl_jax.VP())
+  told = []
+  quick(
+    model,
+    side(0.01, 0.03),
+    progress=lambda done, total, metrics: told.append(metrics["gap"]),
+  )
+  assert told[-1] < 1.5
+
+
 def test_another_objective_and_a_kernel_of_ones_own():
   kernel = kernels.ddim(ctrl_jax.VP(), kernels.time_grid(6), eta=1.0)
   told = []
