@@ -44,7 +44,10 @@ if TYPE_CHECKING:
   from ctrl_jax.sde import VE, VP
   from ctrl_jax.tuning import tune
 
-__version__ = importlib.metadata.version("ctrl-jax")
+try:
+  __version__ = importlib.metadata.version("ctrl-jax")
+except importlib.metadata.PackageNotFoundError:  # a checkout on the path
+  __version__ = "unknown"
 __all__ = [
   "VE",
   "VP",

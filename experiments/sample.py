@@ -35,11 +35,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import paths
+from ctrl_jax import paths, trust
 from ctrl_jax.datasets import image_folder
 from experiments import sampler
 from experiments.configs import rules
-from experiments.measures import evidence
 from experiments.problems import painting
 from experiments.runtime import (
   arguments,
@@ -174,7 +173,7 @@ def _doubt(log_w: jax.Array, c: float, y: float) -> None:
   """Says where samples drawn by these weights are none of the target."""
   ess = len(log_w) * float(paths.effective_sample_size(log_w))
   k = paths.pareto_k(log_w)
-  if ess < evidence.LEAST or not k <= evidence.HEAVY:
+  if ess < trust.LEAST or not k <= trust.HEAVY:
     print(
       f"warning: c = {c:g}, y = {y:g}: {ess:.0f} effective paths of "
       f"{len(log_w)}, Pareto k {k:.2f}: these samples are not the exact "

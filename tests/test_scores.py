@@ -7,8 +7,8 @@ import math
 import numpy as np
 import pytest
 
+from ctrl_jax.trust import Trust
 from experiments.measures import scores
-from experiments.measures.evidence import Trust
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
 from experiments.problems.instruments import Instruments
