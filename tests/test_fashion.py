@@ -107,7 +107,7 @@ def toy_judge(weights):
     lambda x: x[:, 0],
     {"a": 1.0},
     {},
-    {},
+    {"temperature": 2.0},
   )
 
 
@@ -127,7 +127,11 @@ def test_joint_judge_is_the_product_of_its_factors():
     np.testing.assert_allclose(np.exp(log_p), product[:, y], rtol=1e-5)
   assert joint.metrics == {"a_1": 1.0, "a_2": 1.0}
   assert joint.features_fn(x).shape == (5, 6)
-  assert judges.joint(parts[:1], (2,)) is parts[0]
+  # What is kept is that of each, numbered, also of one alone.
+  assert list(joint.kept) == ["1", "2"]
+  alone = judges.joint(parts[:1], (2,))
+  assert alone.reward_fn is parts[0].reward_fn
+  assert alone.kept == {"1": parts[0].kept}
 
 
 def prior_of(config, folder):
