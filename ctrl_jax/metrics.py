@@ -93,11 +93,15 @@ def _pair_mean(
 def _weighted_median(
   values: Float[Array, "n m"], weights: Float[Array, "n m"]
 ) -> Float[Array, ""]:
-  """The value with half of the weight on either side."""
+  """The value with half of the weight on either side, or between two such.
+
+  Rounding does not choose between two: a hair to either side, both count.
+  """
   order = jnp.argsort(values.ravel())
   below = jnp.cumsum(weights.ravel()[order])
-  middle = jnp.searchsorted(below, below[-1] / 2)
-  return values.ravel()[order][middle]
+  hair = jnp.array([1 - 1e-5, 1 + 1e-5])
+  middle = jnp.searchsorted(below, hair * below[-1] / 2)
+  return values.ravel()[order][middle].mean()
 
 
 def mean_pairwise_distance(

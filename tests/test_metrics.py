@@ -208,3 +208,14 @@ def test_sliced_wasserstein_refuses_what_it_cannot_compare():
     metrics.sliced_wasserstein(key, a, a[:1], num_projections=2)
   with pytest.raises(ValueError, match="must be positive, got 0"):
     metrics.sliced_wasserstein(key, a, a, num_projections=0)
+
+
+@pytest.mark.parametrize("n", [6, 7])
+def test_equal_weights_are_none_whatever_rounding_does_to_them(n):
+  rng = np.random.default_rng(n)
+  a, b = (jnp.asarray(rng.normal(size=(n, 3)), jnp.float32) for _ in range(2))
+  expected = metrics.mmd2(a, b)
+  for nearly in (0.0, 1e-7, -1e-7):
+    weights = jnp.ones(n).at[: n // 2].add(nearly)
+    found = metrics.mmd2(a, b, weights, jnp.ones(n))
+    np.testing.assert_allclose(found, expected, atol=1e-5)

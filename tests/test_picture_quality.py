@@ -17,6 +17,7 @@ from experiments.problems import (
   judges,
   picture_quality,
   stable_diffusion,
+  stable_quantities,
 )
 from experiments.reporting import summary, tables
 from tests import toy_results

@@ -13,7 +13,12 @@ import pytest
 from ctrl_jax.datasets import image_folder, jpeg, labelled
 from ctrl_jax.models import aesthetic
 from experiments.configs import rules, sd15_compressibility, sd15_multitask
-from experiments.problems import factors, stable_labels, tiny_model
+from experiments.problems import (
+  factors,
+  stable_labels,
+  stable_quantities,
+  tiny_model,
+)
 from tests import toy_photographs
 
 NUM = 40
@@ -77,11 +82,11 @@ def test_factors_share_no_image_and_are_bins_of_what_is_measured(
   quantities = stable_quantities.quantities(config, clip, tmp_path)
   images = photographs(folder)
   beauty, size = stable_labels.label(images, quantities, config, tmp_path)
-  assert not set(beauty.images.names) & set(size.images.names)
-  assert set(beauty.images.names + size.images.names) == set(images.names)
+  of_size = size.examples.read().names
+  assert len(of_size) == NUM // 2 and set(of_size) < set(images.names)
   for factor in (beauty, size):
-    assert np.bincount(factor.labels).tolist() == [NUM // 4, NUM // 4]
-    rows = np.sort(np.concatenate(factor.splits))
+    assert np.bincount(factor.examples.y).tolist() == [NUM // 4, NUM // 4]
+    rows = np.sort(np.concatenate(factor.examples.splits))
     np.testing.assert_array_equal(rows, range(NUM // 2))
 
   # By hand, of all images: what is seen of them, the scores, and y = 2 a + s.
@@ -96,12 +101,14 @@ def test_factors_share_no_image_and_are_bins_of_what_is_measured(
   y = factors.joint_label((beauty, size), pixels)
   np.testing.assert_array_equal(y, 2 * a + s)
   where = {name: i for i, name in enumerate(images.names)}
-  own = [where[name] for name in beauty.images.names]
-  np.testing.assert_array_equal(beauty.labels, a[own])
-  np.testing.assert_allclose(beauty.seen, embeddings[own], atol=1e-4)
-  assert size.seen is size.images
-  own = [where[name] for name in size.images.names]
-  np.testing.assert_array_equal(size.labels, s[own])
+  # The others, which it shares none of.
+  own = [where[name] for name in images.names if name not in of_size]
+  np.testing.assert_array_equal(beauty.examples.y, a[own])
+  seen = beauty.examples.read()
+  np.testing.assert_allclose(seen, embeddings[own], atol=1e-4)
+  assert beauty.examples.read() is seen  # found once
+  own = [where[name] for name in of_size]
+  np.testing.assert_array_equal(size.examples.y, s[own])
   pixels[1, 0, 0] = np.nan
   assert factors.joint_label((size,), pixels[:2])[1] == -1
 
@@ -116,10 +123,11 @@ def test_one_factor_has_all_images_in_their_order(
   quantities = stable_quantities.quantities(config, None, tmp_path)
   images = photographs(folder)
   (only,) = stable_labels.label(images, quantities, config, tmp_path)
-  assert only.images.names == images.names and only.num_labels == 4
+  assert only.examples.read().names == images.names and only.num_labels == 4
   told = f"warning: passed over in {folder / 'photographs'}: 1 .heic\n"
   assert told in capsys.readouterr().err
-  for found, part in zip(only.splits, labelled.split(NUM, seed=0), strict=True):
+  expected = labelled.split(NUM, seed=0)
+  for found, part in zip(only.examples.splits, expected, strict=True):
     np.testing.assert_array_equal(found, part)
   assert (tmp_path / "labels.npz").exists()
 
