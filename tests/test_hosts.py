@@ -50,8 +50,12 @@ MIXTURE = (
   "--config.control.num_steps=100000",
 )
 TIMES = {"wall_seconds", "train_seconds", "sample_seconds", "device"}
-# Rounding decides which of several samples they take, hence all their figures.
-CHOOSERS = {"pretrained_resampled", "ctrl_resampled", "best_of_n"}
+# Rounding decides which of several samples they take, hence all their figures,
+# and, at this size, of which (c, y) the target is known: a distance is theirs.
+CHOOSERS = {
+  *("pretrained_resampled", "ctrl_resampled", "best_of_n"),
+  *("fidelity", "fidelity_cells"),
+}
 
 
 def figures(workdir: pathlib.Path) -> dict[str, float]:
