@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ctrl_jax.models.residual_classifier import ResidualClassifier
-from experiments.benchmarks.peers import problem, pytorch
+from experiments.benchmarks.peers import classifiers, problem
 from tests.parity import against_torch
 
 
@@ -21,7 +21,7 @@ def test_the_classifier_is_ours():
     params,
   )
   arrays = problem.named("classifier", drawn)
-  logits_fn = pytorch.residual_classifier(arrays, [1, 2, 2])
+  logits_fn = classifiers.of_arrays(arrays, [1, 2, 2])
   found = logits_fn(against_torch.to_torch(images))
   assert isinstance(found, torch.Tensor) and found.shape == (3, 4)
   ours = network.apply({"params": drawn}, images)
