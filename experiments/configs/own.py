@@ -34,6 +34,16 @@ def get_config(variant: str = "") -> ConfigDict:
   """
   config = _schema()
   config.variant = variant
+  config.kernel.num_steps = 25
+  # The head is not differentiated through what it sees of the reward, which is
+  # half of an update here; and rates that no first gradient throws off.
+  config.control.update(
+    batch_size=40,
+    differentiate_inputs=False,
+    head_learning_rate=3e-3,
+    clip_norm=1.0,
+  )
+  config.evaluate.update(num_samples=2000, num_reference=4000)
   changes = {
     "": lambda: None,
     "photos": lambda: _photos(config),
@@ -72,7 +82,7 @@ def _schema() -> ConfigDict:
         "patch": 4,  # pixels along the side of a token
       },
       "prior": base.optimiser(
-        num_steps=3000,
+        num_steps=2500,
         batch_size=64,
         learning_rate=2e-3,
         ema_decay=0.998,  # of the averaged weights that are sampled from
