@@ -154,7 +154,7 @@ def resampled(
     many[:, 0].astype(c.dtype),
     many[:, 1].astype(y.dtype),
     seed=seed,
-    first=PATHS * first,
+    first=LEAST * first,  # no block has more paths than that a sample
   )
   ends = np.cumsum(paths_of)
   x = np.empty((len(c), *found.x.shape[1:]), found.x.dtype)
