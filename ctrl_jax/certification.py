@@ -168,7 +168,7 @@ def draw(
     start = sampling.initial_noise(keys, shape, sampler.kernel)
     eps_fn = model.eps_fn(sampler.params, sampler.condition(c), y)
     x = sampling.rollout(keys, start, sampler.kernel, eps_fn).x
-    return evidence.decoded(sampler.pretrained, x)
+    return sampler.pretrained.decoded(x)
 
   found: np.ndarray = evidence.in_chunks(
     chains, jax.random.split(key, len(c)), c, y

@@ -63,7 +63,7 @@ def rows(
   many = np.atleast_1d(np.asarray(given))
   if many.ndim != 1 or len(many) not in (1, num):
     raise ValueError(f"{field} has {many.size} values for {num} samples")
-  if not np.issubdtype(values.dtype, np.integer):
+  if not are_labels(values):
     if many.dtype.kind not in "iuf" or not np.isfinite(many).all():
       raise ValueError(f"{field} is {given!r}; it must be a finite number")
     return np.resize(many.astype(np.float32), num)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import certification, choices, control_file, evidence, headed
+from ctrl_jax import certification, choices, control_file, headed
 from ctrl_jax.certification import Certified
 from ctrl_jax.evidence import Sampler
 from ctrl_jax.kernels import Kernel
@@ -217,7 +217,7 @@ def probe(
   x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
   c = jnp.zeros(1, jnp.int32) if pretrained.conditions else None
   eps = pretrained.reference_fn(c)(jnp.asarray(x), jnp.float32(0.5))
-  data = evidence.decoded(pretrained, jnp.asarray(x))
+  data = pretrained.decoded(jnp.asarray(x))
   log_p = [
     reward_fn(data, c, jnp.full(1, y)) for y in choices.looked_at(controls)
   ]

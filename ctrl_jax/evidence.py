@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import bridge, paths, sampling, trust
+from ctrl_jax import bridge, choices, paths, sampling, trust
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.metrics import Estimate, mean_estimate
 from ctrl_jax.policy import Policy
@@ -47,7 +47,7 @@ class Sampler(NamedTuple):
 
   def log_p(self, x: jax.Array, c: jax.Array, y: jax.Array) -> jax.Array:
     """log p(y | x, c) of samples, [batch], nats; -inf where undefined."""
-    log_p = self.reward_fn(decoded(self.pretrained, x), self.condition(c), y)
+    log_p = self.reward_fn(self.pretrained.decoded(x), self.condition(c), y)
     return jnp.where(log_p < jnp.inf, log_p, -jnp.inf)
 
 
@@ -57,11 +57,6 @@ class LogZ(NamedTuple):
   table: Estimate  # [C, Y]
   trust: Trust  # [C, Y]
   stderr: float  # of its mean over the table; cells share samples
-
-
-def decoded(pretrained: Pretrained, x: jax.Array) -> jax.Array:
-  """Samples as data."""
-  return x if pretrained.decode is None else pretrained.decode(x)
 
 
 def in_chunks(function: Callable[..., Any], *arrays: Any) -> Any:
@@ -109,7 +104,7 @@ def reference(
     c = c if kinds else None
     start = sampling.initial_noise(keys, pretrained.sample_shape, kernel)
     x = sampling.rollout(keys, start, kernel, pretrained.reference_fn(c)).x
-    data = decoded(pretrained, x)
+    data = pretrained.decoded(x)
 
     def of(y):
       log_p = reward_fn(data, c, jnp.full(len(x), y))
@@ -164,7 +159,7 @@ def log_z(
     key: of the noise of the bridge.
     num_bridge: its chains of each (c, y) that needs one.
   """
-  labels = np.issubdtype(controls.dtype, np.integer)
+  labels = choices.are_labels(controls)
   gamma, cells = sampler.gamma, log_p.shape[1:]
   mean, stderr = map(
     np.array, paths.log_evidence(jnp.asarray(log_p), gamma=gamma)

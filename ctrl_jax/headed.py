@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import choices, evidence, policy, steering
+from ctrl_jax import choices, policy, steering
 from ctrl_jax import units as in_units
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.policy import Policy
@@ -44,7 +44,7 @@ def make(
 
   def reward(x, c, y):
     x = units.scale * x + jnp.asarray(units.shift, x.dtype)[None]
-    return reward_fn(evidence.decoded(pretrained, x), c, units.to_control(y))
+    return reward_fn(pretrained.decoded(x), c, units.to_control(y))
 
   steered = steering.with_head(
     in_units.to_units(

@@ -70,6 +70,10 @@ class Pretrained:
     """The same network with these parameters."""
     return dataclasses.replace(self, params=params)
 
+  def decoded(self, x: jax.Array) -> jax.Array:
+    """Samples as data."""
+    return x if self.decode is None else self.decode(x)
+
   def eps(
     self, params: Params, x: jax.Array, t: jax.Array, c: Condition
   ) -> jax.Array:

@@ -117,7 +117,7 @@ def tune(
   make = objective(
     policy,
     lambda x, c, y: reward_fn(
-      evidence.decoded(pretrained, x), c if pretrained.conditions else None, y
+      pretrained.decoded(x), c if pretrained.conditions else None, y
     ),
     kernel,
     training.optimizer(),

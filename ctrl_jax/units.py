@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import kernels
+from ctrl_jax import choices, kernels
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.policy import Condition, Policy
 from ctrl_jax.sampling import PairFn
@@ -72,7 +72,7 @@ def measure(samples: np.ndarray, controls: np.ndarray) -> Units:
   if not scale > 0:
     raise ValueError("the pre-trained model gives the same sample every time")
   shift = samples.mean(0)
-  if np.issubdtype(controls.dtype, np.integer):
+  if choices.are_labels(controls):
     return Units(shift, scale)
   spread = float(controls.std()) or float(np.abs(controls).max()) or 1.0
   return Units(shift, scale, float(controls.mean()), spread)

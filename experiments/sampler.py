@@ -23,7 +23,7 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ctrl_jax import parallel, sampling
+from ctrl_jax import choices, parallel, sampling
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params
 from experiments.measures import evaluation
@@ -98,7 +98,7 @@ class Sampler:
     return np.array(first, np.int32)[rows], asked
 
   def _control(self, name: str) -> float:
-    if not np.issubdtype(self.problem.controls.dtype, np.integer):
+    if not choices.are_labels(self.problem.controls):
       try:
         return float(name)
       except ValueError:

@@ -163,11 +163,10 @@ def control(
     return logits
 
   judge = rewards.classifier(logits_fn)
-  decode = problem.pretrained.decode or (lambda x: x)
   learner = algorithms.control_learner(
     problem,
     policy,
-    lambda x, c, y: judge(decode(x), c, y),
+    lambda x, c, y: judge(problem.pretrained.decoded(x), c, y),
     config,
     axis_name=axis_name,
   )

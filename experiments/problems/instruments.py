@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctrl_jax import choices
 from ctrl_jax.types import RewardFn
 from experiments.problems.chunks import Look, in_chunks
 from experiments.problems.factors import joint_label
@@ -77,7 +78,7 @@ def verdict(problem: Problem) -> Look | None:
       return np.asarray(jax.nn.one_hot(label, num))
 
     return look
-  labels = np.issubdtype(problem.controls.dtype, np.integer)
+  labels = choices.are_labels(problem.controls)
   if not problem.has_likelihood or not labels:
     return None
   # A sample that diverged has no y: it is right about none.

@@ -83,9 +83,7 @@ def train(
   )
   params = jax.device_get(trained.params)
 
-  def logits_fn(x: jax.Array) -> jax.Array:
-    logits: Any = network.apply(params, x)
-    return logits
+  logits_fn = keeping.logits_fn(network, params)
 
   def features_fn(x):
     _, sown = network.apply(params, x, mutable="intermediates")

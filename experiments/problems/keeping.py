@@ -5,6 +5,7 @@ A tree of arrays: its parameters, its temperature, and the moments by which what
 it sees is standardised.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -31,14 +32,22 @@ def of_network(network: nn.Module, params: Params, temperature: float) -> Kept:
   return {"params": params, "temperature": np.float64(temperature), **moments}
 
 
+def logits_fn(
+  network: nn.Module, params: Params
+) -> Callable[[jax.Array], jax.Array]:
+  """x -> logits [B, Y], at these parameters."""
+
+  def logits(x: jax.Array) -> jax.Array:
+    found: Any = network.apply(params, x)
+    return found
+
+  return logits
+
+
 def reward_fn(network: nn.Module, kept: Kept) -> RewardFn:
   """log p(y | x), nats, of a classifier as it was trained."""
-
-  def logits_fn(x: jax.Array) -> jax.Array:
-    logits: Any = network.apply(kept["params"], x)
-    return logits
-
-  return rewards.classifier(logits_fn, temperature=float(kept["temperature"]))
+  of_x = logits_fn(network, kept["params"])
+  return rewards.classifier(of_x, temperature=float(kept["temperature"]))
 
 
 def again(

@@ -31,8 +31,9 @@ def make(problem: Problem, clip: Embedder | None, *, size: int) -> Quality:
 
 def _fit(problem: Problem, clip: Embedder) -> Figure:
   """The CLIP score of a sample's picture with its prompt."""
-  decode = problem.pretrained.decode or (lambda x: x)
-  embed = in_chunks(lambda x: clip.images(decode(x)), chunk=8)
+  embed = in_chunks(
+    lambda x: clip.images(problem.pretrained.decoded(x)), chunk=8
+  )
   texts = clip.texts(problem.pretrained.conditions)
 
   def score(samples: np.ndarray, c: np.ndarray) -> np.ndarray:

@@ -160,7 +160,7 @@ class Problem:
 
   @functools.cached_property
   def _decode_all(self) -> Callable[[np.ndarray], np.ndarray]:
-    return in_chunks(self.pretrained.decode or (lambda x: x), chunk=8)
+    return in_chunks(self.pretrained.decoded, chunk=8)
 
 
 def make_sde(config: ConfigDict) -> SDE:

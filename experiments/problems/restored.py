@@ -112,7 +112,6 @@ def _stable_diffusion(
 ) -> Problem:
   loaded = stable_diffusion.load(config, workdir)
   clip = stable_quantities.read_clip(config, workdir)
-  decode = loaded.pretrained.decode or (lambda x: x)
   stage, factors = config.classifier, []
   num = config.data.num_controls
   measured = stable_quantities.quantities(config, clip, workdir)
@@ -125,7 +124,9 @@ def _stable_diffusion(
       hidden = tuple(stage.hidden)
       network = keeping.again(_same, num, hidden, judge, pixels=False)
     of_seen = keeping.reward_fn(network, judge)
-    looked = _after(of_seen, decode, quantity.feature or _same)
+    looked = _after(
+      of_seen, loaded.pretrained.decoded, quantity.feature or _same
+    )
     factors.append(_factor(quantity, num, looked))
   return dataclasses.replace(loaded, factors=tuple(factors))
 

@@ -186,14 +186,13 @@ def pretrained(
 def _paint(problem: Problem, config: ConfigDict, folder: pathlib.Path) -> None:
   """Fills a folder with images of the pre-trained model, unless it is there."""
   model = problem.pretrained
-  decode = model.decode or (lambda x: x)
   asked = [model.conditions.index(prompt) for prompt in config.prompts]
 
   def sample(_, chain_keys, c):
     start = problem.starts(chain_keys)
     reference = model.reference_fn(c)
     chain = sampling.rollout(chain_keys, start, problem.kernel, reference)
-    return decode(chain.x)
+    return model.decoded(chain.x)
 
   painting.paint(
     sample,

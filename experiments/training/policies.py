@@ -4,10 +4,9 @@
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import policy, steering
+from ctrl_jax import choices, policy, steering
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import RewardFn
 from experiments.problems.problem import Problem
@@ -31,7 +30,7 @@ def make(
   scale_fn = policy.scale_at(problem.kernel.times, problem.control_scale())
   if model.mergeable:
     scale_fn = lambda t: jnp.ones(())
-  labels = np.issubdtype(problem.controls.dtype, np.integer)
+  labels = choices.are_labels(problem.controls)
   num_controls = problem.num_controls if labels else 0
   table: dict[str, Any] = {
     "num_controls": num_controls,
