@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of the accelerator's benchmark: limits, failures, and the table."""
 
+import itertools
+import json
 import pathlib
 import sys
+import threading
 
 import pytest
 
@@ -48,6 +51,34 @@ def test_a_part_that_fails_or_takes_too_long_is_a_row(tmp_path, monkeypatch):
     "failed: 3",
     "failed: more than 0.2 s",
   ]
+
+
+TIMED = """
+import json, time
+from experiments.benchmarks.accelerator import turns
+with turns.alone():
+  began = time.time()
+  time.sleep(1)
+  print(json.dumps([began, time.time()]))
+"""
+
+
+def test_parts_that_run_side_by_side_are_timed_one_at_a_time(tmp_path):
+  rows = []
+  parts = [
+    threading.Thread(
+      target=lambda name=name: rows.append(_run(name, TIMED, tmp_path))
+    )
+    for name in ("update", "sampling", "sanity")
+  ]
+  for part in parts:
+    part.start()
+  for part in parts:
+    part.join()
+  spans = sorted(json.loads(row["last"][0]) for row in rows)
+  assert len(spans) == len(parts)
+  for (_, ended), (began, _) in itertools.pairwise(spans):
+    assert ended <= began
 
 
 def test_an_operation_has_the_error_of_its_dtype():

@@ -52,6 +52,8 @@ def test_an_update_is_measured(model):
   program = programs.MODELS[model](sizes)
   weights = sum(leaf.nbytes for leaf in jax.tree.leaves(program.frozen))
   assert row["memory"] > weights
-  line = update.markdown([row | {"share": 0.123}]).splitlines()[-1]
+  line = update.markdown([row | {"flops": 1e9, "share": 0.123}]).splitlines()[
+    -1
+  ]
   assert line.startswith(f"| {model} | float32 | 3 | 3 | 2 |")
   assert line.endswith("| 12 % |")

@@ -28,11 +28,11 @@ import numpy as np
 
 from ctrl_jax.types import EpsFn
 from experiments import outputs
-from experiments.benchmarks import programs
+from experiments.benchmarks import programs, weightless
+from experiments.benchmarks.accelerator import turns
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.configs import digits, fashion
 from experiments.measures import speed
-from experiments.problems.problem import Problem
 from experiments.reporting import tables
 from experiments.runtime import arguments, outcome, workdir
 
@@ -76,18 +76,8 @@ CONTROLS: Mapping[str, tuple[int, Callable[[Sizes], Program]]] = {
 ON_CPU = [name for name in CONTROLS if name != "sd, adapters"]
 
 
-def _flops(problem: Problem, sampler: speed.Sampler, chunk: int) -> float:
-  """Of one evaluation of a chunk."""
-  x = jnp.zeros((chunk, *problem.sample_shape))
-  labels = jnp.zeros(chunk, jnp.int32)
-  eps_fn = sampler(labels, labels)
-  return programs.counted_flops(eps_fn, x, jnp.float32(0.5))
-
-
-def measure(name: str, *, steps: int, rounds: int) -> Row:
-  """Compiles and times the two samplers of a row."""
-  chunk, make = CONTROLS[name]
-  made = make(Sizes(chunk, 1, steps, steps, "float32")).make(None)
+def _samplers(made: weightless.Control) -> dict[str, speed.Sampler]:
+  """The model by itself and with its control, which has just been drawn."""
   params = jax.jit(made.policy.init)(jax.random.key(0))
 
   def plain(c: jax.Array, y: jax.Array) -> EpsFn:
@@ -97,11 +87,30 @@ def measure(name: str, *, steps: int, rounds: int) -> Row:
   def controlled(c: jax.Array, y: jax.Array) -> EpsFn:
     return made.policy.eps_fn(params, c, y)
 
-  samplers: dict[str, speed.Sampler] = {"plain": plain, "ctrl": controlled}
-  seconds = speed.seconds_per_sample(
-    made.problem, samplers, chunk=chunk, rounds=rounds
-  )
-  flops = {key: _flops(made.problem, s, chunk) for key, s in samplers.items()}
+  return {"plain": plain, "ctrl": controlled}
+
+
+def _flops(made: weightless.Control, chunk: int) -> dict[str, float]:
+  """Of one evaluation of a chunk, by sampler."""
+  x = jnp.zeros((chunk, *made.problem.sample_shape))
+  labels = jnp.zeros(chunk, jnp.int32)
+  return {
+    name: programs.counted_flops(sampler(labels, labels), x, jnp.float32(0.5))
+    for name, sampler in _samplers(made).items()
+  }
+
+
+def measure(name: str, *, steps: int, rounds: int) -> Row:
+  """Compiles and times the two samplers of a row."""
+  chunk, make = CONTROLS[name]
+  sizes = Sizes(chunk, 1, steps, steps, "float32")
+  made = make(sizes).make(None)
+  with turns.alone():
+    seconds = speed.seconds_per_sample(
+      made.problem, _samplers(made), chunk=chunk, rounds=rounds
+    )
+  # Of other kernels than its own XLA counts nothing.
+  flops = _flops(make(sizes._replace(attention="xla")).make(None), chunk)
   return {
     "control": name,
     "steps": steps,

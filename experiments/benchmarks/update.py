@@ -37,6 +37,7 @@ from jax.sharding import Mesh
 from ctrl_jax import parallel
 from experiments import outputs
 from experiments.benchmarks import memory_plan, programs
+from experiments.benchmarks.accelerator import turns
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.reporting import tables
 from experiments.runtime import arguments, devices, outcome, workdir
@@ -104,10 +105,12 @@ class Compiled:
     batch = {"c": labels, "y": labels, "log_evidence": np.zeros(sizes.batch)}
     self._inputs = parallel.shard((keys, batch), mesh)
     update = parallel.pmap(made.learner.update, mesh)
-    lowered = update.lower(self._state, *self._inputs)
     began = time.perf_counter()
+    lowered = update.lower(self._state, *self._inputs)
+    traced = time.perf_counter()
     self._update = lowered.compile()
-    self.compile_seconds = time.perf_counter() - began
+    self.trace_seconds = traced - began
+    self.compile_seconds = time.perf_counter() - traced
     self._captured = update.captured
     self.memory = memory_plan.memory(self._update)["total"]  # bytes a device
 
@@ -132,17 +135,18 @@ def measure(model: str, sizes: Sizes, *, repeats: int) -> Row:
   sharing = math.gcd(sizes.batch // sizes.parts, jax.device_count())
   mesh = parallel.make_mesh(jax.devices()[:sharing])
   update = Compiled(program, sizes, mesh)
-  seconds = [update.run() for _ in range(1 + repeats)]
+  with turns.alone():
+    seconds = [update.run() for _ in range(1 + repeats)]
   median = statistics.median(seconds[1:])
   return {
     "model": model,
     **sizes._asdict(),
+    "trace_seconds": update.trace_seconds,
     "compile_seconds": update.compile_seconds,
     "memory": update.memory,
     "peak_memory": _peak_memory(),
     "seconds": median,
     "all_seconds": seconds,
-    "flops": flops(model, sizes),
     "samples_per_second": sizes.batch / median,
   }
 
@@ -188,7 +192,9 @@ def main() -> None:
   given = parser.parse_args()
   whole = math.gcd(*given.batch) // given.parts
   jax.config.update("jax_num_cpu_devices", devices.virtual(whole))
-  best, rows = peak(given.dtype), []
+  with turns.alone():
+    best = peak(given.dtype)
+  rows = []
   for batch, steps, back in itertools.product(
     given.batch, given.steps, given.backprop_steps
   ):
@@ -197,6 +203,8 @@ def main() -> None:
       *(given.attention, not given.keep_blocks),
     )
     row = measure(given.model, sizes, repeats=given.repeats)
+    print(row, flush=True)  # the count takes a minute where a model is large
+    row["flops"] = flops(given.model, sizes)
     rows.append({**row, "share": row["flops"] / row["seconds"] / best})
     print(rows[-1], flush=True)
     if given.json:

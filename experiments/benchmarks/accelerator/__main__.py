@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """All that is worth knowing of one accelerator, in one command.
 
-  python -m experiments.benchmarks.accelerator [--only update pytorch] [--toy]
+  python -m experiments.benchmarks.accelerator [--only update pytorch]
+    [--jobs 4] [--toy]
 
     sanity            is its arithmetic that of float64, and of a CPU
     update            CTRL's update of Stable Diffusion 1.5, 512x512, K = 50,
@@ -9,31 +10,38 @@
     pytorch           the same update as its authors compute it
     sampling          50 steps of the controlled model beside the plain one
     digits            configs/digits.py whole: seconds, and its gap
-    pytorch-compiled, update-parts, update-xla, update-blocks
-                      the update by torch.compile; one chain at a time; with
-                      XLA's attention; with no block computed again
+    update-blocks, update-xla, update-parts, pytorch-compiled
+                      the update with no block computed again; with XLA's
+                      attention; one chain at a time; by torch.compile
 
 Weights are random, so no file is needed. Each part is a process with a time
 limit of its own; one that fails or takes longer is a row that says so. What it
 found lies in --to as soon as it ends. The order is that of how much is lost
 without a part. PyTorch's parts need PyTorch, diffusers and PEFT in the same
-environment. A program of Stable Diffusion compiles for minutes, most of them
-spent in trying kernels; what was compiled lies in --to as well, so the same
-command again begins where the first one's time ran out. `--toy` runs every part
-at a size for a CPU, to see that it runs.
+environment; requirements.txt beside this file is the rest for an image that
+has them and JAX. A program of Stable Diffusion compiles for two to three
+minutes, a part of them spent in trying kernels, without which it is 30 times
+slower. What was compiled lies in --to as well, so the same command again begins
+where the first one's time ran out. `--jobs 4` compiles four parts side by side
+on one GPU and times one after another (`turns`): a TPU serves one process.
+`--toy` runs every part at a size for a CPU, to see that it runs.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 from typing import Any
 
 from experiments.benchmarks import weightless
+from experiments.benchmarks.accelerator import turns
 from experiments.benchmarks.programs import SMALL_UNET, SMALL_VAE
 from experiments.configs import sd15_compressibility
 from experiments.reporting import tables
@@ -42,15 +50,15 @@ from experiments.runtime import arguments, outcome, workdir
 MODULE = "experiments.benchmarks"
 COLUMNS = "part,seconds,images/s,peak memory (GB),share of peak,compiling (s)"
 LIMITS = {  # seconds
-  "sanity": 240,
   "update": 600,
   "pytorch": 360,
   "sampling": 400,
-  "update-parts": 600,
-  "digits": 400,
-  "pytorch-compiled": 600,
-  "update-xla": 600,
   "update-blocks": 600,
+  "update-xla": 600,
+  "sanity": 240,
+  "digits": 400,
+  "update-parts": 600,
+  "pytorch-compiled": 600,
 }
 
 Row = dict[str, Any]
@@ -91,18 +99,18 @@ def commands(folder: pathlib.Path, *, toy: bool) -> dict[str, list[str]]:
   variant = ":smoke" if toy else ""
   digits = f"--config=experiments/configs/digits.py{variant}"
   parts = {
-    "sanity": ["accelerator.sanity"],
     "update": update,
     "pytorch": [*torch, "eager"],
     "sampling": [
       *("sampling", "--only", f"{model}, adapters"),
       *("--steps", steps, "--rounds", "3"),
     ],
-    "update-parts": [*update, "--parts", batch],
-    "digits": [digits, f"--workdir={folder / 'digits'}"],
-    "pytorch-compiled": [*torch, "compiled"],
-    "update-xla": [*update, "--attention", "xla"],
     "update-blocks": [*update, "--keep-blocks"],
+    "update-xla": [*update, "--attention", "xla"],
+    "sanity": ["accelerator.sanity"],
+    "digits": [digits, f"--workdir={folder / 'digits'}"],
+    "update-parts": [*update, "--parts", batch],
+    "pytorch-compiled": [*torch, "compiled"],
   }
   whole = {}
   for name, (first, *rest) in parts.items():
@@ -113,6 +121,15 @@ def commands(folder: pathlib.Path, *, toy: bool) -> dict[str, list[str]]:
     if first != "peers.full_size":
       whole[name] += ["--json", str(folder / f"{name}.json")]
   return whole
+
+
+def environment(folder: pathlib.Path) -> dict[str, str]:
+  """What parts share: programs, their turn, and the accelerator's memory."""
+  return {
+    "JAX_COMPILATION_CACHE_DIR": str(folder / "programs"),
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    turns.FOLDER: str(folder / "turns"),
+  }
 
 
 def run(name: str, command: Sequence[str], folder: pathlib.Path) -> Row:
@@ -126,8 +143,7 @@ def run(name: str, command: Sequence[str], folder: pathlib.Path) -> Row:
         stdout=said,
         stderr=subprocess.STDOUT,
         timeout=LIMITS[name],
-        env=os.environ
-        | {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")},
+        env=os.environ | environment(folder),
         check=False,
       )
       code: int | str = done.returncode
@@ -178,20 +194,36 @@ def main() -> None:
   """Runs the parts and prints the tables."""
   parser = arguments.Parser(__doc__)
   parser.add_argument("--only", nargs="+", choices=LIMITS, default=LIMITS)
+  parser.add_argument(
+    "--jobs", type=arguments.at_least(1), default=1, help="parts side by side"
+  )
   parser.add_argument("--toy", action="store_true", help="sizes for a CPU")
   parser.add_argument(
     "--to", type=pathlib.Path, default=pathlib.Path("runs/accelerator")
   )
   given = parser.parse_args()
   given.to.mkdir(parents=True, exist_ok=True)
-  batch, rows = settings(toy=given.toy)["batch"], []
-  for name, command in commands(given.to, toy=given.toy).items():
-    if name not in given.only:
-      continue
+  batch = settings(toy=given.toy)["batch"]
+  rows: list[Row] = []
+  writing = threading.Lock()
+
+  def part(name: str, command: Sequence[str]) -> None:
     print(f"{name}: at most {LIMITS[name]} s", flush=True)
-    rows.append(run(name, command, given.to))
-    workdir.write_json(given.to / "parts.json", rows)
-    print(rows[-1], flush=True)
+    whole = name == "digits"  # takes no turns by itself
+    with turns.alone(given.to / "turns") if whole else contextlib.nullcontext():
+      row = run(name, command, given.to)
+    with writing:
+      rows.append(row)
+      workdir.write_json(given.to / "parts.json", rows)
+      print(row, flush=True)
+
+  with futures.ThreadPoolExecutor(given.jobs) as pool:
+    for each in [
+      pool.submit(part, name, command)
+      for name, command in commands(given.to, toy=given.toy).items()
+      if name in given.only
+    ]:
+      each.result()
   print(markdown(rows, batch))
   if any(row["code"] for row in rows):
     sys.exit(1)
