@@ -25,6 +25,7 @@ class TrainState(NamedTuple):
   params: Params
   opt_state: optax.OptState
   ema_params: Params  # exponential moving average of params
+  pace: jax.Array  # [], what steps of the optimiser are multiplied by
 
 
 # (params, keys [B], batch) -> (data, metrics)
@@ -92,11 +93,13 @@ def make_learner(
     # A copy: a donated state must not hold the same buffer twice.
     ema_params = jax.tree.map(jnp.copy, params)
     step = jnp.zeros((), jnp.int32)
-    return TrainState(step, params, optimizer.init(params), ema_params)
+    pace = jnp.ones((), jnp.float32)
+    return TrainState(step, params, optimizer.init(params), ema_params, pace)
 
-  def descend(params, opt_state, keys, data):
+  def descend(params, opt_state, keys, data, pace):
     gradient, metrics = mean(gradient_fn(params, keys, data))
     updates, opt_state = optimizer.update(gradient, opt_state, params)
+    updates = jax.tree.map(lambda u: u * pace.astype(u.dtype), updates)
     metrics = dict(metrics, gradient_norm=optax.tree.norm(gradient))
     return optax.apply_updates(params, updates), opt_state, metrics
 
@@ -107,19 +110,20 @@ def make_learner(
     if collect_fn is not None:
       batch, collected = collect_fn(state.params, keys, batch)
       batch, collected = jax.lax.stop_gradient((batch, mean(collected)))
-    descended = descend(state.params, state.opt_state, keys, batch)
+    pace = state.pace
+    descended = descend(state.params, state.opt_state, keys, batch, pace)
     if inner_steps > 1:
       descended = jax.lax.fori_loop(
         1,
         inner_steps,
-        lambda _, before: descend(before[0], before[1], keys, batch),
+        lambda _, before: descend(before[0], before[1], keys, batch, pace),
         descended,
       )
     params, opt_state, metrics = descended
     decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
     return (
-      TrainState(state.step + 1, params, opt_state, ema_params),
+      TrainState(state.step + 1, params, opt_state, ema_params, pace),
       {**collected, **metrics},
     )
 

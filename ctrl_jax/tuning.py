@@ -120,7 +120,7 @@ def tune(
       pretrained.decoded(x), c if pretrained.conditions else None, y
     ),
     kernel,
-    training.optimizer(),
+    training.optimizer(learning_rate),
     gamma=gamma,
     sample_shape=pretrained.sample_shape,
     axis_name=None,
@@ -133,7 +133,6 @@ def tune(
     before,
     num_updates=num_updates,
     batch_size=batch_size,
-    learning_rate=learning_rate,
     report=training.reporter(progress),
   )
   return Controlled(

@@ -69,7 +69,8 @@ def trained(run: pathlib.Path, config: ConfigDict, policy: Policy) -> Params:
   control = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   optimizer = algorithms.control_optimizer(config.control)
   step = jnp.zeros((), jnp.int32)
-  state = TrainState(step, control, optimizer.init(control), control)
+  pace = jnp.ones((), jnp.float32)
+  state = TrainState(step, control, optimizer.init(control), control, pace)
   folder = run / "checkpoints" / "control"
   restored = checkpoint.restore_or_start(folder, state)
   for warning in restored.warnings:

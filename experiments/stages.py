@@ -34,7 +34,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
 
   Raises:
     ValueError: a setting that cannot be run, named with its remedy.
-    errors.NonFiniteError: a value that is not finite; says where.
+    errors.DivergedError: training did, at every rate; says where.
   """
   mesh = parallel.make_mesh()
   agreement.check_devices(config, mesh.size)

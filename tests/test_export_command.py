@@ -119,6 +119,7 @@ def test_what_was_trained_is_what_is_written(
     jax.tree.map(jnp.zeros_like, control),
     algorithms.control_optimizer(config.control).init(control),
     control,  # the average is what a run samples with
+    jnp.float32(1),
   )
   checkpoint.save(run / "checkpoints" / "control", 12, state)
   export.write(run, tmp_path / "merged", lora=False)

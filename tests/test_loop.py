@@ -12,7 +12,7 @@ import pytest
 
 from ctrl_jax import learner, parallel
 from experiments.runtime import keys
-from experiments.runtime.errors import NonFiniteError
+from experiments.runtime.errors import DivergedError, NonFiniteError
 from tests.toy_training import (
   BATCH,
   SEED,
@@ -104,15 +104,48 @@ def test_non_finite_state_is_not_saved(tmp_path: pathlib.Path) -> None:
     del keys
     return batch["x"].mean() * params["w"].sum(), {"loss": jnp.zeros(())}
 
-  # The gradient is 3: the second update takes params beyond 3.4e38.
+  # The gradient is 60: whatever the pace, an update leaves 3.4e38 behind.
   optimizer = optax.sgd(1e38)
   with pytest.raises(NonFiniteError, match="state.params.* at step 6"):
     fit(
       tmp_path,
       17,
       learner=learner.make_learner(overflow, optimizer),
-      batch_fn=lambda _: {"x": np.full((BATCH, 1), 3.0, np.float32)},
+      batch_fn=lambda _: {"x": np.full((BATCH, 1), 60.0, np.float32)},
     )
+  assert not (tmp_path / "checkpoints" / "toy").exists()
+
+
+def _parabola(steepness: float) -> Any:
+  """Plain descent on w^2 / 2, which multiplies w by 1 - pace steepness."""
+
+  def loss(params: Any, keys: jax.Array, batch: Any) -> Any:
+    del keys, batch
+    value = 0.5 * (params["w"] ** 2).sum()
+    return value, {"gap": value}
+
+  return learner.make_learner(loss, optax.sgd(steepness))
+
+
+def test_steps_are_halved_until_training_does_not_diverge(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  # By -4, -1.5 and -0.25 an update: the first two grow beyond any bound.
+  final = fit(tmp_path, 17, learner=_parabola(5.0), most=20 * 3.0)
+  assert float(final.pace) == 0.25
+  whole = init_params()["w"] * (-0.25) ** 17
+  np.testing.assert_allclose(final.params["w"], whole, rtol=1e-5)
+  said = capsys.readouterr().err.splitlines()
+  again = [line for line in said if "with half as long steps" in line]
+  assert len(again) == 2 and all("the gap is" in line for line in again)
+  assert [line["step"] for line in lines(tmp_path)] == [4, 8, 12, 16, 17]
+
+
+def test_training_that_diverges_at_every_pace_ends_with_an_error(
+  tmp_path: pathlib.Path,
+) -> None:
+  with pytest.raises(DivergedError, match="the gap is .* more than 60, at"):
+    fit(tmp_path, 17, learner=_parabola(500.0), most=60.0)
   assert not (tmp_path / "checkpoints" / "toy").exists()
 
 

@@ -4,10 +4,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ctrl_jax
 from ctrl_jax import kernels, training
+from ctrl_jax.learner import make_learner
 from ctrl_jax.objectives import path_consistency
 from tests.toy_tuning import gaussian, quick, side
 
@@ -181,6 +183,31 @@ def test_a_training_that_diverges_is_an_error():
       progress=lambda done, total, metrics: told.append(done),
     )
   assert not told
+
+
+def test_the_pace_rises_and_falls_again():
+  # Ones for gradients, plain steps: the parameter adds up the pace.
+  def loss(params, keys, batch):
+    del keys, batch
+    return -params.sum(), {"gap": params.sum() * 0, "kl": jnp.zeros(())}
+
+  learner = make_learner(loss, optax.sgd(1.0), ema_decay=0.0, axis_name=None)
+  told = []
+  state = training.train(
+    learner,
+    learner.init(jnp.zeros(())),
+    lambda step: {},
+    jax.random.key(0),
+    1.0,
+    num_updates=200,
+    batch_size=1,
+    report=lambda done, total, metrics: told.append(done),
+  )
+  # Half of one window of 25, then 0.02 + 0.98 cos^2 at the start of each.
+  at = np.pi * np.arange(1, 8) * 25 / 400
+  expected = 12.5 + 25 * (0.02 + 0.98 * np.cos(at) ** 2).sum()
+  assert float(state.params) == pytest.approx(expected, rel=1e-5)
+  assert told == [25 * i for i in range(1, 9)]
 
 
 def test_a_long_first_step_costs_no_more_than_others():

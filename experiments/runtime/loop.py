@@ -11,6 +11,7 @@ bit for bit, and the number of devices changes rounding only.
 """
 
 import contextlib
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ctrl_jax import checkpoint, parallel
+from ctrl_jax import checkpoint, parallel, training
 from ctrl_jax.learner import Learner, TrainState
 from experiments.runtime import interrupts, keys, outcome
-from experiments.runtime.errors import NonFiniteError
+from experiments.runtime.errors import DivergedError, NonFiniteError
 from experiments.runtime.logs import Log
 from experiments.runtime.recorder import Recorder
 
@@ -87,6 +88,11 @@ def _restore(
   return restored
 
 
+def _at_pace(state: TrainState, pace: float, mesh: Mesh) -> TrainState:
+  """The same state, with this on all devices."""
+  return state._replace(pace=parallel.replicate(jnp.float32(pace), mesh))
+
+
 def fit(
   stage: str,
   learner: Learner,
@@ -102,8 +108,12 @@ def fit(
   save_every: int,
   log: Log,
   live: Sequence[str] = (),
+  most: float = math.inf,
 ) -> TrainState:
   """Trains to `num_steps`, from the newest checkpoint if there is one.
+
+  Where it diverges it goes on from the newest checkpoint with half as long
+  steps, `training.RETRIES` times.
 
   Args:
     stage: names the checkpoints, the lines of the log and the random numbers.
@@ -120,6 +130,7 @@ def fit(
     save_every: updates from checkpoint to checkpoint; the last is always saved.
     log: where metrics go.
     live: metrics to show beside the progress bar.
+    most: of the metric `gap`, in nats; above it, training diverged.
 
   Returns:
     The state after `num_steps` updates, replicated over the mesh.
@@ -127,44 +138,79 @@ def fit(
   Raises:
     ValueError: the devices cannot share the batch, or a checkpoint is of
       another model.
-    NonFiniteError: a metric or a parameter is not finite; no such state was
-      saved.
+    DivergedError: it diverged once more, as a value that is not finite or as
+      the gap; no such state was saved.
     OSError: a checkpoint could not be written; the one before is intact.
     SystemExit: SIGINT or SIGTERM came; the state was saved.
   """
   parallel.check_batch_size(batch_size, mesh, name=f"{stage}.batch_size")
   directory = workdir / "checkpoints" / stage
   restored = _restore(directory, learner, params, mesh)
-  state, start = restored.state, int(restored.state.step)
-  if start >= num_steps:
-    return state
-  log.rewind(stage, start)
-  recorder = Recorder(
-    stage,
-    restored.extra,
-    start=start,
-    num_steps=num_steps,
-    log_every=log_every,
-    log=log,
-    live=live,
-  )
+  if int(restored.state.step) >= num_steps:
+    return restored.state
   update = _compiled(learner, mesh)
   examples = _examples(keys.stage_key(seed, stage), batch_size)
   examples = parallel.shard(examples, mesh)
+
+  def advance(state: TrainState, step: int) -> tuple[TrainState, Any]:
+    batch = {} if batch_fn is None else batch_fn(step - 1)
+    _check_rows(batch, batch_size)
+    return update(state, examples, parallel.shard(batch, mesh))
+
+  left = training.RETRIES
+  while True:
+    start, pace = int(restored.state.step), float(restored.state.pace)
+    log.rewind(stage, start)
+    recorder = Recorder(
+      *(stage, restored.extra),
+      start=start,
+      num_steps=num_steps,
+      log_every=log_every,
+      log=log,
+      live=live,
+      most=most,
+    )
+    try:
+      return _train(
+        advance, restored.state, recorder, directory, num_steps, save_every
+      )
+    except DivergedError as error:
+      if not left:
+        raise
+      told = f"{stage}: {error.told} at step {error.step}"
+    left -= 1
+    restored = _restore(directory, learner, params, mesh)
+    again = int(restored.state.step)
+    print(
+      f"warning: {told}: from step {again} again, with half as long steps",
+      file=sys.stderr,
+    )
+    state = _at_pace(restored.state, pace / 2, mesh)
+    restored = restored._replace(state=state)
+
+
+def _train(
+  advance: Callable[[TrainState, int], tuple[TrainState, Any]],
+  state: TrainState,
+  recorder: Recorder,
+  directory: pathlib.Path,
+  num_steps: int,
+  save_every: int,
+) -> TrainState:
+  """Updates and saves a state until it is done, diverges, or is to stop."""
   stopped: list[int] = []
+  start = int(state.step)
   with contextlib.closing(recorder), interrupts.collected() as signals:
     for step in range(start + 1, num_steps + 1):
-      batch = {} if batch_fn is None else batch_fn(step - 1)
-      _check_rows(batch, batch_size)
-      state, metrics = update(state, examples, parallel.shard(batch, mesh))
+      state, metrics = advance(state, step)
       recorder.push(step, metrics)
       stopped = interrupts.agreed(signals)
       if stopped or step % save_every == 0 or step == num_steps:
         recorder.catch_up()
-        _check_finite(stage, step, state)
+        _check_finite(recorder.stage, step, state)
         checkpoint.save(directory, step, state, extra=recorder.unfinished())
       if stopped:
         break
   if stopped:
-    outcome.leave(stopped[0], f"{stage} saved at step {step}; ")
+    outcome.leave(stopped[0], f"{recorder.stage} saved at step {step}; ")
   return state

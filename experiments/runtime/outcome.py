@@ -15,7 +15,7 @@ from typing import NoReturn
 
 import absl.logging
 
-from experiments.runtime.errors import NonFiniteError
+from experiments.runtime.errors import DivergedError
 
 _ROOT = pathlib.Path(__file__).parents[2]
 _OURS = (_ROOT / "ctrl_jax", _ROOT / "experiments")
@@ -36,7 +36,7 @@ def exit_code(command: Callable[[], None], *, resumes: bool = True) -> int:
   signal.signal(signal.SIGTERM, _terminate if resumes else _stop)
   try:
     command()
-  except NonFiniteError as error:
+  except DivergedError as error:
     return _tell(error, 1)
   except OSError as error:
     return _tell(error, 2)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from experiments.runtime.errors import NonFiniteError
+from experiments.runtime.errors import DivergedError, NonFiniteError
 from experiments.runtime.logs import Log, Progress
 
 QUEUED = 2  # updates that the devices may be ahead of the host
@@ -32,13 +32,19 @@ class Recorder:
     log_every: int,
     log: Log,
     live: Sequence[str],
+    most: float = math.inf,
   ) -> None:
-    """Continues at `start` with what `unfinished()` returned there."""
-    self._stage, self._log, self._live = stage, log, live
+    """Continues at `start` with what `unfinished()` returned there.
+
+    Above `most` nats the mean of the metric `gap` says that training diverged.
+    """
+    self.stage, self._log, self._live = stage, log, live
     self._num_steps, self._log_every = num_steps, log_every
+    self._most = most
     self._sums: dict[str, float] = dict(unfinished.get("sums", {}))
     self._count: int = unfinished.get("count", 0)
     self._queue: collections.deque[tuple[int, Any]] = collections.deque()
+    self._step = start
     self._progress = Progress(stage, start=start, total=num_steps)
 
   def push(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
@@ -54,9 +60,10 @@ class Recorder:
     """Waits for all updates.
 
     Raises:
-      NonFiniteError: a metric is not finite.
+      DivergedError: a metric is not finite, or the gap too large by now.
     """
     self._drain(0)
+    self._check(self._step)
 
   def unfinished(self) -> dict[str, Any]:
     """The interval so far, of JSON's types; saved with a checkpoint."""
@@ -75,11 +82,19 @@ class Recorder:
     values = {name: float(value) for name, value in metrics.items()}
     for name, value in values.items():
       if not math.isfinite(value):
-        raise NonFiniteError(self._stage, step, name, value)
+        raise NonFiniteError(self.stage, step, name, value)
       self._sums[name] = self._sums.get(name, 0.0) + value
-    self._count += 1
+    self._count, self._step = self._count + 1, step
     self._progress.advance({n: values[n] for n in self._live if n in values})
     if step % self._log_every == 0 or step == self._num_steps:
+      self._check(step)
       means = {name: total / self._count for name, total in self._sums.items()}
-      self._log.write(self._stage, step, means)
+      self._log.write(self.stage, step, means)
       self._sums, self._count = {}, 0
+
+  def _check(self, step: int) -> None:
+    """Raises DivergedError where the mean gap of the interval is too large."""
+    gap = self._sums.get("gap", 0.0) / max(self._count, 1)
+    if gap > self._most:
+      told = f"the gap is {gap:.4g} nats, more than {self._most:.4g},"
+      raise DivergedError(self.stage, step, told)

@@ -4,6 +4,7 @@
 import jax
 import numpy as np
 
+from ctrl_jax import training
 from ctrl_jax.datasets import labelled
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params
@@ -48,9 +49,23 @@ def train(
       repeats=algorithms.group_size(config),
     ).__getitem__,
     live=("objective", "gap"),
+    most=training.most(before(reference, this.config.reward.gamma)),
     **loop_settings(this, config),
   )
   return jax.device_get(trained.ema_params)
+
+
+def before(reference: Reference, gamma: float) -> float:
+  """The gap without a control, in nats.
+
+  It is the mean of log Z - gamma log p(y | x, c) over samples, c and y, and is
+  inf where a log p is not finite.
+  """
+  log_p = np.where(
+    np.isfinite(reference.log_likelihood), reference.log_likelihood, -np.inf
+  )
+  table = np.asarray(reference.evidence.table.mean)
+  return float(np.mean(table - gamma * log_p.mean(0)))
 
 
 def sample(
