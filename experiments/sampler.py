@@ -33,8 +33,6 @@ from experiments.runtime import finished_run, workdir
 from experiments.training import policies
 from experiments.training.pretraining import Learned, Run
 
-FILE = "sampler.npz"
-VERSION = 1
 METHODS = ("ctrl", "ctrl_resampled", "pretrained")
 
 
@@ -49,7 +47,7 @@ def save(this: Run, learned: Learned, control: Params) -> None:
   """Writes what the run learned."""
   labels = list(enumerate(this.problem.factors, start=1))
   kept = {
-    "version": np.int32(VERSION),
+    "version": np.int32(finished_run.VERSION),
     "sample_shape": np.array(this.problem.sample_shape),
     "classifier": learned.kept,
     "control": control,
@@ -59,7 +57,7 @@ def save(this: Run, learned: Learned, control: Params) -> None:
   if this.problem.data is not None:
     kept["pretrained"] = learned.pretrained.params
   flat = traverse_util.flatten_dict(jax.device_get(kept), sep=":")
-  workdir.write_arrays(this.workdir / FILE, **flat)
+  workdir.write_arrays(this.workdir / finished_run.LEARNED, **flat)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,36 +162,20 @@ def load(run: pathlib.Path) -> Sampler:
     FileNotFoundError: there is no such run, or it is not finished.
     ValueError: it is damaged or of another version of this project.
   """
-  finished_run.family(run, needed=(FILE,))
+  kept = finished_run.learned(run)
   config = finished_run.config_of(run)
-  kept = _read(run / FILE)
   problem = restored.problem(config, run, kept)
   control, reward_fn = config.control, problem.reward_fn
   policy = policies.make(problem, control, reward_fn)
   shapes = jax.eval_shape(policy.init, jax.random.key(0))
   found = jax.tree.map(lambda leaf: leaf.shape, kept["control"])
   if found != jax.tree.map(lambda leaf: leaf.shape, shapes):
-    raise ValueError(f"{run / FILE} holds the control of another model")
+    raise ValueError(
+      f"{run / finished_run.LEARNED} holds the control of another model"
+    )
   return Sampler(
     config=config, problem=problem, policy=policy, control=kept["control"]
   )
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  """The tree that `save` wrote."""
-  try:
-    with np.load(path, allow_pickle=False) as saved:
-      flat = {name: saved[name] for name in saved.files}
-  except (OSError, ValueError) as error:
-    raise ValueError(f"{path} is damaged: {error}") from None
-  kept: dict[str, Any] = traverse_util.unflatten_dict(flat, sep=":")
-  version = int(kept.get("version", 0))
-  if version != VERSION:
-    raise ValueError(
-      f"{path} is of version {version}, and this project reads {VERSION}: run "
-      "its command again in a new workdir"
-    )
-  return kept
 
 
 def _find(name: str, names: Sequence[str], what: str) -> int:

@@ -11,7 +11,7 @@ from ctrl_jax import parallel
 from experiments import sample, sampler, stages
 from experiments.configs import digits, gaussian, mixture
 from experiments.measures import evaluation
-from experiments.runtime import logs, workdir
+from experiments.runtime import finished_run, logs, workdir
 from experiments.sampler import Sampler
 
 pytestmark = pytest.mark.slow
@@ -126,10 +126,10 @@ def test_what_is_no_sampler_is_told(of_gaussian, finished, tmp_path):
     (folder / file).write_bytes((finished[0] / file).read_bytes())
   with pytest.raises(FileNotFoundError, match=r"no sampler\.npz there"):
     sampler.load(folder)
-  (folder / sampler.FILE).write_bytes(b"PK nothing")
+  (folder / finished_run.LEARNED).write_bytes(b"PK nothing")
   with pytest.raises(ValueError, match="is damaged"):
     sampler.load(folder)
-  np.savez(folder / sampler.FILE, version=np.int32(99))
+  np.savez(folder / finished_run.LEARNED, version=np.int32(99))
   with pytest.raises(ValueError, match="is of version 99"):
     sampler.load(folder)
   assert jax.tree.leaves(of_gaussian.control)

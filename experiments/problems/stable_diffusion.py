@@ -139,7 +139,14 @@ def assemble(
   asked = np.array([prompts.index(p) for p in config.prompts], np.int32)
   unseen = [p for p in prompts[: len(shown)] if p not in config.prompts]
   return Problem(
-    pretrained=pretrained(config.model, prompts, parts, encoded),
+    pretrained=pretrained(
+      prompts,
+      parts,
+      encoded,
+      size=config.model.size,
+      guidance=config.model.guidance_scale,
+      control_on=config.model.control_on,
+    ),
     kernel=kernel,
     factors=(),
     num_conditions=len(shown),
@@ -151,29 +158,41 @@ def assemble(
 
 
 def pretrained(
-  config: ConfigDict,
   prompts: Sequence[str],
   parts: Pipeline,
   encoded: pipeline.Prompts,
+  *,
+  size: int,
+  guidance: float,
+  control_on: str = "guided",
 ) -> Pretrained:
-  """The guided model of config.model; its samples are scaled latents."""
+  """The guided model; its samples are scaled latents.
+
+  Args:
+    prompts: values of c.
+    parts: of a folder.
+    encoded: the prompts.
+    size: side of an image, pixels.
+    guidance: strength of the prompt.
+    control_on: as `guided.make_network` has it.
+  """
   params: guided.Parameters = {
     "unet": parts.unet_params,
     "prompts": encoded.prompts,
     "empty": encoded.empty,
   }
-  if config.control_on == "conditional":
+  if control_on == "conditional":
     params["uncontrolled"] = parts.unet_params
   return Pretrained(
     network=guided.make_network(
       parts.unet,
       parts.schedule,
-      guidance=config.guidance_scale,
-      control_on=config.control_on,
+      guidance=guidance,
+      control_on=control_on,
     ),
     params=params,
     sde=parts.schedule.sde,
-    sample_shape=parts.latent_shape(config.size),
+    sample_shape=parts.latent_shape(size),
     conditions=tuple(prompts),
     control_dim=parts.unet.config.control_dim,
     select=guided.is_attention,

@@ -1,15 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config of a run that is finished."""
+"""A run that is finished: its config, and what it learned."""
 
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from ctrl_jax.json_file import shown
 from ctrl_jax.stable_diffusion import folders
 from experiments.configs import base, gaussian, mixture, own, rules
 from experiments.configs import stable_diffusion as schema
+
+LEARNED = "sampler.npz"  # in the run's folder
+VERSION = 1  # of it
 
 # By problem.name: what has all its fields.
 _SCHEMAS: dict[str, Callable[[], ConfigDict]] = {
@@ -59,3 +65,27 @@ def config_of(run: pathlib.Path) -> ConfigDict:
     ) from None
   rules.validate(config)
   return config
+
+
+def learned(run: pathlib.Path) -> dict[str, Any]:
+  """The tree of what a finished run learned, which `sampler.save` wrote.
+
+  Raises:
+    FileNotFoundError: there is no such run, or it is not finished.
+    ValueError: it is damaged or of another version of this project.
+  """
+  family(run, needed=(LEARNED,))
+  path = run / LEARNED
+  try:
+    with np.load(path, allow_pickle=False) as saved:
+      flat = {name: saved[name] for name in saved.files}
+  except (OSError, ValueError) as error:
+    raise ValueError(f"{path} is damaged: {error}") from None
+  kept: dict[str, Any] = traverse_util.unflatten_dict(flat, sep=":")
+  version = int(kept.get("version", 0))
+  if version != VERSION:
+    raise ValueError(
+      f"{path} is of version {version}, and this project reads {VERSION}: run "
+      "its command again in a new workdir"
+    )
+  return kept
