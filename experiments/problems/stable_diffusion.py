@@ -11,7 +11,7 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -164,7 +164,7 @@ def pretrained(
   *,
   size: int,
   guidance: float,
-  control_on: str = "guided",
+  control_on: Literal["guided", "conditional"] = "guided",
 ) -> Pretrained:
   """The guided model; its samples are scaled latents.
 
