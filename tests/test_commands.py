@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import subprocess
+import tomllib
 
 import pytest
 
@@ -151,6 +152,13 @@ def an_installation(words: list[str], command: documented.Command) -> None:
   assert extra in known
 
 
+def this_project(
+  extra: str | None, words: list[str], command: documented.Command
+) -> None:
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  assert extra is None or extra in project["optional-dependencies"]
+
+
 def a_variant(name: str | None, variant: str, *_: object) -> None:
   assert some_config_takes([f":{variant}"], among=name or "")
 
@@ -168,6 +176,7 @@ RULES = {
   r"(?:sbatch .*?)?experiments/launch/(\S+)": a_recipe,
   r"export ": variables,
   r"\.venv/bin/uv pip install": an_installation,
+  r"pip install '?\.(?:\[(\w+)\]')?$": this_project,
   r"(\w+\.py)?:(\w+)$": a_variant,
   r"\.venv/bin/pre-commit install$": lambda *_: importlib.import_module(
     "pre_commit"
@@ -200,6 +209,7 @@ def test_a_command_that_is_told_is_one(command):
     "sbatch experiments/launch/nothing.sh",
     "export NOTHING=1",
     '.venv/bin/uv pip install -c requirements-lock.txt "jax[nothing]"',
+    "pip install '.[nothing]'",
     "frobnicate --all",  # which no rule covers
   ],
 )

@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
+
+from ctrl_jax.datasets import records
+
+try:
+  import tensorflow_datasets as tfds
+except ModuleNotFoundError as error:
+  raise records.missing(error) from None
 
 _HOMEPAGE = "https://archive.ics.uci.edu/dataset/80"
 

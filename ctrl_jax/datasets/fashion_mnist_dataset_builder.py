@@ -12,9 +12,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
 
-from ctrl_jax.datasets import idx
+from ctrl_jax.datasets import idx, records
+
+try:
+  import tensorflow_datasets as tfds
+except ModuleNotFoundError as error:
+  raise records.missing(error) from None
 
 IMAGES = "train-images-idx3-ubyte.gz"
 LABELS = "train-labels-idx1-ubyte.gz"

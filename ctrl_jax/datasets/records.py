@@ -13,6 +13,14 @@ from collections.abc import Iterator
 from typing import Any
 
 
+def missing(error: ModuleNotFoundError) -> ImportError:
+  """What a builder raises where the extra `data` is not installed."""
+  return ImportError(
+    f"data sets need {error.name}: pip install 'ctrl-jax[data]'",
+    name=error.name,
+  )
+
+
 def rows(
   builder_class: Any,
   data_dir: str | os.PathLike[str],
