@@ -91,11 +91,13 @@ class Attention(nn.Module):
     num_heads: must divide d.
     attention: implementation of the attention; see `attend`.
     dtype: of the computation.
+    use_bias: whether queries, keys and values have a bias.
   """
 
   num_heads: int
   attention: Implementation = None
   dtype: Any = jnp.float32
+  use_bias: bool = False
 
   @nn.compact
   def __call__(
@@ -106,7 +108,7 @@ class Attention(nn.Module):
     """Returns what each token gathers; pass x as context for self-attention."""
     width = x.shape[-1]
     project = lambda name, x: nn.Dense(
-      width, use_bias=False, dtype=self.dtype, name=name
+      width, use_bias=self.use_bias, dtype=self.dtype, name=name
     )(x)
     h = attend(
       project("to_q", x),

@@ -20,12 +20,18 @@ from ctrl_jax.json_file import shown
 MOST, MOST_LAYERS = 2**20, 256
 
 
-def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
+def require(
+  config: Mapping[str, Any],
+  supported: Mapping[str, Any],
+  *,
+  like: str = "Stable Diffusion 1.x and 2.x",
+) -> None:
   """Refuses what differs from the one value that is supported.
 
   Args:
     config: contents of config.json.
     supported: value by field; each is diffusers' default as well.
+    like: the models that have these values.
 
   Raises:
     ValueError: a field has another value.
@@ -33,8 +39,7 @@ def require(config: Mapping[str, Any], supported: Mapping[str, Any]) -> None:
   for name, value in supported.items():
     if config.get(name, value) != value:
       raise ValueError(
-        f"{name} is {shown(config[name])}; supported is {value!r}, "
-        "as in Stable Diffusion 1.x and 2.x"
+        f"{name} is {shown(config[name])}; supported is {value!r}, as in {like}"
       )
 
 

@@ -20,11 +20,10 @@ of that embedding is not part of the parameters here.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
@@ -195,11 +194,10 @@ class UNet(nn.Module):
     x = blocks.conv3(
       config.block_out_channels[0], dtype=self.dtype, name="conv_in"
     )(x)
-    x, skips = self._descend(x, embedding, context)
-    x = unet_levels.Middle(**self._parts(-1), name="mid_block")(
-      x, embedding, context
-    )
-    x = self._ascend(x, skips, embedding, context)
+    downs, middle, ups = self._levels()
+    x, skips = unet_levels.descend(downs, x, embedding, context)
+    x = middle(x, embedding, context)
+    x = unet_levels.ascend(ups, x, skips, embedding, context)
     return blocks.project_out(
       self,
       x,
@@ -210,35 +208,31 @@ class UNet(nn.Module):
       remat=self.remat,
     )
 
-  def _descend(
-    self, x: jax.Array, *conditions: jax.Array
-  ) -> tuple[jax.Array, list[jax.Array]]:
-    skips = [x]
-    for i, kind in enumerate(self.config.down_block_types):
-      x, new = unet_levels.Down(
+  def _levels(
+    self,
+  ) -> tuple[Sequence[nn.Module], nn.Module, Sequence[nn.Module]]:
+    """The levels on the way down, the middle, the levels on the way up."""
+    config = self.config
+    downs = [
+      unet_levels.Down(
         **self._parts(i, attends=kind == _DOWN[0]),
-        layers=self.config.layers_per_block,
-        downsample=i < len(self.config.block_out_channels) - 1,
+        layers=config.layers_per_block,
+        downsample=i < len(config.block_out_channels) - 1,
         dtype=self.dtype,
         name=f"down_blocks.{i}",
-      )(x, *conditions)
-      skips += new
-    return x, skips
-
-  def _ascend(
-    self, x: jax.Array, skips: list[jax.Array], *conditions: jax.Array
-  ) -> jax.Array:
-    number = 1 + self.config.layers_per_block
-    for i, kind in enumerate(self.config.up_block_types):
-      here, skips = skips[: -number - 1 : -1], skips[:-number]
-      # What the next level up goes on from has the size to return to.
-      size = skips[-1].shape[1:3] if skips else ()
-      x = unet_levels.Up(
+      )
+      for i, kind in enumerate(config.down_block_types)
+    ]
+    middle = unet_levels.Middle(**self._parts(-1), name="mid_block")
+    ups = [
+      unet_levels.Up(
         **self._parts(-1 - i, attends=kind == _UP[0]),
         dtype=self.dtype,
         name=f"up_blocks.{i}",
-      )(x, here, size, *conditions)
-    return x
+      )
+      for i, kind in enumerate(config.up_block_types)
+    ]
+    return downs, middle, ups
 
   def _parts(self, level: int, *, attends: bool = True) -> dict[str, Any]:
     """The makers of the blocks of a level, counted from the top."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the U-Net: its conditioning vector and its levels.
+"""The parts of a U-Net: its conditioning vector and its levels.
 
 A level is given makers of its blocks, module classes of which all attributes
-but the name are settled, and knows only how they are wired.
+but the name are settled, and knows only how they are wired. Its transformers
+see the context, if the network has one; else they are blocks of attention.
 """
 
 import math
@@ -19,14 +20,37 @@ from ctrl_jax.stable_diffusion.blocks import Downsample, Upsample
 Maker = Callable[..., nn.Module]
 
 
+def step_features(
+  steps: Real[Array, "b"],
+  *,
+  width: int,
+  flip_sin_to_cos: bool,
+  freq_shift: int,
+) -> Float[Array, "b width"]:
+  """Sines and cosines of steps, fractional ones too, in float32.
+
+  Args:
+    steps: indices of training steps.
+    width: number of sines and cosines; even.
+    flip_sin_to_cos: whether the cosines come first.
+    freq_shift: frequencies fall from 1, the last of n = width / 2 of them being
+      10^(-4 (n - 1) / (n - freq_shift)).
+  """
+  half = width // 2
+  exponents = -math.log(10000) * jnp.arange(half) / (half - freq_shift)
+  # In float32 whatever the network's dtype: bf16 has no 999.
+  angles = steps.astype(jnp.float32)[:, None] * jnp.exp(exponents)[None]
+  waves = [jnp.sin(angles), jnp.cos(angles)]
+  return jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
+
+
 class TimeEmbedding(nn.Module):
   """Sines and cosines of a step, and an MLP of them; [b] -> [b, 4 width].
 
   Attributes:
     width: number of sines and cosines; even.
-    flip_sin_to_cos: whether the cosines come first.
-    freq_shift: frequencies fall from 1, the last of n = width / 2 of them being
-      10^(-4 (n - 1) / (n - freq_shift)).
+    flip_sin_to_cos: as in `step_features`.
+    freq_shift: likewise.
     dtype: of the computation.
   """
 
@@ -38,12 +62,12 @@ class TimeEmbedding(nn.Module):
   @nn.compact
   def __call__(self, steps: Real[Array, "b"]) -> Float[Array, "b d"]:
     """Returns the conditioning vector of steps, fractional ones too."""
-    half = self.width // 2
-    exponents = -math.log(10000) * jnp.arange(half) / (half - self.freq_shift)
-    # In float32 whatever the network's dtype: bf16 has no 999.
-    angles = steps.astype(jnp.float32)[:, None] * jnp.exp(exponents)[None]
-    waves = [jnp.sin(angles), jnp.cos(angles)]
-    h = jnp.concatenate(waves[::-1] if self.flip_sin_to_cos else waves, axis=-1)
+    h = step_features(
+      steps,
+      width=self.width,
+      flip_sin_to_cos=self.flip_sin_to_cos,
+      freq_shift=self.freq_shift,
+    )
     dense = lambda name: nn.Dense(4 * self.width, dtype=self.dtype, name=name)
     return dense("linear_2")(nn.silu(dense("linear_1")(h)))
 
@@ -57,6 +81,7 @@ class Down(nn.Module):
     layers: number of residual blocks.
     downsample: whether the next level is at half the size.
     dtype: of the computation.
+    padding: of the halving; see `blocks.Downsample`.
   """
 
   resnet: Maker
@@ -64,23 +89,24 @@ class Down(nn.Module):
   layers: int
   downsample: bool
   dtype: Any = jnp.float32
+  padding: tuple[int, int] = (1, 1)
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "b h w c"],
     embedding: Float[Array, "#b d"],
-    context: Float[Array, "b tokens e"],
+    *context: Float[Array, "b tokens e"],
   ) -> tuple[jax.Array, list[jax.Array]]:
     """Returns the output, and every state on the way to it."""
     skips = []
     for i in range(self.layers):
       x = self.resnet(name=f"resnets.{i}")(x, embedding)
       if self.transformer is not None:
-        x = self.transformer(name=f"attentions.{i}")(x, context)
+        x = self.transformer(name=f"attentions.{i}")(x, *context)
       skips.append(x)
     if self.downsample:
-      x = Downsample((1, 1), self.dtype, name="downsamplers.0")(x)
+      x = Downsample(self.padding, self.dtype, name="downsamplers.0")(x)
       skips.append(x)
     return x, skips
 
@@ -90,22 +116,23 @@ class Middle(nn.Module):
 
   Attributes:
     resnet: makes a residual block.
-    transformer: makes a transformer.
+    transformer: makes a transformer; or None.
   """
 
   resnet: Maker
-  transformer: Maker
+  transformer: Maker | None
 
   @nn.compact
   def __call__(
     self,
     x: Float[Array, "b h w c"],
     embedding: Float[Array, "#b d"],
-    context: Float[Array, "b tokens e"],
+    *context: Float[Array, "b tokens e"],
   ) -> Float[Array, "b h w c"]:
     """Returns the output."""
     x = self.resnet(name="resnets.0")(x, embedding)
-    x = self.transformer(name="attentions.0")(x, context)
+    if self.transformer is not None:
+      x = self.transformer(name="attentions.0")(x, *context)
     return self.resnet(name="resnets.1")(x, embedding)
 
 
@@ -129,7 +156,7 @@ class Up(nn.Module):
     skips: Sequence[jax.Array],
     size: tuple[int, ...],
     embedding: Float[Array, "#b d"],
-    context: Float[Array, "b tokens e"],
+    *context: Float[Array, "b tokens e"],
   ) -> Float[Array, "b new_h new_w channels"]:
     """Returns the input of the next level up.
 
@@ -138,13 +165,53 @@ class Up(nn.Module):
       skips: states [b, h, w, _] of the way down, the last first; one a block.
       size: sides of the next level up; empty at the highest.
       embedding: conditioning vector.
-      context: encoded prompts.
+      *context: encoded prompts, if the network has any.
     """
     for i, skip in enumerate(skips):
       x = jnp.concatenate([x, skip], axis=-1)
       x = self.resnet(name=f"resnets.{i}")(x, embedding)
       if self.transformer is not None:
-        x = self.transformer(name=f"attentions.{i}")(x, context)
+        x = self.transformer(name=f"attentions.{i}")(x, *context)
     if size:
       x = Upsample(self.dtype, name="upsamplers.0")(x, size)
     return x
+
+
+def descend(
+  levels: Sequence[nn.Module], x: jax.Array, *conditions: jax.Array
+) -> tuple[jax.Array, list[jax.Array]]:
+  """Down the levels: the output, and x and every state on the way to it.
+
+  Args:
+    levels: of `Down`, from the highest resolution.
+    x: [b, h, w, c].
+    *conditions: embedding and, if any, context.
+  """
+  skips = [x]
+  for level in levels:
+    x, new = level(x, *conditions)
+    skips += new
+  return x, skips
+
+
+def ascend(
+  levels: Sequence[nn.Module],
+  x: jax.Array,
+  skips: list[jax.Array],
+  *conditions: jax.Array,
+) -> jax.Array:
+  """Up the levels: the output, at the size that `descend` began with.
+
+  Args:
+    levels: of `Up`, from the lowest resolution; each takes as many skips.
+    x: [b, h, w, c].
+    skips: what `descend` met.
+    *conditions: embedding and, if any, context.
+  """
+  number = len(skips) // len(levels)
+  for level in levels:
+    here, skips = skips[: -number - 1 : -1], skips[:-number]
+    # What the next level up goes on from has the size to return to.
+    size = skips[-1].shape[1:3] if skips else ()
+    x = level(x, here, size, *conditions)
+  return x

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of the autoencoder: its levels, and the attention at the lowest."""
+"""The parts of the autoencoder: its levels, and the attention at the lowest.
+
+That attention, of pixels to each other, is also that of `UNet2DModel`, with
+other settings.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,30 +15,34 @@ from jaxtyping import Array, Float
 from ctrl_jax.stable_diffusion.attention import attend
 from ctrl_jax.stable_diffusion.blocks import Resnet, checkpointed, group_norm
 
-EPS = 1e-6  # of every group norm here; no field of the config sets it
+EPS = 1e-6  # of the autoencoder's group norms; no field of the config sets it
 
 
 class SpatialAttention(nn.Module):
-  """Attention of all pixels to each other, one head; [b, h, w, c] -> same.
+  """Attention of all pixels to each other; [b, h, w, c] -> the same.
 
   Attributes:
     groups: of the group norm before it.
     dtype: of the computation.
+    eps: of the group norm.
+    num_heads: attention heads; must divide c.
   """
 
   groups: int
   dtype: Any = jnp.float32
+  eps: float = EPS
+  num_heads: int = 1
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Returns the image with the attention's output added."""
     dense = lambda name: nn.Dense(x.shape[-1], dtype=self.dtype, name=name)
     norm = group_norm(
-      groups=self.groups, eps=EPS, dtype=self.dtype, name="group_norm"
+      groups=self.groups, eps=self.eps, dtype=self.dtype, name="group_norm"
     )
     h = norm(x).reshape(len(x), -1, x.shape[-1])
     q, k, v = (dense(name)(h) for name in ("to_q", "to_k", "to_v"))
-    h = dense("to_out.0")(attend(q, k, v, num_heads=1))
+    h = dense("to_out.0")(attend(q, k, v, num_heads=self.num_heads))
     return x + h.reshape(x.shape)
 
 
