@@ -123,6 +123,19 @@ def test_v_of_known_noise_gives_that_noise() -> None:
   found = ours.eps(v, alpha * x0 + std * eps, t)
   np.testing.assert_allclose(found, eps, rtol=1e-5, atol=1e-6)
   assert make().eps(v, x0, t) is v
+  found = make(prediction_type="sample").eps(x0, alpha * x0 + std * eps, t)
+  np.testing.assert_allclose(found, eps, rtol=1e-5, atol=1e-5)
+
+
+def test_the_cosine_schedule_is_that_of_its_paper() -> None:
+  ours = make(beta_schedule="squaredcos_cap_v2", num_train_timesteps=4000)
+  # Of equation (17): f(t) / f(0) with f(t) = cos^2((t + s) / (1 + s) pi / 2).
+  f = lambda t: np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
+  for step in (0, 1, 1999, 3900):
+    expected = f((step + 1) / 4000) / f(0)
+    assert ours.sde.alpha_bar[step] == pytest.approx(expected, rel=1e-9)
+  # The last would be 0, and is cut.
+  assert ours.sde.alpha_bar[-1] == pytest.approx(1e-3 * ours.sde.alpha_bar[-2])
 
 
 @pytest.mark.parametrize(
@@ -131,8 +144,8 @@ def test_v_of_known_noise_gives_that_noise() -> None:
     ({"clip_sample": True}, "clip_sample is True; supported: False"),
     ({"thresholding": True}, "thresholding is True"),
     ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr is True"),
-    ({"prediction_type": "sample"}, "prediction_type is 'sample'"),
-    ({"beta_schedule": "squaredcos_cap_v2"}, "'linear', 'scaled_linear'"),
+    ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
+    ({"beta_schedule": "sigmoid"}, "'linear', 'scaled_linear'"),
     ({"timestep_spacing": "karras"}, "timestep_spacing is 'karras'"),
     ({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name is"),
     ({"trained_betas": [0.1, 0.2]}, "trained_betas has 2 values"),

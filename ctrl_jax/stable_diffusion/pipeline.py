@@ -65,12 +65,7 @@ class Pipeline:
       params: of the autoencoder.
       latents: [B, h, w, channels].
     """
-    images = self.vae.apply(
-      {"params": params},
-      latents / self.vae.config.scaling_factor,
-      method="decode",
-    )
-    return jnp.asarray(images, jnp.float32)
+    return decode(self.vae, params, latents)
 
 
 def load(
@@ -95,27 +90,47 @@ def load(
   folders.check_pipeline(folder)
   read = folders.read_config
   config = read(folder / "unet/config.json", unet.Config.from_json)
-  vae_config = read(folder / "vae/config.json", vae.Config.from_json)
   network = unet.UNet(config, attention, remat, dtype)
   side = 2 ** (len(config.block_out_channels) - 1)
-  unet_shapes = _shapes(
+  unet_shapes = shapes_of(
     network,
     (1, side, side, config.in_channels),
     (),
     (1, 1, config.cross_attention_dim),
   )
-  autoencoder = vae.VAE(vae_config, remat, dtype)
-  side = vae_config.downsampling
-  vae_shapes = _shapes(autoencoder, (1, side, side, vae_config.in_channels))
+  unet_params = weights.load(
+    folder / "unet", unet_shapes, dtype=dtype, ignore=("class_embedding.",)
+  )
+  autoencoder, vae_params = load_vae(folder / "vae", dtype=dtype, remat=remat)
   return Pipeline(
     unet=network,
     vae=autoencoder,
     schedule=schedule.load(folder / "scheduler"),
-    unet_params=weights.load(
-      folder / "unet", unet_shapes, dtype=dtype, ignore=("class_embedding.",)
-    ),
-    vae_params=weights.load(folder / "vae", vae_shapes, dtype=dtype),
+    unet_params=unet_params,
+    vae_params=vae_params,
   )
+
+
+def load_vae(
+  folder: pathlib.Path, *, dtype: Any = jnp.float32, remat: bool = False
+) -> tuple[vae.VAE, Params]:
+  """The autoencoder in a folder "vae", and its parameters; as `load` does."""
+  config = folders.read_config(folder / "config.json", vae.Config.from_json)
+  autoencoder, side = vae.VAE(config, remat, dtype), config.downsampling
+  shapes = shapes_of(autoencoder, (1, side, side, config.in_channels))
+  return autoencoder, weights.load(folder, shapes, dtype=dtype)
+
+
+def decode(
+  autoencoder: vae.VAE, params: Params, latents: jax.Array
+) -> jax.Array:
+  """Images [B, H, W, 3] of scaled latents, as `Pipeline.decode` says."""
+  images = autoencoder.apply(
+    {"params": params},
+    latents / autoencoder.config.scaling_factor,
+    method="decode",
+  )
+  return jnp.asarray(images, jnp.float32)
 
 
 def encode_prompts(
@@ -145,7 +160,7 @@ def encode_prompts(
   )
   config.check_tokens(tokens.ids)
   encoder = clip_text.TextEncoder(config, dtype)
-  shapes = _shapes(encoder, (1, 1), dtype=jnp.int32)
+  shapes = shapes_of(encoder, (1, 1), dtype=jnp.int32)
   params = weights.load(source, shapes, dtype=dtype)
   hidden = jax.jit(encoder.apply)({"params": params}, tokens.ids).hidden
   cut = zip(prompts, tokens.truncated, strict=False)
@@ -154,7 +169,7 @@ def encode_prompts(
   )
 
 
-def _shapes(
+def shapes_of(
   module: Any, *shapes: tuple[int, ...], dtype: Any = jnp.float32
 ) -> Params:
   """The tree of a module's parameters, as shapes, by those of its inputs."""

@@ -24,7 +24,7 @@ import numpy as np
 
 from ctrl_jax import kernels
 from ctrl_jax.json_file import shown
-from ctrl_jax.predictions import eps_from_v
+from ctrl_jax.predictions import eps_from_v, eps_from_x0
 from ctrl_jax.sde import Tabulated
 from ctrl_jax.stable_diffusion import fields, folders
 
@@ -38,9 +38,9 @@ _FAMILY = (
 _MOST = 100_000  # training steps
 _SUPPORTED = {
   "_class_name": tuple(f"{name}Scheduler" for name in _FAMILY),
-  "beta_schedule": ("linear", "scaled_linear"),
+  "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
   "clip_sample": (False,),
-  "prediction_type": ("epsilon", "v_prediction"),
+  "prediction_type": ("epsilon", "v_prediction", "sample"),
   "rescale_betas_zero_snr": (False,),
   "thresholding": (False,),
   "timestep_spacing": ("leading", "trailing", "linspace"),
@@ -86,7 +86,8 @@ class Schedule:
 
   Attributes:
     sde: the forward process, with one alpha_bar a training step.
-    prediction_type: what the network predicts, "epsilon" or "v_prediction".
+    prediction_type: what the network predicts, "epsilon", "v_prediction" or
+      "sample", x_0.
     timestep_spacing: "leading", "trailing" or "linspace".
     steps_offset: added to every step of the "leading" spacing.
     set_alpha_to_one: whether sampling ends at alpha_bar = 1 or at that of
@@ -108,10 +109,7 @@ class Schedule:
     Raises:
       ValueError: a field has a value that is not supported.
     """
-    # Only these two clip unless told otherwise; the rest do not know how to.
-    kind = config.get("_class_name", "DDIMScheduler")
-    clips = kind in ("DDIMScheduler", "DDPMScheduler")
-    given = {"clip_sample": clips, **config}
+    given = {"clip_sample": clips(config), **config}
     found = _Fields(**fields.select(given, _Fields))
     for field, values in _SUPPORTED.items():
       value = getattr(found, field)
@@ -194,7 +192,16 @@ class Schedule:
     """The noise prediction in a network's output at (x, t), t scalar."""
     if self.prediction_type == "v_prediction":
       return eps_from_v(self.sde, output, x, t)
+    if self.prediction_type == "sample":
+      return eps_from_x0(self.sde, output, x, t)
     return output
+
+
+def clips(config: Mapping[str, Any]) -> bool:
+  """Whether a scheduler that does not say so cuts each predicted x_0."""
+  # Only these two do; the rest do not know how to.
+  kind = config.get("_class_name", "DDIMScheduler")
+  return kind in ("DDIMScheduler", "DDPMScheduler")
 
 
 def load(folder: pathlib.Path) -> Schedule:
@@ -219,6 +226,11 @@ def _betas(config: _Fields) -> np.ndarray:
         f"num_train_timesteps {total} expected"
       )
     return np.array(betas, np.float64)
+  if config.beta_schedule == "squaredcos_cap_v2":
+    # Nichol & Dhariwal, arXiv 2102.09672, equation (17) and its cut.
+    angles = (np.linspace(0, 1, total + 1) + 0.008) / 1.008 * np.pi / 2
+    squares = np.cos(angles) ** 2
+    return np.minimum(1 - squares[1:] / squares[:-1], 0.999)
   power = 2 if config.beta_schedule == "scaled_linear" else 1
   ends = config.beta_start ** (1 / power), config.beta_end ** (1 / power)
   return np.linspace(*ends, total) ** power

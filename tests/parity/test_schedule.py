@@ -42,6 +42,8 @@ CONFIGS = {
     "timestep_spacing": "linspace",
     "set_alpha_to_one": True,
   },
+  "sample": {**SD15, "prediction_type": "sample"},
+  "cosine": {**SD15, "beta_schedule": "squaredcos_cap_v2"},
   "linear": {
     "_class_name": "DDIMScheduler",
     "clip_sample": False,
@@ -77,6 +79,9 @@ def test_every_step_is_theirs(
   worst = 0.0
   for k, step in enumerate(theirs.timesteps):
     x, output, z = rng.standard_normal((3, *SHAPE), np.float32)
+    if name == "sample":  # a prediction from which the noise is of order one
+      alpha, std = (f(kernel.times[k]) for f in (ours.sde.alpha, ours.sde.std))
+      x = (alpha * output + std * x).astype(np.float32)
     expected = theirs.step(
       torch.tensor(output),
       step,
