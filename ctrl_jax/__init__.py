@@ -3,9 +3,10 @@ r"""Adds a control y to a diffusion model, and says how exactly, in nats.
 
 Three nouns. A `Pretrained` is the model p_pre(x | c) that somebody trained: a
 network that predicts noise, its parameters, its forward process (`VP`, `VE` or
-`Flow`). A reward is log p(y | x, c) in nats, any function of (x, c, y) that JAX
-can differentiate; `fit_labels` makes one of examples. A `Controlled` is what
-`tune` makes of the two: a sampler that knows how far it is from its target
+`Flow`); `diffusers.load` makes one of a folder. A reward is log p(y | x, c) in
+nats, any function of (x, c, y) that JAX can differentiate; `fit_labels` makes
+one of examples. A `Controlled` is what `tune` makes of the two: a sampler that
+knows how far it is from its target
 
     p(y | x, c)^gamma p_pre(x | c) / Z(c, y)
 
@@ -37,6 +38,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from ctrl_jax import diffusers
   from ctrl_jax.controlled import Controlled, load
   from ctrl_jax.flow import Flow
   from ctrl_jax.labels import fit as fit_labels
@@ -54,17 +56,19 @@ __all__ = [
   "Controlled",
   "Flow",
   "Pretrained",
+  "diffusers",
   "fit_labels",
   "load",
   "tune",
 ]
 
-_HOMES = {  # modules, and the names there
+_HOMES = {  # modules, and the names there; None is the module itself
   "Controlled": ("controlled", "Controlled"),
   "Flow": ("flow", "Flow"),
   "Pretrained": ("pretrained", "Pretrained"),
   "VE": ("sde", "VE"),
   "VP": ("sde", "VP"),
+  "diffusers": ("diffusers", None),
   "fit_labels": ("labels", "fit"),
   "load": ("controlled", "load"),
   "tune": ("tuning", "tune"),
@@ -76,7 +80,8 @@ def __getattr__(name: str) -> Any:
   if name not in _HOMES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   module, there = _HOMES[name]
-  return getattr(importlib.import_module(f"{__name__}.{module}"), there)
+  found = importlib.import_module(f"{__name__}.{module}")
+  return found if there is None else getattr(found, there)
 
 
 def __dir__() -> list[str]:

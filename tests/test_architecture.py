@@ -21,7 +21,7 @@ types choices, files json_file sde metrics weights parallel nearest, kernels
 learner flow predictions models datasets checkpoint control_file, sampling
 linear_quadratic training fitting, paths, rewards policy trust, pretrained
 steering transitions units composition, objectives guidance bridge, evidence,
-labels certification headed, controlled, tuning, stable_diffusion
+labels certification headed, controlled, tuning, stable_diffusion, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
@@ -38,7 +38,7 @@ NOT_IN_LIBRARY = {
   "tensorboardX",
   "tqdm",
 }
-TENSORFLOW = {"tensorflow", "clu"}
+ENTRANCES = {"ctrl_jax.__init__", "ctrl_jax.diffusers.__init__"}
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill"}
 
 
@@ -120,7 +120,7 @@ def file_faults(name: str, source: str) -> list[str]:
   if not source:  # an empty __init__.py
     return []
   tree, names = ast.parse(source), imports(source)
-  package = name.endswith("__init__") and name.count(".") > 1
+  package = name.endswith("__init__") and name not in ENTRANCES
   parts = {part for other in names for part in other.split(".")}
   parts |= {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
   rules = {
@@ -130,8 +130,8 @@ def file_faults(name: str, source: str) -> list[str]:
     "is named utils, not by what it does": name.endswith(".utils"),
     "imports by a relative name": "" in roots(names),
     # A re-export would hide from import_graph where a name comes from.
-    "imports in an inner __init__": package and bool(names),
-    "imports TensorFlow": bool(roots(names) & TENSORFLOW),
+    "imports in an __init__": package and bool(names),
+    "imports TensorFlow": bool(roots(names) & {"tensorflow", "clu"}),
     "uses a private _src package": "_src" in parts,
   }
   return [fault for fault, broken in rules.items() if broken]

@@ -10,6 +10,7 @@ import pytest
 
 import ctrl_jax
 from ctrl_jax import controlled, flow, labels, pretrained, sde, tuning
+from ctrl_jax.diffusers import loading
 
 
 def test_names_are_those_of_the_modules():
@@ -20,6 +21,7 @@ def test_names_are_those_of_the_modules():
   assert ctrl_jax.Pretrained is pretrained.Pretrained
   assert (ctrl_jax.VP, ctrl_jax.VE) == (sde.VP, sde.VE)
   assert ctrl_jax.Flow is flow.Flow
+  assert ctrl_jax.diffusers.load is loading.load
   assert ctrl_jax.__version__ == importlib.metadata.version("ctrl-jax")
 
 

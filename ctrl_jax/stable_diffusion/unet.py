@@ -20,14 +20,14 @@ of that embedding is not part of the parameters here.
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Real
 
-from ctrl_jax.stable_diffusion import blocks, fields, unet_levels
+from ctrl_jax.stable_diffusion import blocks, fields, unet_levels, unet_wiring
 from ctrl_jax.stable_diffusion.attention import Implementation, Transformer2D
 
 # SDXL's first: its folder is the likeliest to be taken for one of these.
@@ -194,10 +194,14 @@ class UNet(nn.Module):
     x = blocks.conv3(
       config.block_out_channels[0], dtype=self.dtype, name="conv_in"
     )(x)
-    downs, middle, ups = self._levels()
-    x, skips = unet_levels.descend(downs, x, embedding, context)
-    x = middle(x, embedding, context)
-    x = unet_levels.ascend(ups, x, skips, embedding, context)
+    x = unet_wiring.through(
+      *(x, embedding, context),
+      parts=self._parts,
+      downs=[kind == _DOWN[0] for kind in config.down_block_types],
+      ups=[kind == _UP[0] for kind in config.up_block_types],
+      layers=config.layers_per_block,
+      dtype=self.dtype,
+    )
     return blocks.project_out(
       self,
       x,
@@ -208,33 +212,7 @@ class UNet(nn.Module):
       remat=self.remat,
     )
 
-  def _levels(
-    self,
-  ) -> tuple[Sequence[nn.Module], nn.Module, Sequence[nn.Module]]:
-    """The levels on the way down, the middle, the levels on the way up."""
-    config = self.config
-    downs = [
-      unet_levels.Down(
-        **self._parts(i, attends=kind == _DOWN[0]),
-        layers=config.layers_per_block,
-        downsample=i < len(config.block_out_channels) - 1,
-        dtype=self.dtype,
-        name=f"down_blocks.{i}",
-      )
-      for i, kind in enumerate(config.down_block_types)
-    ]
-    middle = unet_levels.Middle(**self._parts(-1), name="mid_block")
-    ups = [
-      unet_levels.Up(
-        **self._parts(-1 - i, attends=kind == _UP[0]),
-        dtype=self.dtype,
-        name=f"up_blocks.{i}",
-      )
-      for i, kind in enumerate(config.up_block_types)
-    ]
-    return downs, middle, ups
-
-  def _parts(self, level: int, *, attends: bool = True) -> dict[str, Any]:
+  def _parts(self, level: int, attends: bool) -> dict[str, Any]:
     """The makers of the blocks of a level, counted from the top."""
     config = self.config
     shared = {"groups": config.norm_num_groups, "dtype": self.dtype}
