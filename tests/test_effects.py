@@ -12,6 +12,7 @@ from experiments.configs import (
   fashion,
   gaussian,
   mixture,
+  own,
   rules,
   sd15_compressibility,
   sd15_multitask,
@@ -23,6 +24,8 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
   (digits, {"sde.std_min": 0.1}, {"sde.name": "ve"}),
   (digits, {"sde.beta_max": 9.0}, {}),
   (digits, {"kernel.eta": 0.5}, {}),
+  (own, {"model.guidance_scale": 2.0}, {"model.path": "/model"}),
+  (own, {"model.conditions": ("cat",)}, {"model.path": "/model"}),
   (fashion, {"data.dir": "/files"}, {}),
   (digits, {"control.rank": 3}, {"control.adapt": "lora"}),
   (digits, {"control.learning_rate": 0.1}, {"control.adapt": "full"}),
@@ -126,12 +129,26 @@ def test_what_takes_an_effect_away(changes: dict[str, Any], field: str) -> None:
     effects.check(config, digits.get_config())
 
 
+@pytest.mark.parametrize(
+  "field", ["sde.beta_max", "prior.num_steps", "model.patch", "data.size"]
+)
+def test_of_a_model_that_is_there_nothing_is_trained(field: str) -> None:
+  default = own.get_config()
+  config = default.copy_and_resolve_references()
+  config.model.path = "/model"
+  value = rules.flatten(config)[field]
+  config.update_from_flattened_dict({field: 2 * value})
+  with pytest.raises(ValueError, match=f"^{field} has no effect without model"):
+    effects.check(config, default)
+
+
 def test_the_table_has_fields_of_the_schemas_alone() -> None:
   schemas = (
     base.get_config,
     base.gaussian_config,
     base.mixture_config,
     stable_diffusion.get_config,
+    own.get_config,
   )
   fields = {field for schema in schemas for field in rules.flatten(schema())}
   names = fields | {f"control.{name}" for name in rules.OBJECTIVES}

@@ -46,8 +46,9 @@ def _cells(config: ConfigDict) -> tuple[int, int, int]:
     controls = drawn.num_controls * max(drawn.get("second_factor", 0), 1)
     return conditions, conditions, controls
   data = config.data
-  if family == "own":
-    return 1, 1, 2  # or as many as the table has, once it is read
+  if family == "own":  # or as many as there are, once all is read
+    conditions = max(len(config.model.conditions), 1)
+    return conditions, conditions, 2
   if family == "stable_diffusion":
     prompts = stable_diffusion.all_prompts(config)
     evaluated = config.evaluate.prompts or prompts

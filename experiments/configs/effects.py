@@ -74,6 +74,14 @@ def _compared(name: str) -> Needs:
 
 
 _HEAD = Needs(lambda config: bool(config.control.head), "control.head")
+_GIVEN = Needs(
+  lambda config: bool(config.model.path),
+  "model.path: the model is trained here",
+)
+_TRAINED = Needs(
+  lambda config: not config.get("model", {}).get("path"),
+  'model.path="": that model is trained already',
+)
 _CLASSIFIERS = ("classifier", "independent")
 
 # A field, or the section of several, and what it needs.
@@ -120,6 +128,12 @@ TABLE: dict[str, Needs] = {
     )
     for section in _CLASSIFIERS
   },
+  **{field: _TRAINED for field in ("sde", "prior", "data.size")},
+  **{f"model.{name}": _TRAINED for name in ("dims", "num_layers", "num_heads")},
+  "model.patch": _TRAINED,
+  **{f"model.{name}": _GIVEN for name in ("conditions", "guidance_scale")},
+  "model.dtype": _GIVEN,
+  "model.size": _GIVEN,
   "model.control_on": Needs(
     lambda config: config.model.guidance_scale > 1,
     "model.guidance_scale above 1",

@@ -71,11 +71,18 @@ def _schema() -> ConfigDict:
         "labels": "",  # table of their labels; "": one in the folder
         "columns": (),  # of the table, each a factor of y; (): all
         "bins": 4,  # that a column of real numbers is cut in
-        "size": 28,  # pixels a side of what the model is trained on
+        "size": 28,  # pixels a side; of a model that is there, its own
         "num_images": 0,  # the first so many; 0: all
         "max_pixels": 2**26,  # of an image, above which it is skipped
       },
-      "model": {  # DiT
+      "model": {
+        # A folder of diffusers, a finished run's, or package.module:function,
+        # which returns a ctrl_jax.Pretrained; "": a DiT is trained here.
+        "path": "",
+        "conditions": (),  # values of c, by name, or prompts; (): all there are
+        "guidance_scale": 1.0,  # strength of c, where the pipeline has one
+        "dtype": "float32",  # of a folder's weights; or bfloat16
+        "size": 512,  # side of Stable Diffusion's images in pixels
         "dims": 96,  # width
         "num_layers": 3,
         "num_heads": 4,

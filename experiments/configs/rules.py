@@ -65,6 +65,10 @@ _NOT_NEGATIVE: Rule = (lambda v: 0 <= v < float("inf"), "use 0 or more")
 _AT_LEAST_1: Rule = (lambda v: 1 <= v < float("inf"), "use 1 or more")
 _FRACTION: Rule = (lambda v: 0 <= v < 1, "use a number in [0, 1)")
 _EDGES: Rule = (_increasing, "use increasing numbers, or () for equal shares")
+_DIFFERENT: Rule = (
+  lambda v: _texts(v) and len(set(v)) == len(v),
+  "use different texts, as in ('cat', 'dog')",
+)
 _NEEDS_NOISE = "use a number in (0, 1]: without noise nothing can be controlled"
 
 # By a field's name, or the last part of it.
@@ -140,10 +144,8 @@ RULES: dict[str, Rule] = {
   "guidance_scale": _AT_LEAST_1,
   "widths": (_eights, "use multiples of 8, such as (64, 128, 256)"),
   "strides": (_widths, "use whole numbers above 0, such as (1, 2, 2)"),
-  "prompts": (
-    lambda v: _texts(v) and len(set(v)) == len(v),
-    "use different texts, as in ('cat', 'dog')",
-  ),
+  "prompts": _DIFFERENT,
+  "conditions": _DIFFERENT,
   "edges": _EDGES,
   "second_edges": _EDGES,
   "best_of": _AT_LEAST_1,

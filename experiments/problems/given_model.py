@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where somebody's own pre-trained model comes from: config.model.path.
+
+    a folder of diffusers    its model_index.json says which pipeline
+    a finished run's folder  the model that the run trained
+    package.module:function  anybody's Python, which returns a Pretrained
+
+Whatever else a problem needs, it asks the `Pretrained` that comes out.
+"""
+
+import dataclasses
+import importlib
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ctrl_jax import diffusers
+from ctrl_jax.kernels import Kernel
+from ctrl_jax.pretrained import Pretrained
+from ctrl_jax.stable_diffusion import folders, pipeline
+from experiments.problems import images, stable_diffusion
+from experiments.problems.problem import make_kernel, make_sde
+from experiments.runtime import finished_run, inputs
+
+INDEX = "model_index.json"
+SIZE = 512  # pixels a side, of Stable Diffusion
+
+
+class Source(NamedTuple):
+  """A model with parameters, and the sampler that suits it."""
+
+  model: Pretrained
+  kernel: Kernel
+
+
+def find(config: ConfigDict, workdir: pathlib.Path) -> Source | None:
+  """The model of config.model.path; None where one is to be trained.
+
+  Raises:
+    FileNotFoundError: there is nothing at that path.
+    ValueError: it is no model that can be read; says what is wrong.
+  """
+  path = config.model.path
+  if not path:
+    return None
+  folder = pathlib.Path(path).expanduser()
+  names = tuple(config.model.conditions)
+  if (folder / INDEX).is_file():
+    found = _of_pipeline(folder, config, names)
+  elif folder.is_dir() or ":" in path:
+    model = of_run(folder) if folder.is_dir() else of_function(path)
+    model = _asked(model, names)
+    found = Source(model, make_kernel(config.kernel, model.sde))
+  else:
+    raise FileNotFoundError(
+      f"model.path is {path!r}: there is no such folder, and a function of "
+      "Python is named as package.module:function"
+    )
+  what = f"the model of {path}"
+  leaves = jax.tree.leaves(found.model.params)
+  inputs.tie_arrays(workdir, "model.path", what, leaves)
+  return found
+
+
+def _of_pipeline(
+  folder: pathlib.Path, config: ConfigDict, names: tuple[str, ...]
+) -> Source:
+  """A folder of diffusers, whose steps are those that it was trained at."""
+  settings, steps = config.model, config.kernel.num_steps
+  kind = folders.read_json(folder / INDEX).get("_class_name")
+  if kind != "StableDiffusionPipeline":
+    model = diffusers.load(
+      folder,
+      dtype=jnp.dtype(settings.dtype),
+      clip=False,
+      guidance=settings.guidance_scale,
+    )
+    return Source(
+      _asked(model, names),
+      diffusers.kernel(folder, steps, eta=config.kernel.eta),
+    )
+  if not names:
+    raise ValueError(
+      f"model.path is {folder}, which reads prompts: give some, as in "
+      "--config.model.conditions=\"('a cat', 'a dog')\""
+    )
+  dtype: Any = jnp.dtype(settings.dtype)
+  parts = pipeline.load(folder, dtype=dtype)
+  encoded = pipeline.encode_prompts(folder, names, dtype=dtype)
+  return Source(
+    stable_diffusion.pretrained(
+      names,
+      parts,
+      encoded,
+      size=config.data.size or SIZE,
+      guidance=settings.guidance_scale,
+    ),
+    parts.schedule.kernel(steps, eta=config.kernel.eta),
+  )
+
+
+def of_run(run: pathlib.Path) -> Pretrained:
+  """The model that a finished run trained, as it was before its control.
+
+  Raises:
+    FileNotFoundError: it is neither a run nor a folder of diffusers.
+    ValueError: it trained none, or is damaged.
+  """
+  if not (run / finished_run.LEARNED).is_file():
+    raise FileNotFoundError(
+      f"model.path is {run}, which has neither the {INDEX} of a diffusers "
+      f"pipeline nor the {finished_run.LEARNED} of a finished run"
+    )
+  kept, family = finished_run.learned(run), finished_run.family(run)
+  config = finished_run.config_of(run)
+  if "pretrained" not in kept:
+    raise ValueError(
+      f"model.path is {run}, a run of {family}, which trained no model: give "
+      "the path of the one that it used"
+    )
+  model = images.untrained(
+    config.model,
+    tuple(kept["sample_shape"].tolist()),
+    make_sde(config.sde),
+    conditions=() if family == "own" else images.CONDITIONS,
+  )
+  return model.with_params(kept["pretrained"])
+
+
+def of_function(path: str) -> Pretrained:
+  """What a function of somebody's own returns; its module is imported.
+
+  Args:
+    path: package.module:function; modules of the current folder are found.
+
+  Raises:
+    ValueError: there is no such module or function, or it returns something
+      else, or a model without parameters or with a wrong network.
+  """
+  module, _, name = path.partition(":")
+  if str(pathlib.Path.cwd()) not in sys.path:
+    sys.path.insert(0, str(pathlib.Path.cwd()))
+  try:
+    function = getattr(importlib.import_module(module), name)
+  except (ImportError, AttributeError) as error:
+    raise ValueError(f"model.path is {path!r}: {error}") from error
+  model = function() if callable(function) else function
+  if not isinstance(model, Pretrained):
+    raise ValueError(
+      f"model.path is {path!r}, which gives a {type(model).__name__} and not a "
+      "ctrl_jax.Pretrained"
+    )
+  if model.params is None:
+    raise ValueError(f"model.path is {path!r}: its model has params = None")
+  x = jax.ShapeDtypeStruct((2, *model.sample_shape), jnp.float32)
+  c = jax.ShapeDtypeStruct((2,), jnp.int32) if model.conditions else None
+  try:
+    eps = jax.eval_shape(model.eps, model.params, x, jnp.float32(0.5), c)
+  except TypeError as error:
+    raise ValueError(f"model.path is {path!r}: its network: {error}") from error
+  if eps.shape != x.shape:
+    raise ValueError(
+      f"model.path is {path!r}: of samples {x.shape} its network makes "
+      f"{eps.shape}, and must make noise of the same shape"
+    )
+  return model
+
+
+def picture_shape(model: Pretrained) -> tuple[int, ...]:
+  """Of one sample as data, such as the image that a latent decodes to."""
+  x = jax.ShapeDtypeStruct((1, *model.sample_shape), jnp.float32)
+  return tuple(jax.eval_shape(model.decoded, x).shape[1:])
+
+
+def _asked(model: Pretrained, names: tuple[str, ...]) -> Pretrained:
+  """The model of some of its conditions only, in this order.
+
+  Raises:
+    ValueError: it has no such condition, or none at all.
+  """
+  if not names:
+    return model
+  missing = [name for name in names if name not in model.conditions]
+  if missing:
+    raise ValueError(
+      f"model.conditions has {missing[0]!r}: this model has "
+      f"{', '.join(model.conditions[:10]) or 'none'}"
+      f"{' ...' if len(model.conditions) > 10 else ''}"
+    )
+  ids = np.array([model.conditions.index(name) for name in names], np.int32)
+
+  def network(params: Any, x: Any, t: Any, c: Any, control: Any) -> Any:
+    return model.network(params, x, t, jnp.asarray(ids)[c], control)
+
+  return dataclasses.replace(model, conditions=names, network=network)
