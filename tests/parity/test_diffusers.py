@@ -188,13 +188,15 @@ def test_folders_of_google_have_all_in_one_and_attention_of_old(tmp_path):
 
 def test_images_of_dit_are_those_of_its_pipeline(tmp_path):
   # Their loop, guidance and decoder; of us they get nothing.
-  pipe = toy.write_dit(tmp_path)
+  toy.write_dit(tmp_path)
+  pipe = diffusers.DiTPipeline.from_pretrained(tmp_path)
+  pipe.set_progress_bar_config(disable=True)
   model = ctrl_jax.diffusers.load(
     tmp_path, guidance=4.0, classes=("goldfish", 7)
   )
   assert model.conditions == ("goldfish", "crane (7)")
   expected = pipe(
-    class_labels=[1, 7],
+    class_labels=[*pipe.get_label_ids(["goldfish"]), 7],
     guidance_scale=4.0,
     num_inference_steps=STEPS,
     generator=torch.manual_seed(0),
