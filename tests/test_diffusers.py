@@ -14,6 +14,7 @@ from ctrl_jax.diffusers import dit, unet2d
 from ctrl_jax.stable_diffusion import schedule
 from tests import toy_diffusers as toy
 from tests import toy_folders, toy_pipeline
+from tests.toy_networks import random_params
 from tests.toy_tuning import quick
 
 LABELS = {"0": "tench, Tinca tinca", "1": "crane", "2": "crane, bird"}
@@ -124,9 +125,10 @@ def test_latents_are_decoded_by_the_autoencoder_of_the_folder(latents):
   model = ctrl_jax.diffusers.load(latents)
   x = noise(model)
   image = jnp.zeros((1, 4, 4, 3))
-  params = toy.random_params(toy_pipeline.VAE, image)
-  expected = toy_pipeline.VAE.apply(params, x / 0.18215, method="decode")
-  found = model.decoded(x)
+  params = random_params(toy_pipeline.VAE, image)
+  decode = jax.jit(toy_pipeline.VAE.apply, static_argnames="method")
+  expected = decode(params, x / 0.18215, method="decode")
+  found = jax.jit(model.decoded)(x)
   assert found.shape == (2, 8, 8, 3)
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
