@@ -148,6 +148,9 @@ class Controlled:
         "sample_shape": list(self.pretrained.sample_shape),
         "gamma": self.gamma,
         "widths": list(self.widths),
+        "differentiable": headed.has_derivative(
+          self.pretrained, self.reward_fn, self.controls
+        ),
       },
     )
 
@@ -204,6 +207,13 @@ def load(
         f"{path}: it was tuned for another model or reward: {what} differs by "
         f"{far:.3g} on the sample that was kept for comparison"
       )
+  has_one = headed.has_derivative(pretrained, found.reward_fn, found.controls)
+  if has_one != values["differentiable"]:
+    has, had = ("a", "no") if has_one else ("no", "a")
+    raise ValueError(
+      f"{path}: the reward given has {has} derivative in x, and that which it "
+      f"was tuned for had {had} derivative: give the same function"
+    )
   like = jax.eval_shape(found.sampler.policy.init, jax.random.key(0))
   params = control_file.fitted(path, arrays["params"], like)
   return dataclasses.replace(found, params=params)

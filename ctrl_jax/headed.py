@@ -1,8 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The policy that `tune` trains: a frozen network and a head in its units."""
+"""The policy that `tune` trains: a frozen network and a head in its units.
+
+The head sees log p(y | x_0) and its gradient at every step. Of a reward that
+JAX cannot differentiate it sees neither: what is computed by a callback to the
+host is then asked of the ends of chains alone, once an update in place of once
+a step, and not at all where only samples are wanted.
+"""
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +20,28 @@ from ctrl_jax.policy import Policy
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.types import RewardFn
 from ctrl_jax.units import Scaled, Units
+
+
+def has_derivative(
+  pretrained: Pretrained, reward_fn: RewardFn, controls: np.ndarray
+) -> bool:
+  """Whether JAX can differentiate log p(y | x, c) in x.
+
+  Args:
+    pretrained: gives the shape of x.
+    reward_fn: log p(y | x, c) of data, nats.
+    controls: labels, or real values.
+  """
+  c = jnp.zeros(1, jnp.int32) if pretrained.conditions else None
+  y = jnp.asarray(controls[:1])
+  x = jax.ShapeDtypeStruct((1, *pretrained.sample_shape), jnp.float32)
+  total = lambda x: reward_fn(pretrained.decoded(x), c, y).sum()
+  jax.eval_shape(total, x)  # what is wrong with it by itself is told here
+  try:
+    jax.eval_shape(jax.grad(total), x)
+  except ValueError:  # what JAX raises of a callback, or of a while loop
+    return False
+  return True
 
 
 def make(
@@ -41,8 +70,11 @@ def make(
   dear = np.sqrt(np.maximum(kernel.kl_weight, 1.0))
   scale = np.minimum(policy.noise_scale(sde, kernel), 1 / dear)
   labels = choices.are_labels(controls)
+  seen = has_derivative(pretrained, reward_fn, controls)
 
   def reward(x, c, y):
+    if not seen:
+      return jnp.zeros(len(x))
     x = units.scale * x + jnp.asarray(units.shift, x.dtype)[None]
     return reward_fn(pretrained.decoded(x), c, units.to_control(y))
 

@@ -9,6 +9,7 @@ the logarithm, or clamping, would kill the gradient exactly where it is needed.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,31 @@ def factors(reward_fns: Sequence[RewardFn], sizes: Sequence[int]) -> RewardFn:
     return jnp.where(known, jnp.stack(parts).sum(0), jnp.nan)
 
   return reward
+
+
+def values_only(reward_fn: RewardFn) -> RewardFn:
+  """The same values, of which nobody may ask a derivative.
+
+  What JAX cannot differentiate, as what `jax.pure_callback` computes, has
+  errors of JAX's own, which do not say what to do.
+
+  Args:
+    reward_fn: log p(y | x, c) in nats.
+  """
+
+  @jax.custom_jvp
+  def values(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
+    return reward_fn(x, c, y)
+
+  @values.defjvp
+  def refuse(primals: Any, tangents: Any) -> Any:
+    raise ValueError(
+      "the reward has no derivative in x, and the objective asks for it: use "
+      "objective=make_learner of ppo, path_consistency or reward_weighted, or "
+      "a reward of JAX alone"
+    )
+
+  return values
 
 
 def check_labels(

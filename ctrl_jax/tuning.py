@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import choices, evidence, headed, paths, training
+from ctrl_jax import choices, evidence, headed, paths, rewards, training
 from ctrl_jax import units as in_units
 from ctrl_jax.controlled import Controlled
 from ctrl_jax.kernels import Kernel
@@ -58,9 +58,11 @@ def tune(
 
   Args:
     pretrained: the model p_pre(x | c).
-    reward: log p(y | x, c) in nats, as a function (x, c, y) -> [batch] that
-      JAX can differentiate in x, where x is data (decoded, if the model
-      decodes); or what `labels.fit` returned, which says what y may be.
+    reward: log p(y | x, c) in nats, as a function (x, c, y) -> [batch], where
+      x is data (decoded, if the model decodes). One that JAX cannot
+      differentiate in x, such as a `jax.pure_callback`, takes an objective that
+      needs no derivative; see `headed`. Or what `labels.fit` returned, which
+      says what y may be.
     key: of everything random.
     num_controls: how many labels there are, y = 0 ... num_controls - 1.
     controls: real values of y that are trained, in place of labels.
@@ -80,7 +82,8 @@ def tune(
       told (updates done, updates in all, metrics).
 
   Raises:
-    ValueError: no reward of numbers, or settings that cannot be.
+    ValueError: no reward of numbers, settings that cannot be, or an objective
+      that needs a derivative which the reward has not.
     training.DivergedError: training failed at every rate that was tried.
   """
   if not isinstance(reward, Fitted):
@@ -114,9 +117,12 @@ def tune(
   policy = headed.make(
     pretrained, reward_fn, kernel, units, values, gamma=gamma, widths=widths
   )
+  scored = reward_fn
+  if not headed.has_derivative(pretrained, reward_fn, values):
+    scored = rewards.values_only(reward_fn)
   make = objective(
     policy,
-    lambda x, c, y: reward_fn(
+    lambda x, c, y: scored(
       pretrained.decoded(x), c if pretrained.conditions else None, y
     ),
     kernel,
