@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctrl_jax.models import regression
 from ctrl_jax.types import RewardFn
 
 
@@ -44,6 +45,24 @@ def classifier(
     # Indices below 0 would count from the end.
     index = jnp.where(y < 0, log_p.shape[1], y)[:, None]
     return jnp.take_along_axis(log_p, index, axis=1, mode="fill")[:, 0]
+
+  return reward
+
+
+def gaussian(
+  moments_fn: Callable[[jax.Array], tuple[jax.Array, jax.Array]],
+) -> RewardFn:
+  """log N(y; mean(x), deviation(x)^2), for a real y independent of c.
+
+  A y that is no number, as the null NaN, has log p(y | x) = NaN.
+
+  Args:
+    moments_fn: x [batch, ...] -> mean and deviation of y, each [batch]; see
+      `models.regression`.
+  """
+
+  def reward(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
+    return regression.log_density(*moments_fn(x), y)
 
   return reward
 
