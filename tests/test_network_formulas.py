@@ -12,6 +12,7 @@ from ctrl_jax.models.dit import DiT
 from ctrl_jax.models.mlp import MLP
 from ctrl_jax.models.noisy_classifier import NoisyClassifier
 from ctrl_jax.models.residual_classifier import ResidualClassifier
+from ctrl_jax.models.residual_mlp import ResidualMLP
 from ctrl_jax.sde import VE
 from tests import numpy_diffusion as definition
 from tests.numpy_diffusion import dense, silu
@@ -86,6 +87,19 @@ def test_noisy_classifier():
   time = np.stack([t, np.log(1 / std) / 5, np.sin(6 * t), np.cos(6 * t)], 1)
   scaled = x / np.sqrt(1 + std**2)[:, None]
   _close(found, _mlp(np.concatenate([scaled, time], 1), p["MLP_0"]))
+
+
+def test_residual_mlp():
+  x, t = RNG.normal(size=(4, 3)), np.array([0.1, 0.4, 0.7, 1.0])
+  found, p = _run(ResidualMLP(2, dims=8, num_layers=3), x, t)
+  angles = t[:, None] * np.logspace(0, 2, 16)
+  time = np.concatenate([np.sin(angles), np.cos(angles)], 1)
+  time = silu(dense(time, p["time"]))
+  h = dense(x, p["in"])
+  for i in range(3):
+    inner = dense(silu(h), p[f"in_{i}"]) + dense(time, p[f"time_{i}"])
+    h = h + dense(silu(inner), p[f"out_{i}"]) / 3**0.5
+  _close(found, dense(silu(h), p["out"]))
 
 
 def test_residual_classifier():
