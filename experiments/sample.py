@@ -81,13 +81,28 @@ def main() -> None:
   devices.start(finished_run.config_of(run))
   found = sampler.load(run)
   c, y = found.requests(given.num, c=given.c, y=given.y)
+  _far(found.problem.controls, y)
   to.mkdir(parents=True, exist_ok=True)
   workdir.write_json(to / "samples.json", asked)
   samples = _drawn(found, to, c, y, method=given.method, seed=given.seed)
-  workdir.write_arrays(to / "samples.npz", samples=samples, c=c, y=y)
   if len(found.problem.sample_shape) == 3:
     _paint(found.problem.pictures(samples), to)
+  else:
+    samples = found.problem.pictures(samples)
+  workdir.write_arrays(to / "samples.npz", samples=samples, c=c, y=y)
   print(f"samples     {to}")
+
+
+def _far(controls: np.ndarray, y: np.ndarray) -> None:
+  """Says which real y are further out than any that was trained."""
+  low, high = controls.min(), controls.max()
+  far = np.unique(y[(y < low) | (y > high)])
+  if far.size:
+    print(
+      f"warning: y = {', '.join(f'{v:g}' for v in far[:3])} is not between "
+      f"{low:g} and {high:g}, which were trained",
+      file=sys.stderr,
+    )
 
 
 def _claim(to: pathlib.Path, asked: dict[str, Any]) -> None:

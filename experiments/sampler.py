@@ -12,6 +12,7 @@ and nothing is trained. Weights of others stay where the run's config says.
 
 import dataclasses
 import difflib
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -53,7 +54,11 @@ def save(this: Run, learned: Learned, control: Params) -> None:
     "control": control,
     "names": {str(i): np.array(f.names) for i, f in labels if f.names},
     "of": {str(i): np.array(f.name) for i, f in labels},
+    **this.problem.kept,
   }
+  if not choices.are_labels(this.problem.controls):
+    kept["values"] = this.problem.controls
+    kept["control_units"] = np.array(this.problem.control_units)
   if this.problem.data is not None:
     kept["pretrained"] = learned.pretrained.params
   flat = traverse_util.flatten_dict(jax.device_get(kept), sep=":")
@@ -98,9 +103,12 @@ class Sampler:
   def _control(self, name: str) -> float:
     if not choices.are_labels(self.problem.controls):
       try:
-        return float(name)
+        value = float(name)
       except ValueError:
-        raise ValueError(f"y is {name!r}: it is a real number") from None
+        value = math.nan
+      if not math.isfinite(value):
+        raise ValueError(f"y is {name!r}: it is a real number")
+      return value
     names = [n.removeprefix("y = ") for n in self.problem.control_names]
     return int(self.problem.controls[_find(name, names, "y")])
 
@@ -190,5 +198,6 @@ def _find(name: str, names: Sequence[str], what: str) -> int:
     return int(name)
   near = difflib.get_close_matches(name, names, n=3, cutoff=0) or names[:3]
   raise ValueError(
-    f"{what} is {name!r}: there are {len(names)}, such as {', '.join(near)}"
+    f"{what} is {name!r}: there are {len(names)}, such as "
+    f"{', '.join(map(repr, near))}"
   )

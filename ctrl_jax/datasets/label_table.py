@@ -109,7 +109,49 @@ def columns(
     name: [rows.get(image, {}).get(name, "").strip() for image in names]
     for name in asked or there
   }
+  return of_texts(cells, source=source)
+
+
+def of_texts(
+  cells: Mapping[str, Sequence[str]], *, source: str
+) -> list[Column]:
+  """Columns by the texts of their cells, of which empty ones say nothing.
+
+  Args:
+    cells: of each column, in the order of the images.
+    source: where they are from, for errors.
+
+  Raises:
+    ValueError: a column that says nothing, or the same of all.
+  """
   return [_column(name, texts, source) for name, texts in cells.items()]
+
+
+def as_texts(values: np.ndarray, *, source: str) -> list[str]:
+  """An array of labels [n] as a table has them: NaN is an empty cell.
+
+  Args:
+    values: texts, or numbers; 2.0 is written as 2, the whole number that it is.
+    source: where they are from, for an error.
+
+  Raises:
+    ValueError: neither.
+  """
+  if values.dtype.kind not in "biufU":
+    raise ValueError(
+      f"{source} is of dtype {values.dtype}: needed are texts or numbers"
+    )
+  if values.dtype.kind == "U":
+    return [str(text).strip() for text in values.tolist()]
+  return [_as_text(value) for value in values.tolist()]
+
+
+def _as_text(value: float | int) -> str:
+  if isinstance(value, float):
+    if math.isnan(value):
+      return ""
+    return str(int(value)) if value.is_integer() else repr(value)
+  return str(value)
 
 
 def _column(name: str, texts: Sequence[str], source: str) -> Column:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Your own images and labels: a folder of pictures, and a table beside them.
+"""Your own data and labels: a folder of pictures and a table, or arrays.
 
   python -m experiments.run --config=experiments/configs/own.py[:VARIANT]
 
@@ -13,8 +13,26 @@ whole numbers are categories; other numbers are cut in `data.bins` of equal
 shares. Several columns are several controls at once; `data.columns` picks some.
 
 Pictures of any size are cut to their centre and resized to `data.size` pixels a
-side. Nobody else knows what a label means, so a second classifier, trained on
-other pictures, is the judge of the results.
+side.
+
+With `--config.data.dir=FILE.npz` the data are the array x of that file, and the
+columns its other arrays [N], of texts or numbers, of which "" and NaN are not
+known. x is pictures, [N, height, width, 1 or 3] uint8 or floats in [-1, 1] or
+[0, 1], at their own size; or vectors [N, d] or sequences [N, length, d] of any
+scale, of which a residual MLP is the model and samples are arrays.
+
+`--config.data.labels=module:function` has a function label either: it takes all
+of x, pictures as floats in [-1, 1], and returns [N] texts or numbers. Its
+module is also looked for where the command is given. What labels the data
+labels samples too, and the tables say "oracle". Otherwise nobody else knows
+what a label means, and a second classifier, trained on other examples, is the
+judge.
+
+With `--config.data.bins=0` a column of real numbers is not cut: y is a number,
+and p(y | x) a Gaussian whose mean and deviation depend on x. Figures of it are
+its error in units of y, and how many of the examples that it has not seen lie
+within its intervals of 50 and of 90 percent. `experiments.sample --y 37.5` asks
+for any number between the labelled ones. Such a column is a control by itself.
 
 Variants: photos, patches of two photographs that scikit-learn has, with a table
 of how bright they are, to see the way without pictures of one's own; smoke, the
@@ -59,7 +77,8 @@ def _schema() -> ConfigDict:
   ) | {
     "widths": (16, 32, 64),  # channels of its blocks, multiples of 8
     "strides": (2, 2, 2),  # of these
-    "noise": 0.1,  # std of Gaussian noise on images, in units of x
+    "hidden": (128, 128),  # of vectors, widths of its hidden layers
+    "noise": 0.1,  # std of Gaussian noise on x; of vectors, in their deviation
   }
   return ConfigDict(
     base.common()
@@ -67,17 +86,18 @@ def _schema() -> ConfigDict:
       "experiment": "own",
       "problem": {"name": "own"},
       "data": {
-        "dir": "",  # folder of the images; photos: scikit-learn's two
-        "labels": "",  # table of their labels; "": one in the folder
+        "dir": "",  # folder of the images, or .npz; photos: scikit-learn's two
+        "labels": "",  # table of them, or module:function; "": in the folder
         "columns": (),  # of the table, each a factor of y; (): all
-        "bins": 4,  # that a column of real numbers is cut in
+        "bins": 4,  # that a column of real numbers is cut in; 0: y is real
         "size": 28,  # pixels a side; of a model that is there, its own
         "num_images": 0,  # the first so many; 0: all
         "max_pixels": 2**26,  # of an image, above which it is skipped
       },
       "model": {
         # A folder of diffusers, a finished run's, or package.module:function,
-        # which returns a ctrl_jax.Pretrained; "": a DiT is trained here.
+        # which returns a ctrl_jax.Pretrained; "": one is trained here, a DiT,
+        # or of vectors a residual MLP, of the sizes that follow.
         "path": "",
         "conditions": (),  # values of c, by name, or prompts; (): all there are
         "guidance_scale": 1.0,  # strength of c, where the pipeline has one

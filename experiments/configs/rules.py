@@ -89,7 +89,7 @@ RULES: dict[str, Rule] = {
   "max_pixels": _AT_LEAST_1,
   "num_pairs": (lambda v: v == 0 or v >= 8, "use 0 for all, or 8 and more"),
   "num_controls": (lambda v: v >= 2, "use 2 or more"),
-  "bins": (lambda v: v >= 2, "use 2 or more"),
+  "bins": (lambda v: v == 0 or v >= 2, "use 0 for real y, or 2 and more"),
   "columns": (
     lambda v: _texts(v) and len(set(v)) == len(v),
     "use different names, as in ('mood', 'age')",

@@ -43,7 +43,8 @@ def arrays_of(
     drawn = weighting.draw(method.cells, num, keys.stage_key(seed, name))
     flat = jnp.asarray(drawn.reshape(-1, *drawn.shape[3:]))
     if vectors:
-      points = drawn.transpose(2, 1, 0, 3)
+      shown = problem.pictures(np.asarray(flat)).reshape(drawn.shape)
+      points = shown.transpose(2, 1, 0, 3)
       arrays[f"points_{name}"] = points.reshape(len(points), -1, flat.shape[1])
     if problem.measure is not None:
       values = np.asarray(problem.measure(flat)).reshape(drawn.shape[:3])

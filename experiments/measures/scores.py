@@ -104,6 +104,10 @@ def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
     found["confusion"] = np.rint(table).astype(int).tolist()
     if len(instruments.sizes) > 1:
       found |= by_factor(verdict, table, cells, instruments.sizes)
+  if instruments.measured is not None:
+    look, asked = instruments.measured
+    miss = np.where(finite, look(samples).reshape(shape) - asked, np.nan)
+    found["y_error"] = jsonable(weighting.root_mean_square(miss, cells))
   if instruments.opinion is not None:
     right = instruments.opinion(samples).reshape(shape) == np.arange(controls)
     share = weighting.mean(right & finite, cells.log_weights)

@@ -59,6 +59,16 @@ def estimate(values: np.ndarray, cells: Cells) -> Estimate:
   return Estimate(means.mean(), np.sqrt(variance) / means.size)
 
 
+def root_mean_square(values: np.ndarray, cells: Cells) -> Estimate:
+  """Root of the mean of squares, as `estimate` has it; NaN are left out."""
+  seen = np.isfinite(values)
+  log_weights = np.where(seen, cells.log_weights, -np.inf)
+  squares = np.where(seen, values, 0.0) ** 2
+  found = estimate(squares, cells._replace(log_weights=log_weights))
+  root = jnp.sqrt(found.mean)
+  return Estimate(root, found.stderr / jnp.maximum(2 * root, 1e-30))
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _resample(keys: jax.Array, log_weights: jax.Array, num: int) -> jax.Array:
   return jax.vmap(lambda k, w: paths.resample(k, w, num=num))(keys, log_weights)

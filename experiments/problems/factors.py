@@ -47,7 +47,7 @@ class Examples:
   """Pairs (x, y) that a factor is learned from, split in three."""
 
   read: Callable[[], np.ndarray | ImageFolder]  # x, as a classifier sees it
-  y: np.ndarray  # labels, int32 [N]
+  y: np.ndarray  # labels, int32 [N], -1 where not known; or real numbers, NaN
   splits: tuple[np.ndarray, ...]  # rows to train, calibrate and test
   # Config of the stage and rows to train on -> x -> logits.
   make_network: Callable[[ConfigDict, np.ndarray], nn.Module]

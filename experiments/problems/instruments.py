@@ -21,6 +21,13 @@ from experiments.problems.judges import Judge
 from experiments.problems.problem import Problem, Quality
 
 
+class Measured(NamedTuple):
+  """What samples have of a real y, and what was asked for."""
+
+  look: Look  # samples -> y [N]
+  controls: np.ndarray  # [Y]
+
+
 class Instruments(NamedTuple):
   """What looks at samples [N, ...], each compiled once; None: there is none."""
 
@@ -30,6 +37,7 @@ class Instruments(NamedTuple):
   quality: Quality  # whether samples are good ones, whatever y
   sizes: tuple[int, ...]  # labels of each factor of y that verdict tells apart
   judge: str = "oracle"  # whose verdict it is
+  measured: Measured | None = None  # of a real y, which has no verdict
 
 
 def make(
@@ -52,11 +60,32 @@ def make(
       lambda x: likeliest(independent.logits_fn(x)), chunk=chunk
     )
     features = in_chunks(independent.features_fn, chunk=chunk)
+    if not choices.are_labels(problem.controls):
+      return _of_reals(problem, independent, features, chunk)
   learned = tuple(f.num_labels for f in problem.factors if f.examples)
   known, judge = verdict(problem), "oracle"
   if known is None and opinion is not None:
     known, judge = _certain(opinion, math.prod(learned)), "judge"
   return Instruments(known, opinion, features, problem.quality, learned, judge)
+
+
+def _of_reals(
+  problem: Problem, independent: Judge, features: Look, chunk: int
+) -> Instruments:
+  """A real y is measured, by who knows it or else by the classifier's mean."""
+  mean = in_chunks(lambda x: independent.logits_fn(x)[:, 0], chunk=chunk)
+  known, look = problem.measure, mean
+  if known is not None:
+    look = lambda x: np.asarray(known(jnp.asarray(x)))
+  return Instruments(
+    None,
+    None,
+    features,
+    problem.quality,
+    (),
+    "oracle" if known is not None else "judge",
+    Measured(look, problem.controls),
+  )
 
 
 def _certain(opinion: Look, num: int) -> Look:

@@ -8,25 +8,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from ctrl_jax import learner, rewards
-from ctrl_jax.datasets import labelled
+from ctrl_jax import rewards
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier, FeatureFn
-from ctrl_jax.types import LossFn, RewardFn
-from experiments.problems import keeping
+from ctrl_jax.types import RewardFn
+from experiments.problems import keeping, networks
 from experiments.problems.keeping import Kept
-from experiments.runtime import keys, loop
 
 
 class Judge(NamedTuple):
   """A trained classifier."""
 
   reward_fn: RewardFn  # log p(y | x) in nats, calibrated
-  logits_fn: Callable[[jax.Array], jax.Array]  # images -> [B, Y]
+  # Images -> [B, Y]; of a real y its mean [B, 1].
+  logits_fn: Callable[[jax.Array], jax.Array]
   features_fn: Callable[[jax.Array], jax.Array]  # images -> last hidden layer
   metrics: dict[str, float]  # on images it has not seen
   reliability: dict[str, np.ndarray]  # curves for the report
@@ -42,66 +40,36 @@ def train(
   train: np.ndarray,
   calibration: np.ndarray,
   test: np.ndarray,
-  stage: str,
-  optimizer: optax.GradientTransformation,
-  seed: int,
-  batch_size: int,
-  **loop_settings: Any,
+  **settings: Any,
 ) -> Judge:
   """Trains on one split, fits the temperature on another, tests on a third.
 
   Args:
-    images: [N, height, width, channels], or features of them [N, d], or a
-      folder that is read in parts.
+    images: as of `networks.fit`.
     labels: of the images, [N].
     network: images -> logits; sows its last hidden layer as an intermediate.
     noise: deviation of fresh Gaussian noise on the images of every batch.
     train: indices of images.
     calibration: indices of images.
     test: indices of images.
-    stage: names its checkpoints and random numbers.
-    optimizer: gradient transformation.
-    seed: of the batches and of everything random.
-    batch_size: examples an update.
-    **loop_settings: what `loop.fit` takes besides.
+    **settings: what `networks.fit` takes besides.
   """
-  some = (
-    images.subset(train) if isinstance(images, ImageFolder) else images[train]
+
+  def loss_of(logits: jax.Array, y: jax.Array) -> jax.Array:
+    log_p = classifier.log_probs(logits)
+    return classifier.negative_log_likelihood(log_p, y)
+
+  fitted = networks.fit(
+    images, labels, network, loss_of, noise=noise, train=train, **settings
   )
-  pairs: dict[str, Any] = {"x": some, "y": labels[train]}
-  trained = loop.fit(
-    stage,
-    learner.make_learner(_loss(network, noise), optimizer, ema_decay=0.0),
-    jax.jit(network.init)(
-      keys.stage_key(seed, f"{stage}/init"), images[np.arange(1)]
-    ),
-    labelled.batches(pairs, seed=seed, batch_size=batch_size).__getitem__,
-    batch_size=batch_size,
-    seed=seed,
-    live=("loss",),
-    **loop_settings,
-  )
-  params = jax.device_get(trained.params)
-
-  logits_fn = keeping.logits_fn(network, params)
-
-  def features_fn(x):
-    _, sown = network.apply(params, x, mutable="intermediates")
-    return jax.tree.leaves(sown)[0]
-
-  compiled = jax.jit(logits_fn)
-
-  def on(rows):
-    parts = np.array_split(rows, -(-len(rows) // batch_size))
-    return np.concatenate([np.asarray(compiled(images[p])) for p in parts])
-
-  temperature = classifier.fit_temperature(on(calibration), labels[calibration])
-  metrics, curves = figures(on(test), labels[test], temperature)
-  kept = keeping.of_network(network, params, temperature)
+  logits = fitted.on(calibration)
+  temperature = classifier.fit_temperature(logits, labels[calibration])
+  metrics, curves = figures(fitted.on(test), labels[test], temperature)
+  kept = keeping.of_network(network, fitted.params, temperature)
   return Judge(
     keeping.reward_fn(network, kept),
-    logits_fn,
-    features_fn,
+    keeping.logits_fn(network, fitted.params),
+    fitted.features_fn,
     metrics,
     curves,
     kept,
@@ -174,20 +142,6 @@ def on_features(
     scale,
     config.pixels,
   )
-
-
-def _loss(network: nn.Module, noise: float) -> LossFn:
-  """Cross-entropy on images with fresh Gaussian noise of this deviation."""
-
-  def loss_fn(params, example_keys, batch):
-    x = batch["x"]
-    draw = jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))
-    logits: Any = network.apply(params, x + noise * draw(example_keys))
-    log_p = classifier.log_probs(logits)
-    loss = classifier.negative_log_likelihood(log_p, batch["y"])
-    return loss, {"loss": loss}
-
-  return loss_fn
 
 
 def figures(

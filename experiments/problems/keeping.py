@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from ctrl_jax import rewards
+from ctrl_jax.models import regression
 from ctrl_jax.models.classifier import Classifier, FeatureFn
 from ctrl_jax.types import Params, RewardFn
 
@@ -30,6 +31,41 @@ def of_network(network: nn.Module, params: Params, temperature: float) -> Kept:
     for name in _MOMENTS
   }
   return {"params": params, "temperature": np.float64(temperature), **moments}
+
+
+def of_regression(
+  params: Params, *, scale: float, centre: float, spread: float
+) -> Kept:
+  """What is kept of a network of a real y; see `models.regression`.
+
+  Args:
+    params: its own.
+    scale: s, of its deviations.
+    centre: mean of y, in whose deviations the network answers.
+    spread: that deviation.
+  """
+  numbers = {"scale": scale, "centre": centre, "spread": spread}
+  return {"params": params, **{n: np.float64(v) for n, v in numbers.items()}}
+
+
+def moments_fn(
+  network: nn.Module, kept: Kept
+) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+  """x -> mean and deviation of a real y, each [B], in its units."""
+  of_x = logits_fn(network, kept["params"])
+  centre, spread = float(kept["centre"]), float(kept["spread"])
+  wide = float(kept["scale"]) * spread
+
+  def moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    mean, deviation = regression.moments(of_x(x))
+    return centre + spread * mean, wide * deviation
+
+  return moments
+
+
+def density_fn(network: nn.Module, kept: Kept) -> RewardFn:
+  """log p(y | x) of a real y, nats, as it was trained."""
+  return rewards.gaussian(moments_fn(network, kept))
 
 
 def logits_fn(

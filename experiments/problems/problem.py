@@ -65,6 +65,8 @@ class Problem:
   num_conditions: int  # values of c that are evaluated, the first ones
   controls: np.ndarray  # values of y that are evaluated: int32 labels, or reals
   control_names: tuple[str, ...]
+  # Mean and deviation of a real y, of which a head sees (y - mean) / deviation.
+  control_units: tuple[float, float] = (0.0, 1.0)
   law: requests.Law = requests.every
   data: Data | None = None  # None: the model is trained already
   truth: Truth | None = None  # None: nobody knows
@@ -76,6 +78,8 @@ class Problem:
   edges: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(0))
   # What results.json says of this problem alone.
   facts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  # Arrays that a finished run needs, to be this problem again without its data.
+  kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def sde(self) -> SDE:
@@ -146,7 +150,8 @@ class Problem:
     """Samples [N, ...] as a person looks at them; images are in [-1, 1]."""
     if self.pretrained.decode is None:
       return samples
-    return np.clip(self._decode_all(samples), -1, 1)
+    shown = self._decode_all(samples)
+    return np.clip(shown, -1, 1) if shown.ndim == 4 else shown
 
   def look(
     self, function: Callable[[np.ndarray], np.ndarray], samples: np.ndarray
@@ -160,7 +165,8 @@ class Problem:
 
   @functools.cached_property
   def _decode_all(self) -> Callable[[np.ndarray], np.ndarray]:
-    return in_chunks(self.pretrained.decoded, chunk=8)
+    chunk = 8 if len(self.sample_shape) == 3 else 2000  # images are large
+    return in_chunks(self.pretrained.decoded, chunk=chunk)
 
 
 def make_sde(config: ConfigDict) -> SDE:

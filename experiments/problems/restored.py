@@ -22,11 +22,13 @@ from experiments.problems import (
   images,
   keeping,
   own,
+  own_reals,
   stable_diffusion,
   stable_quantities,
 )
 from experiments.problems.factors import Factor, Quantity, control_names
 from experiments.problems.keeping import Kept
+from experiments.problems.own_vectors import Units
 from experiments.problems.problem import Problem, make_kernel, make_sde
 
 
@@ -81,29 +83,38 @@ def _images(config: ConfigDict, kept: Kept) -> Problem:
 
 
 def _own(config: ConfigDict, kept: Kept) -> Problem:
-  stage, factors = config.classifier, []
+  sde, factors = make_sde(config.sde), []
+  shape = tuple(kept["sample_shape"].tolist())
+  units = Units(**kept["units"]) if "units" in kept else None
+  model = own.model(config, shape, sde, units)
+  real = "values" in kept
   for number, judge in sorted(kept["classifier"].items()):
-    names = tuple(kept["names"][number].tolist())
-    network = own.network(len(names), stage, np.zeros(0, int))
+    names = () if real else tuple(kept["names"][number].tolist())
+    network = own.network(
+      len(names), shape, config.classifier, np.zeros(0, int)
+    )
+    learned = keeping.density_fn if real else keeping.reward_fn
+    reward_fn = learned(network, judge)
+    if units is not None:
+      reward_fn = _after(reward_fn, model.decoded, units.encode)
     factors.append(
       Factor(
         name=str(kept["of"][number]),
         num_labels=len(names),
         names=names,
-        reward_fn=keeping.reward_fn(network, judge),
+        reward_fn=reward_fn,
       )
     )
-  sde = make_sde(config.sde)
-  shape = tuple(kept["sample_shape"].tolist())
-  model = images.untrained(config.model, shape, sde, conditions=())
-  sizes = [factor.num_labels for factor in factors]
+  asked = own.of_labels(factors)
+  if real:
+    centre, spread = kept["control_units"].tolist()
+    asked = own_reals.of_values(kept["values"], (centre, spread))
   return Problem(
     pretrained=model.with_params(kept["pretrained"]),
     kernel=make_kernel(config.kernel, sde),
     factors=tuple(factors),
     num_conditions=1,
-    controls=np.arange(math.prod(sizes), dtype=np.int32),
-    control_names=control_names([factor.names for factor in factors]),
+    **asked,
   )
 
 

@@ -14,7 +14,10 @@ def text(results: tables.Results) -> str:
   name = ":".join(filter(None, (results["experiment"], results.get("variant"))))
   gamma = results.get("problem", {}).get("gamma")
   classifier = results.get("classifier") or {}
-  figures = ", ".join(f"{k} {tables.number(v)}" for k, v in classifier.items())
+  figures = ", ".join(
+    f"{k} {tables.number(v, decimals=None if k == 'error' else 3)}"
+    for k, v in classifier.items()
+  )
   wall = dict(results.get("wall_seconds") or {})
   total = tables.number(wall.pop("total", None), decimals=0)
   stages = ", ".join(

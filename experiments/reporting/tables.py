@@ -21,7 +21,7 @@ class Column(NamedTuple):
 
   heading: str
   field: str
-  decimals: int = 3
+  decimals: int | None = 3  # None: of any scale, three significant digits
   scale: float = 1.0  # 100 for a percentage
 
 
@@ -53,6 +53,8 @@ FACTOR_COLUMNS = (
   Column("factor 2: oracle %", "oracle_accuracy_2", 1, 100),
   Column("F1 %", "macro_f1_2", 1, 100),
 )
+# Of a real y, in its units; in place of the labels' accuracies.
+REAL_COLUMNS = (Column("error of y", "y_error", None),)
 # Of pictures; beside the others where they were measured.
 QUALITY_COLUMNS = (
   Column("CLIP score", "clip_score", 1),
@@ -84,13 +86,13 @@ COMPARED_COLUMNS = (
 )
 
 
-def number(value: Any, *, decimals: int = 3, scale: float = 1.0) -> str:
+def number(value: Any, *, decimals: int | None = 3, scale: float = 1.0) -> str:
   """Prints a float, or an estimate {"mean", "stderr"} as mean ± stderr.
 
   Args:
     value: the number or the estimate; null and its members print as a dash. One
       with "bound" is a lower bound, and says so by ≥. A text prints as it is.
-    decimals: digits after the point.
+    decimals: digits after the point; None: three significant digits.
     scale: factor applied before printing.
 
   Returns:
@@ -106,7 +108,10 @@ def number(value: Any, *, decimals: int = 3, scale: float = 1.0) -> str:
     return f"{text} ± {number(stderr, decimals=decimals, scale=scale)}"
   if isinstance(value, str):
     return value
-  return DASH if value is None else f"{scale * value:,.{decimals}f}"
+  if value is None:
+    return DASH
+  form = ",.3g" if decimals is None else f",.{decimals}f"
+  return format(scale * value, form)
 
 
 def over_seeds(
@@ -173,8 +178,12 @@ def judged(results: Results, columns: Sequence[Column]) -> list[Column]:
 
 
 def main_columns(results: Results) -> list[Column]:
-  """The columns of the first table: of all runs, and of pictures' quality."""
-  shown = [*COLUMNS, *measured(results, QUALITY_COLUMNS)]
+  """The columns of the first table: of all runs, of a real y, of pictures."""
+  real, first = measured(results, REAL_COLUMNS), list(COLUMNS)
+  if real:
+    first = [c for c in COLUMNS if not c.field.endswith("accuracy")]
+    real = [c._replace(heading=f"{judge(results)}'s {c.heading}") for c in real]
+  shown = [*real, *first, *measured(results, QUALITY_COLUMNS)]
   return judged(results, shown)
 
 

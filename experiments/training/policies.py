@@ -3,6 +3,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -58,10 +59,15 @@ def make(
     return base
   if reward_fn is None:
     raise ValueError("control.head looks at a reward, and there is none")
-  return steering.with_head(
+  centre, spread = problem.control_units
+
+  def reward(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
+    return reward_fn(x, c, y if labels else spread * y + centre)
+
+  found = steering.with_head(
     base,
     model.make_head(tuple(config.head)),
-    reward_fn,
+    reward,
     problem.sde,
     scale_fn,
     sample_shape=problem.sample_shape,
@@ -70,4 +76,11 @@ def make(
     hidden_shape=model.hidden_shape,
     differentiate_inputs=config.differentiate_inputs,
     all_labels=config.all_labels,
+  )
+  if labels:
+    return found
+  # A head sees a real y in its deviations.
+  return Policy(
+    found.init,
+    lambda control, c, y: found.pair_fn(control, c, (y - centre) / spread),
   )

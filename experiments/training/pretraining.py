@@ -27,7 +27,7 @@ from ctrl_jax.objectives import denoising
 from ctrl_jax.policy import Policy
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.types import EpsFn, Params, RewardFn
-from experiments.problems import instruments, judges
+from experiments.problems import instruments, judges, regressions
 from experiments.problems.factors import Factor
 from experiments.problems.instruments import Instruments
 from experiments.problems.judges import Judge
@@ -215,9 +215,11 @@ def _of_factor(this: Run, factor: Factor, stage: str, name: str) -> Judge:
   if examples is None:
     raise ValueError(f"{factor.name} has neither a likelihood nor examples")
   train, calibration, test = sets = examples.sets(stage)
-  seen = examples.y[np.concatenate(sets)]
-  rewards.check_labels(seen, factor.num_labels, name="y")
-  judge = judges.train(
+  fit: Callable[..., Judge] = regressions.train
+  if factor.num_labels:
+    fit, seen = judges.train, examples.y[np.concatenate(sets)]
+    rewards.check_labels(seen, factor.num_labels, name="y")
+  judge = fit(
     examples.read(),
     examples.y,
     examples.make_network(config, train),

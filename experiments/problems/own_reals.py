@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A column of real numbers as y itself, where config.data.bins is 0.
+
+Asked for, in training and when a run is judged, are VALUES quantiles of what is
+labelled, each as often: y is drawn as it is among the data. A head sees a real
+y as a number, so any between may be asked for afterwards.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ctrl_jax.datasets.label_table import Column
+from experiments.problems.factors import Examples, Factor
+
+VALUES = 12  # of y that are trained and evaluated
+FEWEST = 20  # examples that a regression learns from
+OUTPUTS = 2  # of its network: see `models.regression`
+
+
+def is_real(column: Column, config: ConfigDict) -> bool:
+  """Whether a column is y as a number; categories stay what they are."""
+  return not column.names and not config.data.bins
+
+
+def check(columns: Sequence[Column], config: ConfigDict) -> None:
+  """Raises ValueError unless a real y is alone, and can be controlled so."""
+  real = [c.name for c in columns if is_real(c, config)]
+  if not real:
+    return
+  told = f"data.bins is 0 and column {real[0]!r} a real y"
+  if len(columns) > 1:
+    raise ValueError(
+      f"{told}, which is a control by itself: use data.bins of 2 or more, or "
+      f"one column, as in --config.data.columns=\"('{real[0]}',)\""
+    )
+  control = config.control
+  if control.adapt != "none" or not control.head or control.all_labels:
+    raise ValueError(
+      f"{told}, which a head alone sees: use control.adapt = none, a "
+      "control.head and control.all_labels = False, or data.bins of 2 or more"
+    )
+  learned = {"classifier", "classifier_free", "classifier_free_product"}
+  if wrong := learned & {*config.compare.guidance}:
+    raise ValueError(
+      f"{told}: compare.guidance has {min(wrong)}, which learns labels; leave "
+      "it out"
+    )
+
+
+def factor(name: str, examples: Examples, *, told: str) -> Factor:
+  """A real y that is learned from examples.
+
+  Raises:
+    ValueError: there are too few of them, or they are about the same.
+  """
+  num = sum(map(len, examples.splits))
+  if num < FEWEST:
+    raise ValueError(
+      f"{told}: {num} numbers are known, and {FEWEST} are the fewest that a "
+      "regression learns from"
+    )
+  found = Factor(name=name, num_labels=0, examples=examples)
+  if len(asked([found])["controls"]) < 2:
+    raise ValueError(
+      f"{told}: most of its {num} numbers are the same: use data.bins of 2"
+    )
+  return found
+
+
+def asked(factors: Sequence[Factor]) -> dict[str, Any]:
+  """What is asked for: values of y, their names, and their mean and spread."""
+  (real,) = factors
+  if real.examples is None:
+    raise ValueError(f"{real.name} has no examples")
+  known = real.examples.y[np.concatenate(real.examples.splits)]
+  shares = (np.arange(VALUES) + 0.5) / VALUES
+  values = np.unique(np.quantile(known, shares).astype(np.float32))
+  units = float(known.mean()), float(known.std())
+  return of_values(values, units)
+
+
+def of_values(values: np.ndarray, units: tuple[float, float]) -> dict[str, Any]:
+  """The same, of values that are known."""
+  return {
+    "controls": values,
+    "control_names": tuple(f"y = {value:.4g}" for value in values.tolist()),
+    "control_units": units,
+  }

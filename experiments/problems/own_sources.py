@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where somebody's data and labels are: config.data -> arrays and columns."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ctrl_jax.datasets.label_table import Column
+from experiments.problems import own_arrays, own_folder, own_function
+from experiments.problems.own_function import Labeller
+from experiments.runtime import inputs
+
+
+class Source(NamedTuple):
+  """N examples, and what is known of them."""
+
+  x: np.ndarray  # [N, ...]
+  columns: list[Column]  # of labels
+  told: str  # where the labels are from
+  labeller: Labeller | None = None  # the function that gives them, if one does
+
+
+def read(config: ConfigDict, workdir: pathlib.Path) -> Source:
+  """The data and labels of config.data, to which the run is tied.
+
+  Raises:
+    FileNotFoundError: there is no such file or folder.
+    ValueError: data or labels that cannot be used, told with a remedy.
+  """
+  labeller = own_function.find(config.data.labels)
+  if config.data.dir.endswith(own_arrays.SUFFIX):
+    x = own_arrays.data(config, workdir)
+    if labeller is None:
+      return Source(x, *own_arrays.columns(config))
+  else:
+    found = own_folder.find(config, workdir)
+    x = found.read()
+    if labeller is None:
+      return Source(x, *own_folder.columns(found, config, workdir))
+  return _labelled(x, labeller, config, workdir)
+
+
+def _labelled(
+  x: np.ndarray, labeller: Labeller, config: ConfigDict, workdir: pathlib.Path
+) -> Source:
+  """Data whose labels a function gives."""
+  given, asked = labeller.given, config.data.columns
+  if asked not in ((), (labeller.name,)):
+    raise ValueError(
+      f"data.columns is {asked}: {given} makes one column, {labeller.name}; "
+      "use ()"
+    )
+  column = labeller.column(x)
+  what = f"what data.labels ({given}) says of the data"
+  inputs.tie_arrays(workdir, "data.labels", what, [column.values])
+  return Source(x, [column], given, labeller)
