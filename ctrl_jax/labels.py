@@ -3,11 +3,8 @@ r"""Labelled examples (x, y) to a reward: `fit` is all that a user needs.
 
 Names or whole numbers are classes, of which a classifier is trained and its
 temperature fitted on a part held out (`models.classifier`). Floats are
-measurements, for which a network f is trained and the deviation of what it
-misses measured on the part held out:
-
-    log p(y | x) = -(y - f(x))^2 / (2 s^2) - log(s sqrt(2 pi)),           (1)
-    s^2 = mean (y - f(x))^2 of the held-out examples.                     (2)
+measurements, of which a network gives a mean and a deviation, whose scale is
+fitted on the part held out (`models.regression`).
 
 x is brought to unit scale first, so data of any scale will do. Of the networks
 on the way the one with the least held-out loss is kept, which is why few
@@ -15,7 +12,6 @@ examples do not end in a network that knows them by heart.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,14 +21,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import fitting, rewards
-from ctrl_jax.models import classifier
+from ctrl_jax.models import classifier, regression
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.types import RewardFn
 
 VALUES = 64  # real y that are trained, quantiles of those seen
 # Few held-out examples are all predicted right, by luck, and would have it 0.
 TEMPERATURES = (0.5, 20.0)
-EXACT = 1e-3  # deviations of y that (2) is taken to be at least
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +39,7 @@ class Fitted:
     controls: labels 0 ... n - 1, or real values of y to train.
     names: of the labels, in order; none for 0 ... n - 1 itself and for reals.
     metrics: on the held-out part: accuracy, nll, ece and temperature, or
-      deviation and nll.
+      deviation, of what the mean misses, scale and nll.
   """
 
   reward_fn: RewardFn
@@ -71,8 +66,8 @@ def fit(
     x: data [N, ...], as the model's samples are (decoded, if it decodes).
     labels: [N] names or whole numbers, which are classes; or floats.
     key: of everything random.
-    network: x, in units of its own deviation, -> logits [B, classes], or [B, 1]
-      for floats; None: an MLP.
+    network: x, in units of its own deviation, -> logits [B, classes], or [B, 2]
+      for floats, as `models.regression` reads it; None: an MLP.
     held_out: share of the examples, of every class, for calibration.
     noise: on x in training, in its deviations; it widens boundaries.
     num_updates: of the network.
@@ -105,13 +100,13 @@ def fit(
   split_key, init_key, noise_key = jax.random.split(key, 3)
   seed = int(jax.random.bits(split_key, dtype=jnp.uint32))
   train, held = _split(y, held_out, seed, stratified=not real)
-  size = 1 if real else int(y.max()) + 1
+  size = 2 if real else int(y.max()) + 1
   module = Classifier(size) if network is None else network
   centre, spread = (float(y.mean()), float(y.std())) if real else (0.0, 1.0)
 
   def loss_of(output: jax.Array, y: jax.Array) -> jax.Array:
     if real:
-      return jnp.mean((output[:, 0] - y) ** 2)
+      return regression.loss(output, y)
     log_p = classifier.log_probs(output)
     return classifier.negative_log_likelihood(log_p, y)
 
@@ -139,21 +134,35 @@ def fit(
   output = np.concatenate([np.asarray(apply(x[rows])) for rows in parts])
   if not real:
     return _classifier(output_fn, output, y[held], names)
-  miss = output[:, 0] * spread + centre - y[held]
-  deviation = max(float(np.sqrt(np.mean(miss**2))), EXACT * spread)
-  constant = math.log(deviation * math.sqrt(2 * math.pi))
+  return _regression(output_fn, output, y, held)
 
-  def reward_fn(x: jax.Array, c: jax.Array | None, y: jax.Array) -> jax.Array:
-    away = (y - centre - spread * output_fn(x)[:, 0]) / deviation
-    return -0.5 * away**2 - constant
 
+def _regression(
+  output_fn: Any, output: np.ndarray, y: np.ndarray, held: np.ndarray
+) -> Fitted:
+  """Calibrated on what the network says of held-out rows."""
+  centre, spread = float(y.mean()), float(y.std())
+  known = y[held]
+  mean, deviation = regression.moments(output)
+  scale = regression.fit_scale(mean, deviation, (known - centre) / spread)
+
+  def moments(output: jax.Array) -> tuple[jax.Array, jax.Array]:
+    mean, deviation = regression.moments(output)
+    return centre + spread * mean, spread * scale * deviation
+
+  mean, deviation = moments(jnp.asarray(output))
+  log_p = regression.log_density(mean, deviation, known)
+  miss = np.asarray(mean) - known
   values = np.quantile(y, np.linspace(0.02, 0.98, VALUES)).astype(np.float32)
-  nll = float(0.5 * np.mean((miss / deviation) ** 2) + constant)
   return Fitted(
-    reward_fn=reward_fn,
+    reward_fn=rewards.gaussian(lambda x: moments(output_fn(x))),
     controls=values,
     names=(),
-    metrics={"deviation": deviation, "nll": nll},
+    metrics={
+      "deviation": float(np.sqrt(np.mean(miss**2))),
+      "scale": scale,
+      "nll": float(-jnp.mean(log_p)),
+    },
   )
 
 

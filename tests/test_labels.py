@@ -53,6 +53,23 @@ def test_the_deviation_of_a_measurement_is_found():
 
 
 @pytest.mark.slow
+def test_a_deviation_may_depend_on_x():
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(6000, 2))
+  wide = np.where(x[:, 1] > 0, 8.0, 2.0)
+  y = 10 * x[:, 0] + wide * rng.normal(size=6000)
+  fitted = labels.fit(x, y, key=KEY, num_updates=600)
+  points = jnp.float32([[0, -1], [0, 1], [1, -1], [1, 1]])
+  at = lambda y: np.asarray(fitted.reward_fn(points, None, jnp.full(4, y)))
+  # Of a parabola in y: where its top is, and how wide it is.
+  low, middle, high = (at(y) for y in (-1.0, 0.0, 1.0))
+  curvature, slope = 2 * middle - low - high, (high - low) / 2
+  deviation, mean = curvature**-0.5, slope / curvature
+  np.testing.assert_allclose(deviation, [2, 8, 2, 8], rtol=0.25)
+  np.testing.assert_allclose(mean, [0, 0, 10, 10], atol=1)
+
+
+@pytest.mark.slow
 def test_what_was_fitted_is_a_reward_of_tune():
   x, y = logistic(600)
   fitted = labels.fit(x, np.where(y, "right", "left"), key=KEY, num_updates=100)
