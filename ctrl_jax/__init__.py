@@ -4,9 +4,9 @@ r"""Adds a control y to a diffusion model, and says how exactly, in nats.
 Three nouns. A `Pretrained` is the model p_pre(x | c) that somebody trained: a
 network that predicts noise, its parameters, its forward process (`VP`, `VE` or
 `Flow`); `diffusers.load` makes one of a folder. A reward is log p(y | x, c) in
-nats, any function of (x, c, y) that JAX can call and, for the default objective,
-differentiate; `fit_labels` makes one of examples. A `Controlled` is what `tune`
-makes of the two: a sampler that knows how far it is from its target
+nats, any function of (x, c, y) that JAX can call and, for the default
+objective, differentiate; `fit_labels` makes one of examples. A `Controlled` is
+what `tune` makes of the two: a sampler that knows how far it is from its target
 
     p(y | x, c)^gamma p_pre(x | c) / Z(c, y)
 

@@ -177,6 +177,30 @@ def picture_shape(model: Pretrained) -> tuple[int, ...]:
   return tuple(jax.eval_shape(model.decoded, x).shape[1:])
 
 
+def check(
+  model: Pretrained, shape: tuple[int, ...], config: ConfigDict
+) -> None:
+  """Raises ValueError where data of a shape, or a control, do not suit a model.
+
+  Args:
+    model: that was given.
+    shape: of one example.
+    config: of the run.
+  """
+  made, control = picture_shape(model), config.control
+  if made != shape:
+    raise ValueError(
+      f"data.dir has examples of shape {shape}, and the model of "
+      f"{config.model.path} makes {made}: their sizes and channels must be the "
+      "same"
+    )
+  if model.mergeable and (control.head or control.adapt != "lora"):
+    raise ValueError(
+      f"the model of {config.model.path} is controlled by adapters: use "
+      "--config.control.adapt=lora and --config.control.head=()"
+    )
+
+
 def _asked(model: Pretrained, names: tuple[str, ...]) -> Pretrained:
   """The model of some of its conditions only, in this order.
 

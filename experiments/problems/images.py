@@ -70,7 +70,13 @@ def untrained(
     sde: the forward process.
     conditions: names of the values of c; none: there is but c = 0.
   """
-  network = DiT(num_classes=max(len(conditions), 1), **config)
+  network = DiT(
+    num_classes=max(len(conditions), 1),
+    dims=config.dims,
+    num_layers=config.num_layers,
+    num_heads=config.num_heads,
+    patch=config.patch,
+  )
   height, width, _ = sample_shape
 
   def predict(

@@ -23,7 +23,13 @@ from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.sde import SDE
-from experiments.problems import images, own_reals, own_sources, own_vectors
+from experiments.problems import (
+  given_model,
+  images,
+  own_reals,
+  own_sources,
+  own_vectors,
+)
 from experiments.problems.factors import (
   Examples,
   Factor,
@@ -43,13 +49,15 @@ IMAGES = 3  # axes of a sample that is one
 
 
 def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
-  """The problem of config.data, with a model that is yet to be trained.
+  """The problem of config.data, and of a model that is there or yet trained.
 
   Raises:
     FileNotFoundError: no such folder, file or table.
     ValueError: data or labels that cannot be used, told with a remedy.
   """
-  source, units = own_sources.read(config, workdir), None
+  given = given_model.find(config, workdir)
+  source = own_sources.read(config, workdir, size=_size(config, given))
+  units = None
   if source.x.ndim != 1 + IMAGES:
     units = own_vectors.measure(source.x)
     source = source._replace(x=units.encode(source.x))
@@ -57,16 +65,23 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   factors = tuple(
     _factor(column, source, config, units) for column in source.columns
   )
-  sde = make_sde(config.sde)
-  pretrained = model(config, source.x.shape[1:], sde, units)
+  if given is None:
+    sde = make_sde(config.sde)
+    pretrained = model(config, source.x.shape[1:], sde, units)
+    kernel = make_kernel(config.kernel, sde)
+    data = Data(source.x, np.zeros(len(source.x), np.int32))
+  else:
+    pretrained, kernel = given
+    data = None
+    given_model.check(pretrained, source.x.shape[1:], config)
   asked = own_reals.asked if not factors[0].num_labels else of_labels
   alone = len(factors) == 1
   return Problem(
     pretrained=pretrained,
-    kernel=make_kernel(config.kernel, sde),
+    kernel=kernel,
     factors=factors,
-    data=Data(source.x, np.zeros(len(source.x), np.int32)),
-    num_conditions=1,
+    data=data,
+    num_conditions=pretrained.num_conditions,
     **asked(factors),
     measure=_measure(source, pretrained),
     edges=factors[0].edges if alone else np.zeros(0),
@@ -74,6 +89,14 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     facts={"factors": [factor.name for factor in factors]},
     kept={"units": units._asdict()} if units else {},
   )
+
+
+def _size(config: ConfigDict, given: given_model.Source | None) -> int:
+  """Pixels a side of the pictures that are read."""
+  if given is None:
+    return int(config.data.size)
+  shape = given_model.picture_shape(given.model)
+  return shape[0] if len(shape) == IMAGES else int(config.data.size)
 
 
 def of_labels(factors: Sequence[Factor]) -> dict[str, Any]:

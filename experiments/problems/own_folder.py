@@ -32,21 +32,20 @@ class Found(NamedTuple):
     return self.usable[np.arange(len(self.usable))]
 
 
-def find(config: ConfigDict, workdir: pathlib.Path) -> Found:
+def find(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Found:
   """The pictures in the folder config.data.dir, to which the run is tied.
 
   Raises:
     FileNotFoundError: there is no such folder.
     ValueError: no folder is named, or none of its pictures can be used.
   """
-  data = config.data
-  if data.size % config.model.patch:
+  data, patch = config.data, config.model.patch
+  if not config.model.path and size % patch:
     raise ValueError(
-      f"data.size is {data.size}, which model.patch = {config.model.patch} "
-      "does not divide"
+      f"data.size is {size}, which model.patch = {patch} does not divide"
     )
   root = _root(config, workdir)
-  found = image_folder.find(root, size=data.size, max_pixels=data.max_pixels)
+  found = image_folder.find(root, size=size, max_pixels=data.max_pixels)
   if line := _others(found):
     print(f"warning: {line}", file=sys.stderr)
   if data.num_images:

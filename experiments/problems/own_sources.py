@@ -22,8 +22,13 @@ class Source(NamedTuple):
   labeller: Labeller | None = None  # the function that gives them, if one does
 
 
-def read(config: ConfigDict, workdir: pathlib.Path) -> Source:
+def read(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Source:
   """The data and labels of config.data, to which the run is tied.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    size: pixels a side that pictures of a folder are brought to.
 
   Raises:
     FileNotFoundError: there is no such file or folder.
@@ -35,7 +40,7 @@ def read(config: ConfigDict, workdir: pathlib.Path) -> Source:
     if labeller is None:
       return Source(x, *own_arrays.columns(config))
   else:
-    found = own_folder.find(config, workdir)
+    found = own_folder.find(config, workdir, size=size)
     x = found.read()
     if labeller is None:
       return Source(x, *own_folder.columns(found, config, workdir))

@@ -19,6 +19,7 @@ from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.types import RewardFn
 from experiments.problems import (
   exact,
+  given_model,
   images,
   keeping,
   own,
@@ -50,7 +51,7 @@ def problem(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
     "fashion": lambda: _images(config, kept),
     "gaussian": lambda: exact.gaussian(config, workdir),
     "mixture": lambda: exact.mixture(config, workdir),
-    "own": lambda: _own(config, kept),
+    "own": lambda: _own(config, workdir, kept),
     "stable_diffusion": lambda: _stable_diffusion(config, workdir, kept),
   }
   return families[config.problem.name]()
@@ -82,11 +83,18 @@ def _images(config: ConfigDict, kept: Kept) -> Problem:
   )
 
 
-def _own(config: ConfigDict, kept: Kept) -> Problem:
-  sde, factors = make_sde(config.sde), []
+def _own(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
+  factors = []
   shape = tuple(kept["sample_shape"].tolist())
   units = Units(**kept["units"]) if "units" in kept else None
-  model = own.model(config, shape, sde, units)
+  given = given_model.find(config, workdir)
+  if given is None:
+    sde = make_sde(config.sde)
+    model = own.model(config, shape, sde, units)
+    model = model.with_params(kept["pretrained"])
+    kernel = make_kernel(config.kernel, sde)
+  else:
+    model, kernel = given
   real = "values" in kept
   for number, judge in sorted(kept["classifier"].items()):
     names = () if real else tuple(kept["names"][number].tolist())
@@ -95,8 +103,9 @@ def _own(config: ConfigDict, kept: Kept) -> Problem:
     )
     learned = keeping.density_fn if real else keeping.reward_fn
     reward_fn = learned(network, judge)
-    if units is not None:
-      reward_fn = _after(reward_fn, model.decoded, units.encode)
+    if units is not None or model.decode is not None:
+      seen = _same if units is None else units.encode
+      reward_fn = _after(reward_fn, model.decoded, seen)
     factors.append(
       Factor(
         name=str(kept["of"][number]),
@@ -110,10 +119,10 @@ def _own(config: ConfigDict, kept: Kept) -> Problem:
     centre, spread = kept["control_units"].tolist()
     asked = own_reals.of_values(kept["values"], (centre, spread))
   return Problem(
-    pretrained=model.with_params(kept["pretrained"]),
-    kernel=make_kernel(config.kernel, sde),
+    pretrained=model,
+    kernel=kernel,
     factors=tuple(factors),
-    num_conditions=1,
+    num_conditions=model.num_conditions,
     **asked,
   )
 
