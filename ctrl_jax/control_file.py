@@ -20,7 +20,7 @@ from ctrl_jax import files
 from ctrl_jax.types import Params
 
 NAME = "control.safetensors"
-FORMAT = "ctrl_jax control 1"
+FORMAT = "ctrl_jax control 2"
 
 
 def write(

@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_not_loaded(tuned, tmp_path):
   path.write_bytes(whole[:-5])
   with pytest.raises(ValueError, match="is damaged"):
     ctrl_jax.load(tmp_path, model, reward)
-  path.write_bytes(whole.replace(b"ctrl_jax control 1", b"ctrl_jax control 9"))
+  path.write_bytes(whole.replace(b"ctrl_jax control 2", b"ctrl_jax control 9"))
   with pytest.raises(ValueError, match="no control of this version"):
     ctrl_jax.load(tmp_path, model, reward)
 

@@ -34,6 +34,14 @@ its error in units of y, and how many of the examples that it has not seen lie
 within its intervals of 50 and of 90 percent. `experiments.sample --y 37.5` asks
 for any number between the labelled ones. Such a column is a control by itself.
 
+With `--config.model.path` the model is there already: a folder of diffusers, a
+finished run's folder, or `module:function`, which returns a
+`ctrl_jax.Pretrained`. Pictures have its size then. `model.conditions` are those
+values of c, by name, that are trained and evaluated, and of Stable Diffusion
+prompts; to that belong `--config.control.adapt=lora --config.control.head=()`.
+A folder of diffusers is sampled at its own training steps, whatever
+`kernel.power` is.
+
 Variants: photos, patches of two photographs that scikit-learn has, with a table
 of how bright they are, to see the way without pictures of one's own; smoke, the
 same at toy sizes.
