@@ -75,7 +75,7 @@ def _compared(name: str) -> Needs:
 
 _HEAD = Needs(lambda config: bool(config.control.head), "control.head")
 _GIVEN = Needs(
-  lambda config: bool(config.model.path),
+  lambda config: config.problem.name != "own" or bool(config.model.path),
   "model.path: the model is trained here",
 )
 _TRAINED = Needs(
