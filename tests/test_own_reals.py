@@ -49,6 +49,7 @@ def test_what_is_asked_for_is_spread_as_what_is_labelled(tmp_path):
   np.testing.assert_allclose(below, shares, atol=2 / len(known))
   np.testing.assert_allclose(problem.control_units, (known.mean(), known.std()))
   assert problem.control_names[0] == f"y = {asked[0]:.4g}"
+  assert problem.average == 1.0  # gamma
 
 
 def test_categories_stay_what_they_are(tmp_path):

@@ -74,7 +74,11 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     pretrained, kernel = given
     data = None
     given_model.check(pretrained, source.x.shape[1:], config)
-  asked = own_reals.asked if not factors[0].num_labels else of_labels
+  asked = (
+    of_labels(factors)
+    if factors[0].num_labels
+    else own_reals.asked(factors[0], config.reward.gamma)
+  )
   alone = len(factors) == 1
   return Problem(
     pretrained=pretrained,
@@ -82,7 +86,7 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     factors=factors,
     data=data,
     num_conditions=pretrained.num_conditions,
-    **asked(factors),
+    **asked,
     measure=_measure(source, pretrained),
     edges=factors[0].edges if alone else np.zeros(0),
     property_name=factors[0].name if alone else "",

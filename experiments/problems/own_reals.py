@@ -3,7 +3,9 @@
 
 Asked for, in training and when a run is judged, are VALUES quantiles of what is
 labelled, each as often: y is drawn as it is among the data. A head sees a real
-y as a number, so any between may be asked for afterwards.
+y as a number, so any between may be asked for afterwards. Its likelihood may be
+as sharp as the data are, and where x_0 is not yet known its gradient far too
+large to follow: the head sees what `steering` makes of it on the average.
 """
 
 from collections.abc import Sequence
@@ -63,29 +65,35 @@ def factor(name: str, examples: Examples, *, told: str) -> Factor:
       "regression learns from"
     )
   found = Factor(name=name, num_labels=0, examples=examples)
-  if len(asked([found])["controls"]) < 2:
+  if len(_values(found)[0]) < 2:
     raise ValueError(
       f"{told}: most of its {num} numbers are the same: use data.bins of 2"
     )
   return found
 
 
-def asked(factors: Sequence[Factor]) -> dict[str, Any]:
-  """What is asked for: values of y, their names, and their mean and spread."""
-  (real,) = factors
-  if real.examples is None:
-    raise ValueError(f"{real.name} has no examples")
-  known = real.examples.y[np.concatenate(real.examples.splits)]
+def _values(factor: Factor) -> tuple[np.ndarray, tuple[float, float]]:
+  """What is asked for, and mean and deviation of what is known."""
+  if factor.examples is None:
+    raise ValueError(f"{factor.name} has no examples")
+  known = factor.examples.y[np.concatenate(factor.examples.splits)]
   shares = (np.arange(VALUES) + 0.5) / VALUES
   values = np.unique(np.quantile(known, shares).astype(np.float32))
-  units = float(known.mean()), float(known.std())
-  return of_values(values, units)
+  return values, (float(known.mean()), float(known.std()))
 
 
-def of_values(values: np.ndarray, units: tuple[float, float]) -> dict[str, Any]:
-  """The same, of values that are known."""
+def asked(factor: Factor, gamma: float) -> dict[str, Any]:
+  """What a problem says of a real y that is learned; gamma is the reward's."""
+  return of_values(*_values(factor), gamma)
+
+
+def of_values(
+  values: np.ndarray, units: tuple[float, float], gamma: float
+) -> dict[str, Any]:
+  """The same, of values, mean and deviation that are known."""
   return {
     "controls": values,
     "control_names": tuple(f"y = {value:.4g}" for value in values.tolist()),
     "control_units": units,
+    "average": gamma,
   }

@@ -117,7 +117,9 @@ def _own(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
   asked = own.of_labels(factors)
   if real:
     centre, spread = kept["control_units"].tolist()
-    asked = own_reals.of_values(kept["values"], (centre, spread))
+    asked = own_reals.of_values(
+      kept["values"], (centre, spread), config.reward.gamma
+    )
   return Problem(
     pretrained=model,
     kernel=kernel,
