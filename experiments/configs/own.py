@@ -19,8 +19,8 @@ With `--config.data.dir=FILE.npz` the data are the array x of that file, and the
 columns its other arrays [N], of texts or numbers, of which "" and NaN are not
 known. x is pictures, [N, height, width, 1 or 3] uint8 or floats in [-1, 1] or
 [0, 1], at their own size; or vectors [N, d] or sequences [N, length, d] of any
-scale, of which a residual MLP is the model and samples are arrays. That model is
-small enough for `--config.prior.batch_size=256`, and better for it.
+scale, of which a residual MLP is the model and samples are arrays. It is small
+enough for `--config.prior.batch_size=256`, and better for it.
 
 `--config.data.labels=module:function` has a function label either: it takes all
 of x, pictures as floats in [-1, 1], and returns [N] texts or numbers. Its
