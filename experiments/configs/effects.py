@@ -82,6 +82,12 @@ _TRAINED = Needs(
   lambda config: not config.get("model", {}).get("path"),
   'model.path="": that model is trained already',
 )
+_OF_PICTURES = Needs(  # whether data are pictures the config cannot know
+  lambda config: (
+    config.problem.name == "own" or "compressibility" in _quantities(config)
+  ),
+  "data.quantity or data.second_quantity = compressibility",
+)
 _CLASSIFIERS = ("classifier", "independent")
 
 # A field, or the section of several, and what it needs.
@@ -117,7 +123,7 @@ TABLE: dict[str, Needs] = {
   ),
   "aesthetic.head": _measured("aesthetic"),
   **{
-    f"{section}.{name}": _measured("compressibility")
+    f"{section}.{name}": _OF_PICTURES
     for section in _CLASSIFIERS
     for name in ("widths", "strides")
   },
