@@ -17,7 +17,7 @@ import sys
 import pytest
 
 from experiments import compare, exactness
-from experiments.configs import rules
+from experiments.configs import effects, rules
 from experiments.runtime import flags
 from tests import documented, toy_garments
 from tests.documented import ROOT, filled_in, parser_of
@@ -125,7 +125,22 @@ def changes(words: list[str], config: str) -> list[str]:
     # What the variant is about is left, unless it is a size.
     and (mine[field] == default[field] or isinstance(mine[field], int | float))
   } | {"control.ppo.group": 4}
-  return [f"--config.{field}={value}" for field, value in smaller.items()]
+  small = flags.parse(["run", *words])[0].copy_and_resolve_references()
+  small.update_from_flattened_dict(smaller)
+  return [
+    f"--config.{field}={value}"
+    for field, value in smaller.items()
+    if matters(field, small)
+  ]
+
+
+def matters(field: str, config) -> bool:
+  """Whether a field of a config has an effect."""
+  parts = field.split(".")
+  names = [".".join(parts[: i + 1]) for i in range(len(parts))]
+  return all(
+    effects.TABLE[name].holds(config) for name in names if name in effects.TABLE
+  )
 
 
 @pytest.fixture
