@@ -100,7 +100,8 @@ def small_runs(file: str) -> list[list[str]]:
   found: dict[str, list[str]] = {}
   for words in told()["run"]:
     config, _, variant = "".join(words[:1]).partition(":")
-    needed = "/path/to" in " ".join(words) or config.endswith("multitask.py")
+    line = " ".join(words)
+    needed = "/path/to" in line or "=PHOTOS" in line or "multitask" in config
     if not config.endswith(f"/{file}.py") or needed:
       continue
     small = [*words, *changes(words, config)]
