@@ -28,7 +28,6 @@ from experiments.problems.problem import make_kernel, make_sde
 from experiments.runtime import finished_run, inputs
 
 INDEX = "model_index.json"
-SIZE = 512  # pixels a side, of Stable Diffusion
 
 
 class Source(NamedTuple):
@@ -97,7 +96,7 @@ def _of_pipeline(
       names,
       parts,
       encoded,
-      size=config.data.size or SIZE,
+      size=settings.size,
       guidance=settings.guidance_scale,
     ),
     parts.schedule.kernel(steps, eta=config.kernel.eta),
