@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Labels that a function gives: of the data, of samples, and its mistakes."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -39,7 +41,7 @@ def here(tmp_path, monkeypatch):
   (tmp_path / "labels_of_mine.py").write_text(MODULE)
   (tmp_path / "needy.py").write_text("import not_there_at_all\n")
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr("sys.path", list(own_function.sys.path))
+  monkeypatch.setattr("sys.path", list(sys.path))
   return tmp_path
 
 

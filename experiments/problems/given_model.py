@@ -9,9 +9,7 @@ Whatever else a problem needs, it asks the `Pretrained` that comes out.
 """
 
 import dataclasses
-import importlib
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -25,7 +23,7 @@ from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.stable_diffusion import folders, pipeline
 from experiments.problems import images, stable_diffusion
 from experiments.problems.problem import make_kernel, make_sde
-from experiments.runtime import finished_run, inputs
+from experiments.runtime import finished_run, inputs, strangers
 
 INDEX = "model_index.json"
 
@@ -142,10 +140,8 @@ def of_function(path: str) -> Pretrained:
       else, or a model without parameters or with a wrong network.
   """
   module, _, name = path.partition(":")
-  if str(pathlib.Path.cwd()) not in sys.path:
-    sys.path.insert(0, str(pathlib.Path.cwd()))
   try:
-    function = getattr(importlib.import_module(module), name)
+    function = getattr(strangers.module(module), name)
   except (ImportError, AttributeError) as error:
     raise ValueError(f"model.path is {path!r}: {error}") from error
   model = function() if callable(function) else function

@@ -7,10 +7,8 @@ numbers, of which "" and NaN say nothing. What labels the data labels samples
 too: it is the oracle. The module is looked for where Python is started, too.
 """
 
-import importlib
 import os
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +16,7 @@ import numpy as np
 
 from ctrl_jax.datasets import label_table
 from ctrl_jax.datasets.label_table import Column
+from experiments.runtime import strangers
 
 
 class Labeller(NamedTuple):
@@ -114,10 +113,8 @@ def find(given: str) -> Labeller | None:
   if match is None:
     return None
   module, name = match.groups()
-  if os.getcwd() not in sys.path:
-    sys.path.insert(0, os.getcwd())
   try:
-    found = importlib.import_module(module)
+    found = strangers.module(module)
   except ModuleNotFoundError as error:
     if error.name is None or not f"{module}.".startswith(f"{error.name}."):
       raise  # of something that the module needs
