@@ -35,15 +35,15 @@ def kill_all():
       process.wait()
 
 
-def two_hosts(command):
-  """Starts a command on two hosts, of two devices each."""
+def two_hosts(command, devices=2):
+  """Starts a command on two hosts, of so many devices each."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     port = free.getsockname()[1]
   return [
     start(
       command,
-      JAX_NUM_CPU_DEVICES="2",
+      JAX_NUM_CPU_DEVICES=str(devices),
       JAX_COORDINATOR_ADDRESS=f"127.0.0.1:{port}",
       JAX_NUM_PROCESSES="2",
       JAX_PROCESS_ID=str(index),
