@@ -113,6 +113,7 @@ def log_weights(
   return jnp.where(jnp.isnan(log_u), -jnp.inf, log_u)
 
 
+@jax.jit
 def log_evidence(log_u: Float[Array, "shares n *cells"]) -> Estimate:
   """log Z by (3), and its standard error: chains of a share are one stratum."""
   flat = log_u.reshape(-1, *log_u.shape[2:])

@@ -37,12 +37,14 @@ def mean_estimate(values: Float[Array, "n *cells"]) -> Estimate:
   return Estimate(values.mean(0), values.std(0, ddof=1) / n**0.5)
 
 
+@jax.jit
 def log_mean_exp(values: Float[Array, "n *cells"]) -> Estimate:
   """log(mean(exp(values))) over the first axis, standard error by (1)."""
   mean = jax.nn.logsumexp(values, axis=0) - jnp.log(values.shape[0])
   return Estimate(mean, mean_estimate(jnp.exp(values - mean[None])).stderr)
 
 
+@jax.jit
 def macro_f1(table: Float[Array, "classes classes"]) -> Float[Array, ""]:
   """Mean over classes of F1 = 2 TP / (row + column) of a confusion matrix.
 

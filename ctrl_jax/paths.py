@@ -146,6 +146,7 @@ def log_weights(
   return gamma * log_likelihood + compared(rollout.log_ratio)
 
 
+@jax.jit
 def effective_sample_size(
   normalised_log_weights: Float[Array, "n"],
 ) -> Float[Array, ""]:

@@ -104,6 +104,7 @@ def _numbers(moments: jax.Array) -> Moments:
   return tuple(np.atleast_1d(np.asarray(moments)).tolist())
 
 
+@jax.jit
 def log_probs(
   logits: Table, temperature: float | Float[Array, ""] = 1.0
 ) -> Float[Array, "n classes"]:
@@ -111,6 +112,7 @@ def log_probs(
   return jax.nn.log_softmax(jnp.asarray(logits) / temperature)
 
 
+@jax.jit
 def negative_log_likelihood(
   log_probabilities: Table, labels: Targets
 ) -> Float[Array, ""]:
