@@ -12,14 +12,7 @@ import pytest
 from experiments.benchmarks import disturbed, faults
 from experiments.benchmarks.disturbed import Command
 
-QUICK = ("flipped",)
 COMMAND = Command("mixture.py:smoke", seed=0)
-FAULTS = [
-  pytest.param(
-    name, marks=pytest.mark.slow if name in QUICK else pytest.mark.long
-  )
-  for name in faults.FAULTS
-]
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +33,8 @@ def undisturbed(one_device, tmp_path_factory):
   return seconds, disturbed.contents(folder)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.long
+@pytest.mark.parametrize("name", faults.FAULTS)
 def test_a_disturbed_run_ends_as_an_undisturbed_one(
   undisturbed, tmp_path, name
 ):

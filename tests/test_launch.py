@@ -71,7 +71,7 @@ def standins(tmp_path, monkeypatch):
   return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_of_slurm_that_is_stopped_queues_again_and_ends(
   standins, tmp_path, monkeypatch
 ):

@@ -50,7 +50,7 @@ def test_every_mutant_is_one_change_and_names_tests_that_are_there() -> None:
   assert len({(m.file, m.old, m.new) for m in MUTANTS}) == len(MUTANTS) >= 120
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_case_that_mutants_name_is_collected() -> None:
   tests = sorted({test for mutant in MUTANTS for test in mutant.tests})
   code, said = trials.pytest(tests, options=("--collect-only",))

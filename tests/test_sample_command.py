@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests import toy_runs
 from tests.toy_processes import finish, start
 
 pytestmark = pytest.mark.slow
@@ -17,12 +18,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> pathlib.Path:
   """A finished run of digits, at toy size."""
-  folder = tmp_path_factory.mktemp("run") / "digits"
-  config = "--config=experiments/configs/digits.py:smoke"
-  command = [sys.executable, "-m", "experiments.run", config]
-  ((_, error, code),) = finish([start([*command, f"--workdir={folder}"])])
-  assert code == 0, error
-  return folder
+  return toy_runs.finished("digits", tmp_path_factory)[0]
 
 
 def _sample(run: pathlib.Path, to: pathlib.Path, *flags: str):

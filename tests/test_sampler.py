@@ -1,48 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a finished run samples with, read again from its folder."""
 
+import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 
 from ctrl_jax import parallel
-from experiments import sample, sampler, stages
-from experiments.configs import digits, gaussian, mixture
+from experiments import sample, sampler
 from experiments.measures import evaluation
-from experiments.runtime import finished_run, logs, workdir
+from experiments.runtime import finished_run
 from experiments.sampler import Sampler
+from tests import toy_runs
 
 pytestmark = pytest.mark.slow
 
-CONFIGS = {"digits": digits, "gaussian": gaussian, "mixture": mixture}
 
-
-def _finish(name: str, folder: pathlib.Path) -> tuple[pathlib.Path, dict]:
-  """A run at toy size, and its results."""
-  config = CONFIGS[name].get_config("smoke")
-  workdir.prepare(folder, config)
-  with logs.Log(folder, enabled=False) as log:
-    results = stages.run(config, folder, log)
-  workdir.write_json(folder / "results.json", results)
-  return folder, results
-
-
-@pytest.fixture(scope="module", params=CONFIGS)
-def finished(request, tmp_path_factory):
-  return _finish(request.param, tmp_path_factory.mktemp("run") / "run")
+@pytest.fixture(scope="module", params=["digits", "gaussian", "mixture"])
+def finished(request, tmp_path_factory) -> pathlib.Path:
+  return toy_runs.finished(request.param, tmp_path_factory)[0]
 
 
 @pytest.fixture(scope="module")
 def of_gaussian(tmp_path_factory) -> Sampler:
-  folder = tmp_path_factory.mktemp("gaussian") / "run"
-  return sampler.load(_finish("gaussian", folder)[0])
+  return sampler.load(toy_runs.finished("gaussian", tmp_path_factory)[0])
 
 
 def test_without_data_or_training_a_run_has_the_figures_that_it_had(finished):
-  folder, results = finished
-  run = sampler.load(folder)
+  run = sampler.load(finished)
   settings = run.config.evaluate
   chains = evaluation.controlled(
     run.problem,
@@ -54,6 +40,7 @@ def test_without_data_or_training_a_run_has_the_figures_that_it_had(finished):
     chunk=settings.chunk,
     mesh=parallel.make_mesh(),
   )
+  results = json.loads((finished / "results.json").read_text())
   ctrl = results["methods"]["ctrl"]
   np.testing.assert_allclose(
     [chains.log_likelihood.mean(), chains.step_kl.sum(1).mean()],
@@ -109,7 +96,7 @@ def test_names_that_are_not_there_are_refused_with_near_ones(of_gaussian):
 
 
 def test_requests_take_turns(finished):
-  run = sampler.load(finished[0])
+  run = sampler.load(finished)
   problem = run.problem
   cells = problem.num_conditions * problem.num_controls
   c, y = run.requests(2 * cells)
@@ -117,13 +104,14 @@ def test_requests_take_turns(finished):
   assert len(asked) == cells and len(c) == 2 * cells
 
 
-def test_what_is_no_sampler_is_told(of_gaussian, finished, tmp_path):
+def test_what_is_no_sampler_is_told(tmp_path, tmp_path_factory):
+  finished, _ = toy_runs.finished("gaussian", tmp_path_factory)
   with pytest.raises(FileNotFoundError, match=r"no config\.json there"):
     sampler.load(tmp_path)
   folder = tmp_path / "damaged"
   folder.mkdir()
   for file in ("config.json", "results.json"):
-    (folder / file).write_bytes((finished[0] / file).read_bytes())
+    (folder / file).write_bytes((finished / file).read_bytes())
   with pytest.raises(FileNotFoundError, match=r"no sampler\.npz there"):
     sampler.load(folder)
   (folder / finished_run.LEARNED).write_bytes(b"PK nothing")
@@ -132,4 +120,3 @@ def test_what_is_no_sampler_is_told(of_gaussian, finished, tmp_path):
   np.savez(folder / finished_run.LEARNED, version=np.int32(99))
   with pytest.raises(ValueError, match="is of version 99"):
     sampler.load(folder)
-  assert jax.tree.leaves(of_gaussian.control)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import disturbed
+from tests import toy_runs
 from tests.toy_processes import wait_for
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -55,8 +56,7 @@ def kill_when(workdir: pathlib.Path, path: str) -> None:
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory):
-  workdir = tmp_path_factory.mktemp("straight")
-  return workdir, finish(workdir)
+  return toy_runs.finished("digits", tmp_path_factory)
 
 
 @pytest.mark.slow
