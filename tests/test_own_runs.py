@@ -5,9 +5,11 @@ import json
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import pytest
 
+from experiments.problems import given_model
 from tests.toy_processes import finish, start
 
 pytestmark = pytest.mark.slow
@@ -26,8 +28,7 @@ def _own(tmp_path: pathlib.Path, *flags: str) -> tuple[pathlib.Path, dict]:
   folder = tmp_path / "run"
   _run(
     "run",
-    "--config=experiments/configs/own.py:smoke",
-    "--config.data.columns=()",
+    "--config=experiments/configs/own.py:tiny",
     f"--config.data.dir={tmp_path / 'mine.npz'}",
     f"--workdir={folder}",
     *flags,
@@ -57,6 +58,13 @@ def test_vectors_are_sampled_in_their_own_units(tmp_path):
   assert samples.shape == (40, 3) and y.tolist() == [0] * 40
   assert 800 < samples[:, 0].mean() < 1000
   assert (samples[:, 2] == 7).all()
+
+  model = given_model.of_run(folder)  # for another run, of other labels
+  assert model.sample_shape == (3,) and model.conditions == ()
+  noise = jax.random.normal(jax.random.key(0), (2000, 3))
+  np.testing.assert_allclose(
+    model.decoded(noise).mean(0), [1000, 1000, 7], rtol=0.02
+  )
 
 
 def test_a_real_y_is_asked_for_by_its_number(tmp_path):
@@ -91,6 +99,7 @@ def test_a_real_y_is_asked_for_by_its_number(tmp_path):
   assert abs(near[:, 0].mean() + 0.2) < 0.4
 
 
+@pytest.mark.long
 def test_a_function_labels_and_judges(tmp_path, monkeypatch):
   (tmp_path / "mine_to_label.py").write_text(
     "def shade(images):\n"

@@ -84,9 +84,11 @@ _TRAINED = Needs(
 )
 _OF_PICTURES = Needs(  # whether data are pictures the config cannot know
   lambda config: (
-    config.problem.name == "own" or "compressibility" in _quantities(config)
+    config.problem.name == "own"
+    and not config.data.clip
+    or "compressibility" in _quantities(config)
   ),
-  "data.quantity or data.second_quantity = compressibility",
+  'data.quantity or data.second_quantity = compressibility, or data.clip=""',
 )
 _CLASSIFIERS = ("classifier", "independent")
 

@@ -12,6 +12,9 @@ that is not known. Without a table every folder below is a class. Words and few
 whole numbers are categories; other numbers are cut in `data.bins` of equal
 shares. Several columns are several controls at once; `data.columns` picks some.
 
+`--config.data.clip=FOLDER` has classifiers see a CLIP's embeddings of pictures
+in place of their pixels: of photographs a few hundred labels can suffice then.
+
 Pictures of any size are cut to their centre and resized to `data.size` pixels a
 side.
 
@@ -21,6 +24,10 @@ known. x is pictures, [N, height, width, 1 or 3] uint8 or floats in [-1, 1] or
 [0, 1], at their own size; or vectors [N, d] or sequences [N, length, d] of any
 scale, of which a residual MLP is the model and samples are arrays. It is small
 enough for `--config.prior.batch_size=256`, and better for it.
+
+Or `--config.data.dir` is a data set of tfds as it lies on disk, the folder with
+its dataset_info.json, in files of array_record. Its features of one word or
+number are the columns, and without `data.columns` those of classes are.
 
 `--config.data.labels=module:function` has a function label either: it takes all
 of x, pictures as floats in [-1, 1], and returns [N] texts or numbers. Its
@@ -45,7 +52,8 @@ A folder of diffusers is sampled at its own training steps, whatever
 
 Variants: photos, patches of two photographs that scikit-learn has, with a table
 of how bright they are, to see the way without pictures of one's own; smoke, the
-same at toy sizes.
+same at toy sizes; tiny, any data and any model at toy sizes, to see in two
+minutes whether they are read, and without data.dir those patches.
 """
 
 from ml_collections import ConfigDict
@@ -75,6 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "": lambda: None,
     "photos": lambda: _photos(config),
     "smoke": lambda: _smoke(config),
+    "tiny": lambda: _tiny(config),
   }
   base.choose(changes, variant, "own.py")
   return config
@@ -86,8 +95,8 @@ def _schema() -> ConfigDict:
   ) | {
     "widths": (16, 32, 64),  # channels of its blocks, multiples of 8
     "strides": (2, 2, 2),  # of these
-    "hidden": (128, 128),  # of vectors, widths of its hidden layers
-    "noise": 0.1,  # std of Gaussian noise on x; of vectors, in their deviation
+    "hidden": (128, 128),  # of vectors and embeddings, widths of hidden layers
+    "noise": 0.1,  # std of Gaussian noise on x; of vectors, in their deviations
   }
   return ConfigDict(
     base.common()
@@ -101,6 +110,7 @@ def _schema() -> ConfigDict:
         "bins": 4,  # that a column of real numbers is cut in; 0: y is real
         "size": 28,  # pixels a side; of a model that is there, its own
         "num_images": 0,  # the first so many; 0: all
+        "clip": "",  # folder of a CLIP whose embeddings classifiers see
         "max_pixels": 2**26,  # of an image, above which it is skipped
       },
       "model": {
@@ -131,7 +141,7 @@ def _schema() -> ConfigDict:
 
 
 def _photos(config: ConfigDict) -> None:
-  config.data.update(dir="photos", columns=("brightness",), bins=3)
+  config.data.update(dir="photos", bins=3)
 
 
 def _smoke(config: ConfigDict) -> None:
@@ -144,3 +154,8 @@ def _smoke(config: ConfigDict) -> None:
     stage.update(num_steps=40, widths=(8, 16), strides=(2, 2))
   config.control.update(num_steps=8, batch_size=8, head=(16,), log_every=2)
   config.evaluate.update(num_samples=120, num_reference=400, num_bridge=8)
+
+
+def _tiny(config: ConfigDict) -> None:
+  _smoke(config)
+  config.data.num_images = 0

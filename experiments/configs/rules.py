@@ -164,7 +164,7 @@ RULES: dict[str, Rule] = {
 OPTIONAL = ("control.ctrl.backprop_steps",)
 
 # Files and folders that share a last name with something else.
-PATHS = ("aesthetic.clip", "aesthetic.head")
+PATHS = ("aesthetic.clip", "aesthetic.head", "data.clip")
 
 CHOICES = {
   "sde.name": ("vp", "ve"),

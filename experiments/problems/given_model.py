@@ -21,11 +21,17 @@ from ctrl_jax import diffusers
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.stable_diffusion import folders, pipeline
-from experiments.problems import images, stable_diffusion
+from experiments.problems import (
+  images,
+  model_files,
+  own_vectors,
+  stable_diffusion,
+)
 from experiments.problems.problem import make_kernel, make_sde
 from experiments.runtime import finished_run, inputs, strangers
 
 INDEX = "model_index.json"
+FIELD = "model.path"
 
 
 class Source(NamedTuple):
@@ -48,29 +54,35 @@ def find(config: ConfigDict, workdir: pathlib.Path) -> Source | None:
   folder = pathlib.Path(path).expanduser()
   names = tuple(config.model.conditions)
   if (folder / INDEX).is_file():
-    found = _of_pipeline(folder, config, names)
-  elif folder.is_dir() or ":" in path:
-    model = of_run(folder) if folder.is_dir() else of_function(path)
-    model = _asked(model, names)
-    found = Source(model, make_kernel(config.kernel, model.sde))
+    return _of_pipeline(folder, config, names, workdir)
+  if folder.is_dir():
+    model = of_run(folder)
+    learned = [folder / finished_run.LEARNED]
+    inputs.tie_files(workdir, FIELD, folder, learned)
+  elif ":" in path:
+    model = of_function(path)
+    leaves = jax.tree.leaves(model.params)
+    inputs.tie_arrays(workdir, FIELD, f"the model of {path}", leaves)
   else:
     raise FileNotFoundError(
       f"model.path is {path!r}: there is no such folder, and a function of "
       "Python is named as package.module:function"
     )
-  what = f"the model of {path}"
-  leaves = jax.tree.leaves(found.model.params)
-  inputs.tie_arrays(workdir, "model.path", what, leaves)
-  return found
+  model = _asked(model, names)
+  return Source(model, make_kernel(config.kernel, model.sde))
 
 
 def _of_pipeline(
-  folder: pathlib.Path, config: ConfigDict, names: tuple[str, ...]
+  folder: pathlib.Path,
+  config: ConfigDict,
+  names: tuple[str, ...],
+  workdir: pathlib.Path,
 ) -> Source:
   """A folder of diffusers, whose steps are those that it was trained at."""
   settings, steps = config.model, config.kernel.num_steps
   kind = folders.read_json(folder / INDEX).get("_class_name")
   if kind != "StableDiffusionPipeline":
+    inputs.tie_files(workdir, FIELD, folder, model_files.of_folder(folder))
     model = diffusers.load(
       folder,
       dtype=jnp.dtype(settings.dtype),
@@ -86,6 +98,7 @@ def _of_pipeline(
       f"model.path is {folder}, which reads prompts: give some, as in "
       "--config.model.conditions=\"('a cat', 'a dog')\""
     )
+  inputs.tie_files(workdir, FIELD, folder, model_files.of_pipeline(folder))
   dtype: Any = jnp.dtype(settings.dtype)
   parts = pipeline.load(folder, dtype=dtype)
   encoded = pipeline.encode_prompts(folder, names, dtype=dtype)
@@ -120,12 +133,17 @@ def of_run(run: pathlib.Path) -> Pretrained:
       f"model.path is {run}, a run of {family}, which trained no model: give "
       "the path of the one that it used"
     )
-  model = images.untrained(
-    config.model,
-    tuple(kept["sample_shape"].tolist()),
-    make_sde(config.sde),
-    conditions=() if family == "own" else images.CONDITIONS,
-  )
+  sde = make_sde(config.sde)
+  if "units" in kept:
+    units = own_vectors.Units(**kept["units"])
+    model = own_vectors.untrained(config.model, units, sde)
+  else:
+    model = images.untrained(
+      config.model,
+      tuple(kept["sample_shape"].tolist()),
+      sde,
+      conditions=() if family == "own" else images.CONDITIONS,
+    )
   return model.with_params(kept["pretrained"])
 
 

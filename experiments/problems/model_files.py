@@ -32,5 +32,11 @@ def of_pipeline(folder: pathlib.Path) -> list[pathlib.Path]:
   ]
 
 
+def of_folder(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Weights, settings and vocabularies of any pipeline, at any depth."""
+  kinds = (".json", ".txt", ".safetensors")
+  return [file for file in folder.rglob("*") if file.suffix in kinds]
+
+
 def _texts(folder: pathlib.Path) -> list[pathlib.Path]:
   return [file for file in folder.iterdir() if file.suffix in (".json", ".txt")]

@@ -27,6 +27,7 @@ from experiments.problems import (
   given_model,
   images,
   own_reals,
+  own_seen,
   own_sources,
   own_vectors,
 )
@@ -36,6 +37,7 @@ from experiments.problems.factors import (
   check,
   control_names,
 )
+from experiments.problems.own_seen import Seen
 from experiments.problems.own_sources import Source
 from experiments.problems.own_vectors import Units
 from experiments.problems.problem import (
@@ -62,8 +64,9 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     units = own_vectors.measure(source.x)
     source = source._replace(x=units.encode(source.x))
   own_reals.check(source.columns, config)
+  seen = own_seen.make(source.x, units, config, workdir)
   factors = tuple(
-    _factor(column, source, config, units) for column in source.columns
+    _factor(column, source, config, seen) for column in source.columns
   )
   if given is None:
     sde = make_sde(config.sde)
@@ -91,7 +94,7 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     edges=factors[0].edges if alone else np.zeros(0),
     property_name=factors[0].name if alone else "",
     facts={"factors": [factor.name for factor in factors]},
-    kept={"units": units._asdict()} if units else {},
+    kept=seen.kept | ({"units": units._asdict()} if units else {}),
   )
 
 
@@ -132,10 +135,10 @@ def model(
 
 
 def _factor(
-  column: Column, source: Source, config: ConfigDict, units: Units | None
+  column: Column, source: Source, config: ConfigDict, seen: Seen
 ) -> Factor:
   """A column as a factor of y; a real one in bins of equal shares, if any."""
-  x, told = source.x, f"{source.told}: column {column.name!r}"
+  told = f"{source.told}: column {column.name!r}"
   names, edges, y = column.names, np.zeros(0), column.values
   real = own_reals.is_real(column, config)
   if not names and not real:
@@ -150,11 +153,11 @@ def _factor(
   rows = np.flatnonzero(column.known)
   splits = labelled.split(len(rows), seed=config.seed)
   examples = Examples(
-    read=lambda: x,
+    read=lambda: seen.x,
     y=y if real else np.where(column.known, y, -1).astype(np.int32),
     splits=tuple(rows[part] for part in splits),
-    make_network=functools.partial(network, len(names), x.shape[1:]),
-    look=units.encode if units else None,
+    make_network=functools.partial(network, len(names), seen.x.shape[1:]),
+    look=seen.look,
   )
   if real:
     return own_reals.factor(column.name, examples, told=told)
@@ -183,7 +186,14 @@ def _factor(
 def network(
   num: int, shape: tuple[int, ...], stage: ConfigDict, rows: np.ndarray
 ) -> nn.Module:
-  """A classifier of samples, or of num = 0 a regression, whatever its rows."""
+  """A classifier of what is seen, of num = 0 a regression, whatever its rows.
+
+  Args:
+    num: of labels.
+    shape: of what is seen of an example.
+    stage: its config.
+    rows: that it learns from.
+  """
   num = num or own_reals.OUTPUTS
   if len(shape) != IMAGES:
     return Classifier(num, tuple(stage.hidden))

@@ -39,11 +39,7 @@ def find(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Found:
     FileNotFoundError: there is no such folder.
     ValueError: no folder is named, or none of its pictures can be used.
   """
-  data, patch = config.data, config.model.patch
-  if not config.model.path and size % patch:
-    raise ValueError(
-      f"data.size is {size}, which model.patch = {patch} does not divide"
-    )
+  data = config.data
   root = _root(config, workdir)
   found = image_folder.find(root, size=size, max_pixels=data.max_pixels)
   if line := _others(found):

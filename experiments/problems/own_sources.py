@@ -8,7 +8,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax.datasets.label_table import Column
-from experiments.problems import own_arrays, own_folder, own_function
+from experiments.problems import (
+  own_arrays,
+  own_folder,
+  own_function,
+  own_tfds,
+)
 from experiments.problems.own_function import Labeller
 from experiments.runtime import inputs
 
@@ -28,7 +33,7 @@ def read(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Source:
   Args:
     config: of the run.
     workdir: of the run.
-    size: pixels a side that pictures of a folder are brought to.
+    size: pixels a side that pictures in files are brought to.
 
   Raises:
     FileNotFoundError: there is no such file or folder.
@@ -39,12 +44,23 @@ def read(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Source:
     x = own_arrays.data(config, workdir)
     if labeller is None:
       return Source(x, *own_arrays.columns(config))
-  else:
-    found = own_folder.find(config, workdir, size=size)
-    x = found.read()
+    return _labelled(x, labeller, config, workdir)
+  if not config.model.path and size % config.model.patch:
+    raise ValueError(
+      f"data.size is {size}, which model.patch = {config.model.patch} does not "
+      "divide"
+    )
+  if own_tfds.is_one(pathlib.Path(config.data.dir).expanduser()):
+    labelled = labeller is not None
+    found = own_tfds.read(config, workdir, size=size, labelled=labelled)
     if labeller is None:
-      return Source(x, *own_folder.columns(found, config, workdir))
-  return _labelled(x, labeller, config, workdir)
+      return Source(*found)
+    return _labelled(found[0], labeller, config, workdir)
+  pictures = own_folder.find(config, workdir, size=size)
+  if labeller is None:
+    columns = own_folder.columns(pictures, config, workdir)
+    return Source(pictures.read(), *columns)
+  return _labelled(pictures.read(), labeller, config, workdir)
 
 
 def _labelled(

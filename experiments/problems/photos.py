@@ -20,12 +20,12 @@ PATCH = 28  # pixels a side
 def write(folder: pathlib.Path) -> pathlib.Path:
   """Writes patches and table, unless they are there; returns the folder.
 
-  The table says of each which photograph it is from, and how bright it is.
+  The table says of each how bright it is.
   """
   if folder.exists():
     return folder
   with files.draft(folder) as draft:
-    rows = [("file_name", "photo", "brightness")]
+    rows = [("file_name", "brightness")]
     names = ("china", "flower")
     for name, photo in zip(
       names, datasets.load_sample_images().images, strict=True
@@ -36,7 +36,7 @@ def write(folder: pathlib.Path) -> pathlib.Path:
         patch = photo[top : top + PATCH, left : left + PATCH]
         file = f"{name}-{number:04d}.png"
         painting.save_bytes(draft / file, patch)
-        rows.append((file, name, f"{patch.mean():.2f}"))
+        rows.append((file, f"{patch.mean():.2f}"))
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     (draft / label_table.TABLES[0]).write_text(text.getvalue())

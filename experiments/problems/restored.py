@@ -24,6 +24,7 @@ from experiments.problems import (
   keeping,
   own,
   own_reals,
+  own_seen,
   stable_diffusion,
   stable_quantities,
 )
@@ -95,17 +96,20 @@ def _own(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
     kernel = make_kernel(config.kernel, sde)
   else:
     model, kernel = given
+  look = own_seen.again(config, workdir, kept, units)
+  seen_shape = (
+    kept.get(own_seen.EMBEDDED, {}).get("shift", np.zeros(shape)).shape
+  )
   real = "values" in kept
   for number, judge in sorted(kept["classifier"].items()):
     names = () if real else tuple(kept["names"][number].tolist())
     network = own.network(
-      len(names), shape, config.classifier, np.zeros(0, int)
+      len(names), seen_shape, config.classifier, np.zeros(0, int)
     )
     learned = keeping.density_fn if real else keeping.reward_fn
     reward_fn = learned(network, judge)
-    if units is not None or model.decode is not None:
-      seen = _same if units is None else units.encode
-      reward_fn = _after(reward_fn, model.decoded, seen)
+    if look is not None or model.decode is not None:
+      reward_fn = _after(reward_fn, model.decoded, look or _same)
     factors.append(
       Factor(
         name=str(kept["of"][number]),

@@ -36,9 +36,24 @@ def read_clip(config: ConfigDict, workdir: pathlib.Path) -> Embedder | None:
   if not config.aesthetic.clip:
     return None
   folder = _clip_folder(config, workdir)
-  clip = embedder.load(folder, remat=config.model.remat)
-  files = model_files.of_network(folder)
-  inputs.tie_files(workdir, "aesthetic.clip", folder, files)
+  return load_clip(folder, "aesthetic.clip", workdir, remat=config.model.remat)
+
+
+def load_clip(
+  folder: pathlib.Path,
+  field: str,
+  workdir: pathlib.Path,
+  *,
+  remat: bool = False,
+) -> Embedder:
+  """The CLIP of a folder that a field of the config names; ties the run to it.
+
+  Raises:
+    FileNotFoundError: something is missing.
+    ValueError: it is another model, damaged, or not the one of before.
+  """
+  clip = embedder.load(folder, remat=remat)
+  inputs.tie_files(workdir, field, folder, model_files.of_network(folder))
   return clip
 
 

@@ -26,6 +26,7 @@ FREE = {"devices", "data.dir", "evaluate.chunk"}
 FREE_ENDINGS = ("log_every", "save_every")
 # Places whose content `inputs` knows: it may move, not appear or vanish.
 MOVABLE = {
+  "data.clip",
   "data.labels",
   "model.path",
   "aesthetic.clip",

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the classifiers of somebody's data see of them.
+
+Of pictures their pixels; of vectors and sequences themselves, in units of their
+means and deviations; and where config.data.clip names a CLIP, its embeddings of
+pictures in such units, of which a few hundred labels can suffice.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from ctrl_jax.models.classifier import FeatureFn
+from experiments.problems import own_vectors, stable_quantities
+from experiments.problems.chunks import in_chunks
+from experiments.problems.keeping import Kept
+from experiments.problems.own_vectors import Units
+
+EMBEDDED = "embedded"  # what of `Seen.kept` has the units of embeddings
+
+
+class Seen(NamedTuple):
+  """Examples as a classifier sees them."""
+
+  x: np.ndarray  # [N, ...]
+  look: FeatureFn | None  # data -> the same of them; None: x are data
+  kept: Kept  # by which `look` is had again
+
+
+def make(
+  x: np.ndarray,
+  units: Units | None,
+  config: ConfigDict,
+  workdir: pathlib.Path,
+) -> Seen:
+  """What is seen of examples.
+
+  Args:
+    x: pictures [N, height, width, channels] in [-1, 1]; vectors in their units.
+    units: of vectors; None: they are pictures.
+    config: of the run.
+    workdir: of the run.
+
+  Raises:
+    FileNotFoundError: there is no such CLIP.
+    ValueError: it is another model, or there are no pictures for it.
+  """
+  if not config.data.clip:
+    return Seen(x, units.encode if units else None, {})
+  if units is not None:
+    raise ValueError(
+      f"data.clip is {config.data.clip}, which sees pictures: those of "
+      f"{config.data.dir} are none"
+    )
+  embed = _embed(config, workdir)
+  embedded = in_chunks(embed, chunk=stable_quantities.CHUNK)(x)
+  scale = own_vectors.measure(embedded)
+  return Seen(
+    scale.encode(embedded),
+    lambda images: scale.encode(embed(images)),
+    {EMBEDDED: scale._asdict()},
+  )
+
+
+def again(
+  config: ConfigDict, workdir: pathlib.Path, kept: Kept, units: Units | None
+) -> FeatureFn | None:
+  """`Seen.look` of a run that is over.
+
+  Raises:
+    FileNotFoundError, ValueError: the CLIP that it used is gone or another.
+  """
+  if EMBEDDED not in kept:
+    return units.encode if units else None
+  embed, scale = _embed(config, workdir), Units(**kept[EMBEDDED])
+  return lambda images: scale.encode(embed(images))
+
+
+def _embed(config: ConfigDict, workdir: pathlib.Path) -> FeatureFn:
+  """Pictures of one channel or three -> embeddings."""
+  folder = pathlib.Path(config.data.clip).expanduser()
+  clip = stable_quantities.load_clip(folder, "data.clip", workdir)
+
+  def embed(images: jax.Array) -> jax.Array:
+    return clip.images(jnp.broadcast_to(images, (*images.shape[:3], 3)))
+
+  return embed
