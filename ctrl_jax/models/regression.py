@@ -25,7 +25,7 @@ to lie in the central interval that has the probability q by (1).
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy.special
 from jaxtyping import Array, Float
 
 LEAST = 1e-3  # of sigma: no measurement is taken for more exact
@@ -72,5 +72,5 @@ def coverage(
     y: of each.
     level: in (0, 1).
   """
-  reach = scipy.stats.norm.ppf(0.5 + level / 2)
+  reach = scipy.special.ndtri(0.5 + level / 2)
   return float(np.mean(np.abs(np.asarray(y) - mean) <= reach * deviation))

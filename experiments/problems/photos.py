@@ -8,8 +8,6 @@ import csv
 import io
 import pathlib
 
-from sklearn import datasets
-
 from ctrl_jax import files
 from ctrl_jax.datasets import label_table
 from experiments.problems import painting
@@ -24,6 +22,8 @@ def write(folder: pathlib.Path) -> pathlib.Path:
   """
   if folder.exists():
     return folder
+  from sklearn import datasets  # slow: not before it is needed
+
   with files.draft(folder) as draft:
     rows = [("file_name", "brightness")]
     names = ("china", "flower")
