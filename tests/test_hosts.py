@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import disturbed
+from tests import toy_runs
 from tests.toy_processes import finish, start, two_hosts, wait_for
 
 # The command of a run, which prints a digest of every device's copy of what a
@@ -87,14 +88,11 @@ def copies(*outputs: str) -> dict[str, list[str]]:
 
 @pytest.mark.slow
 def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(
-  tmp_path, monkeypatch
+  tmp_path, tmp_path_factory, monkeypatch
 ):
   """Bit for bit: of two devices, in either order, a sum is the same."""
-  one, two = tmp_path / "one", tmp_path / "two"
-  command = [*DIGITS, f"--workdir={one}"]
-  ((_, error, code),) = finish([start(command, JAX_NUM_CPU_DEVICES="2")])
-  assert code == 0, error
-
+  one, _ = toy_runs.finished("digits", tmp_path_factory)
+  two = tmp_path / "two"
   command = [*DIGITS, f"--workdir={two}", "--distributed"]
   monkeypatch.setenv("PAUSE", "1")  # JAX looks for signals once a second
   hosts = two_hosts(command, devices=1)
@@ -141,24 +139,26 @@ def test_a_host_that_is_asked_to_stop_while_sampling_takes_all_along(tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_between_stages_two_devices_each_train_as_four(tmp_path):
-  one, two = tmp_path / "one", tmp_path / "two"
-  command = [*MIXTURE, "--config.control.num_steps=4"]  # fewer than questions
+def test_a_host_that_is_asked_to_stop_between_stages_takes_all_along(tmp_path):
+  command = [*MIXTURE, f"--workdir={tmp_path}", "--distributed"]
+  command += ["--config.control.num_steps=4"]  # fewer than questions before
   command += ["--config.evaluate.num_reference=4000"]
-  alone = start([*command, f"--workdir={one}"], JAX_NUM_CPU_DEVICES="4")
-  ((_, error, code),) = finish([alone])
-  assert code == 0, error
-
-  command += [f"--workdir={two}", "--distributed"]
   hosts = two_hosts(command)
-  wait_for(two, "reference.npz", *hosts)
+  wait_for(tmp_path, "reference.npz", *hosts)
   hosts[1].send_signal(signal.SIGTERM)
   for _, error, code in finish(hosts, timeout=120):
     assert code == 0, error
     assert "SIGTERM: " in error
-  assert not (two / "results.json").exists()
+  assert not (tmp_path / "results.json").exists()
 
-  for _, error, code in finish(two_hosts(command)):
+
+@pytest.mark.long
+def test_two_hosts_of_two_devices_train_as_one_of_four(tmp_path):
+  one, two = tmp_path / "one", tmp_path / "two"
+  command = [*MIXTURE, "--config.control.num_steps=4"]
+  alone = start([*command, f"--workdir={one}"], JAX_NUM_CPU_DEVICES="4")
+  hosts = two_hosts([*command, f"--workdir={two}", "--distributed"])
+  for _, error, code in finish([alone, *hosts]):
     assert code == 0, error
   expected, measured = parameters(one, "control"), parameters(two, "control")
   difference = np.linalg.norm(measured - expected)

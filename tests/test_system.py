@@ -32,7 +32,7 @@ def start(workdir: pathlib.Path) -> subprocess.Popen:
   return subprocess.Popen(
     [*command, f"--workdir={workdir}"],
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"},
+    env=os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "2"},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

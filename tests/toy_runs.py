@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finished runs of the configs' smoke variants, each made once for all tests.
 
-Whoever needs one reads it, or works on a copy.
+On two devices. Whoever needs one reads it, or works on a copy.
 """
 
 import fcntl
@@ -30,7 +30,9 @@ def finished(name: str, factory) -> tuple[pathlib.Path, str]:
     if not said.exists():
       config = f"--config=experiments/configs/{name}.py:smoke"
       command = [sys.executable, "-m", "experiments.run", config]
-      ((out, error, code),) = finish([start([*command, f"--workdir={run}"])])
+      command += [f"--workdir={run}"]
+      alone = start(command, JAX_NUM_CPU_DEVICES="2")
+      ((out, error, code),) = finish([alone])
       if code:
         raise RuntimeError(error)
       said.write_text(out)
