@@ -2,7 +2,6 @@
 """The whole experiment at toy sizes: what it leaves, and that it resumes."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -13,10 +12,9 @@ import numpy as np
 import pytest
 
 from experiments.benchmarks import disturbed
-from tests import toy_runs
+from tests import toy_processes, toy_runs
 from tests.toy_processes import wait_for
 
-ROOT = pathlib.Path(__file__).parents[1]
 SMOKE = "--config=experiments/configs/digits.py:smoke"
 METHODS = (
   "pretrained",
@@ -29,14 +27,8 @@ METHODS = (
 
 def start(workdir: pathlib.Path) -> subprocess.Popen:
   command = [sys.executable, "-m", "experiments.run", SMOKE]
-  return subprocess.Popen(
-    [*command, f"--workdir={workdir}"],
-    cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": "2"},
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
+  command += [f"--workdir={workdir}"]
+  return toy_processes.start(command, JAX_NUM_CPU_DEVICES="2")
 
 
 def finish(workdir: pathlib.Path) -> str:

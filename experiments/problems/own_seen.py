@@ -60,9 +60,7 @@ def make(
   embedded = in_chunks(embed, chunk=stable_quantities.CHUNK)(x)
   scale = own_vectors.measure(embedded)
   return Seen(
-    scale.encode(embedded),
-    lambda images: scale.encode(embed(images)),
-    {EMBEDDED: scale._asdict()},
+    scale.encode(embedded), _look(embed, scale), {EMBEDDED: scale._asdict()}
   )
 
 
@@ -76,7 +74,11 @@ def again(
   """
   if EMBEDDED not in kept:
     return units.encode if units else None
-  embed, scale = _embed(config, workdir), Units(**kept[EMBEDDED])
+  return _look(_embed(config, workdir), Units(**kept[EMBEDDED]))
+
+
+def _look(embed: FeatureFn, scale: Units) -> FeatureFn:
+  """Pictures -> their embeddings in units of these."""
   return lambda images: scale.encode(embed(images))
 
 

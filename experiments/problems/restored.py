@@ -97,9 +97,8 @@ def _own(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
   else:
     model, kernel = given
   look = own_seen.again(config, workdir, kept, units)
-  seen_shape = (
-    kept.get(own_seen.EMBEDDED, {}).get("shift", np.zeros(shape)).shape
-  )
+  embedded = kept.get(own_seen.EMBEDDED)
+  seen_shape = embedded["shift"].shape if embedded else shape
   real = "values" in kept
   for number, judge in sorted(kept["classifier"].items()):
     names = () if real else tuple(kept["names"][number].tolist())
