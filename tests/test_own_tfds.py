@@ -101,12 +101,24 @@ def test_other_features_are_columns_that_are_asked_for(folder, tmp_path):
   np.testing.assert_array_equal(height.examples.y, number / 2 >= middle)
 
 
+def test_pictures_that_cannot_be_used_are_passed_over(folder, tmp_path, capsys):
+  # Every second one has 72 pixels.
+  config = _config(folder, max_pixels=64, columns=("name",))
+  x, (name,), _ = own_tfds.read(config, tmp_path, size=8, labelled=False)
+  number = _number(x)
+  assert (number % 2 == 0).all() and len(number) == NUM // 2
+  read = [name.names[value] for value in name.values]
+  assert read == [f"number {i}" for i in number]
+  said = capsys.readouterr().err
+  assert "30 of 60 rows skipped: row " in said and "more than max_pix" in said
+
+
 @pytest.mark.parametrize(
   ("data", "said"),
   [
     ({"columns": ("box",)}, "no column 'box': it has flower, height, name"),
     ({"labels": "mine.csv"}, "are its own features"),
-    ({"num_images": 9}, "has 9 rows: 10 are the fewest"),
+    ({"num_images": 9}, "has 9 rows with a picture: 10 are the fewest"),
   ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, data, said):

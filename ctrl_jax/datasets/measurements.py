@@ -16,7 +16,7 @@ import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -54,9 +54,16 @@ class Measured(NamedTuple):
     if not self.skipped:
       return ""
     total = len(self.images) + len(self.skipped)
-    some = "; ".join(self.skipped[:examples])
-    more = "; ..." if len(self.skipped) > examples else ""
-    return f"{len(self.skipped)} of {total} files skipped: {some}{more}"
+    return line_of_skipped(self.skipped, total, "files", examples=examples)
+
+
+def line_of_skipped(
+  reasons: Sequence[str], total: int, things: str, *, examples: int = 3
+) -> str:
+  """How many of so many things were skipped, and why the first few were."""
+  some = "; ".join(reasons[:examples])
+  more = "; ..." if len(reasons) > examples else ""
+  return f"{len(reasons)} of {total} {things} skipped: {some}{more}"
 
 
 class _Pass(NamedTuple):

@@ -154,6 +154,7 @@ def _smoke(config: ConfigDict) -> None:
     stage.update(num_steps=40, widths=(8, 16), strides=(2, 2))
   config.control.update(num_steps=8, batch_size=8, head=(16,), log_every=2)
   config.evaluate.update(num_samples=120, num_reference=400, num_bridge=8)
+  config.evaluate.chunk = 60  # of which the time of a sample is taken too
 
 
 def _tiny(config: ConfigDict) -> None:

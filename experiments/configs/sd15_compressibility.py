@@ -114,6 +114,6 @@ def make_tiny(config: ConfigDict) -> None:
     prompts=("cat", "panda"),
     num_samples=48,
     num_reference=48,
-    chunk=24,
+    chunk=12,
     num_bridge=8,
   )

@@ -2,6 +2,7 @@
 """Where somebody's data and labels are: config.data -> arrays and columns."""
 
 import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -40,27 +41,30 @@ def read(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Source:
     ValueError: data or labels that cannot be used, told with a remedy.
   """
   labeller = own_function.find(config.data.labels)
+  x, columns = _parts(config, workdir, size=size, labelled=labeller is not None)
+  if labeller is not None:
+    return _labelled(x(), labeller, config, workdir)
+  known = columns()  # first: pictures may be many
+  return Source(x(), *known)
+
+
+def _parts(
+  config: ConfigDict, workdir: pathlib.Path, *, size: int, labelled: bool
+) -> tuple[Callable[[], np.ndarray], Callable[[], tuple[list[Column], str]]]:
+  """How x is had, and columns, which may be missing if a function labels."""
   if config.data.dir.endswith(own_arrays.SUFFIX):
     x = own_arrays.data(config, workdir)
-    if labeller is None:
-      return Source(x, *own_arrays.columns(config))
-    return _labelled(x, labeller, config, workdir)
+    return lambda: x, lambda: own_arrays.columns(config)
   if not config.model.path and size % config.model.patch:
     raise ValueError(
       f"data.size is {size}, which model.patch = {config.model.patch} does not "
       "divide"
     )
   if own_tfds.is_one(pathlib.Path(config.data.dir).expanduser()):
-    labelled = labeller is not None
-    found = own_tfds.read(config, workdir, size=size, labelled=labelled)
-    if labeller is None:
-      return Source(*found)
-    return _labelled(found[0], labeller, config, workdir)
-  pictures = own_folder.find(config, workdir, size=size)
-  if labeller is None:
-    columns = own_folder.columns(pictures, config, workdir)
-    return Source(pictures.read(), *columns)
-  return _labelled(pictures.read(), labeller, config, workdir)
+    rows = own_tfds.read(config, workdir, size=size, labelled=labelled)
+    return lambda: rows[0], lambda: rows[1:]
+  found = own_folder.find(config, workdir, size=size)
+  return found.read, lambda: own_folder.columns(found, config, workdir)
 
 
 def _labelled(

@@ -11,13 +11,19 @@ Files must be those that tfds reads without TensorFlow.
 """
 
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from ctrl_jax.datasets import image_file, label_table
+from ctrl_jax.datasets import (
+  image_file,
+  image_folder,
+  label_table,
+  measurements,
+)
 from ctrl_jax.datasets.label_table import Column
 from experiments.problems.own_arrays import FEWEST
 from experiments.runtime import inputs
@@ -34,6 +40,8 @@ def read(
   config: ConfigDict, workdir: pathlib.Path, *, size: int, labelled: bool
 ) -> tuple[np.ndarray, list[Column], str]:
   """Pictures [N, size, size, 3] in [-1, 1], columns, and where they are from.
+
+  Rows whose picture cannot be used are passed over, and counted.
 
   Args:
     config: of the run.
@@ -53,19 +61,18 @@ def read(
   picture = _picture(features, folder)
   asked = [] if labelled else _columns(features, config)
   rows = _rows(builder, picture, asked, config.data.num_images)
-  if len(rows) < FEWEST:
-    raise ValueError(f"{folder} has {len(rows)} rows: {FEWEST} are the fewest")
   limits = {"size": size, "min_side": 1, "max_pixels": config.data.max_pixels}
-  x = [
-    _pixels(row[picture], f"{folder}: row {number}", limits)
-    for number, row in enumerate(rows)
-  ]
+  x, kept = _decoded([row[picture] for row in rows], folder, limits)
+  if len(kept) < FEWEST:
+    raise ValueError(
+      f"{folder} has {len(kept)} rows with a picture: {FEWEST} are the fewest"
+    )
   cells = {
-    name: _texts(features[name], [row[name] for row in rows], folder, name)
+    name: _texts(features[name], [rows[i][name] for i in kept], folder, name)
     for name in asked
   }
   columns = label_table.of_texts(cells, source=str(folder))
-  return np.stack(x) / np.float32(127.5) - 1, columns, str(folder)
+  return image_folder.as_float(x), columns, str(folder)
 
 
 def _open(folder: pathlib.Path) -> Any:
@@ -145,14 +152,33 @@ def _rows(
   return found
 
 
-def _pixels(content: bytes, told: str, limits: dict[str, int]) -> np.ndarray:
-  """One picture, uint8 [size, size, 3]."""
-  try:
-    return image_file.decode(content, **limits)
-  except Exception as error:  # whatever a decoder makes of it
-    raise ValueError(
-      f"{told} is no picture that can be read: {error}"
-    ) from None
+def _decoded(
+  contents: list[bytes], folder: pathlib.Path, limits: dict[str, int]
+) -> tuple[np.ndarray, list[int]]:
+  """Pictures that can be used, uint8 [n, size, size, 3], and their rows."""
+
+  def decode(content: bytes) -> np.ndarray | str:
+    try:
+      return image_file.decode(content, **limits)
+    except Exception as error:  # whatever a decoder makes of it
+      return str(error) or type(error).__name__
+
+  found = list(
+    tqdm.tqdm(
+      image_folder.threads().map(decode, contents),
+      total=len(contents),
+      desc="images",
+      leave=False,
+      disable=None,
+    )
+  )
+  reasons = [f"row {i}: {a}" for i, a in enumerate(found) if isinstance(a, str)]
+  if reasons:
+    line = measurements.line_of_skipped(reasons, len(found), "rows")
+    print(f"warning: {folder}: {line}", file=sys.stderr)
+  kept = [i for i, a in enumerate(found) if not isinstance(a, str)]
+  shape = (len(kept), limits["size"], limits["size"], 3)
+  return np.array([found[i] for i in kept], np.uint8).reshape(shape), kept
 
 
 def _texts(
