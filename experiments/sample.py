@@ -158,6 +158,9 @@ def resampled(
 
   Of each (c, y) those of the exact target, as far as the weights can be
   trusted; a warning says where they cannot.
+
+  Raises:
+    ValueError: no path of a (c, y) has a weight that is finite.
   """
   cells, which, counts = np.unique(
     np.stack([c, y], 1), axis=0, return_inverse=True, return_counts=True
@@ -177,6 +180,11 @@ def resampled(
     rows = slice(end - length, end)
     key = jax.random.fold_in(keys.stage_key(seed, "resample"), first + cell)
     log_w = jnp.asarray(found.log_weights[rows])
+    if not jnp.isfinite(log_w).any():
+      raise ValueError(
+        f"--y {cells[cell][1]:g}: none of {length} paths has a weight to be "
+        "drawn by: ask for y nearer to those trained, or use --method=ctrl"
+      )
     mine = np.flatnonzero(which == cell)
     picked = paths.resample(key, log_w, num=len(mine))
     x[mine] = found.x[rows][np.asarray(picked)]

@@ -81,6 +81,12 @@ def test_samples_drawn_by_weights_have_the_law_of_the_target(of_gaussian):
   assert np.abs((x.mean(0) - mean) / error).max() < 4
 
 
+def test_a_y_that_no_path_has_is_told(of_gaussian):
+  c, y = of_gaussian.requests(3, y=["1e25"])
+  with pytest.raises(ValueError, match=r"--y 1e\+25: none of 200 paths"):
+    sample.resampled(of_gaussian, c, y, seed=0)
+
+
 def test_names_that_are_not_there_are_refused_with_near_ones(of_gaussian):
   with pytest.raises(ValueError, match="no condition"):
     of_gaussian.requests(3, c=["cat"])
