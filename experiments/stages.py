@@ -116,5 +116,5 @@ def find_evidence(
 
 def sample_control(this: Run, learned: Learned, params: Params) -> Chains:
   """Chains of the tuned policy; of images, some beside the reference's."""
-  twins = drawings.TWINS if len(this.problem.sample_shape) == 3 else 0
+  twins = drawings.twins(this.problem)
   return control.sample(this, learned.policy, params, learned, twins=twins)

@@ -12,7 +12,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.reporting import report, style, tables
+from experiments.reporting import report, sample_figures, style, tables
 from tests.toy_results import make_arrays, make_results, make_run
 
 FIGURES = [
@@ -135,6 +135,21 @@ def test_strings_are_escaped(tmp_path, results):
   page = Page(report.write(run).read_text())
   assert "script" not in page.tags
   assert page.text.count(hostile) >= 7
+
+
+@pytest.mark.parametrize(("conditions", "ticks"), [(1, []), (4, [0, 1, 2, 3])])
+def test_every_sample_of_a_request_is_drawn(conditions, ticks):
+  rng = np.random.default_rng(0)
+  images = rng.uniform(-1, 1, (2, conditions, 3, 8, 8))
+  fig = sample_figures.sample_grids(images, images, control_names=["a", "b"])
+  for ax in fig.axes:
+    (image,) = ax.images
+    shown = np.asarray(image.get_array()).reshape(2, 9, 3 * conditions, 9)
+    np.testing.assert_allclose(
+      shown[:, :8, :, :8].swapaxes(1, 2),
+      (images.reshape(2, -1, 8, 8) + 1) / 2,
+    )
+    assert [int(t.get_text()) for t in ax.get_xticklabels()] == ticks
 
 
 FORMULAS = ["$\\frac{$", "$5 to $9", r"\$x$ \\$", "$"]

@@ -165,7 +165,7 @@ def test_the_tiny_run_leaves_results_and_a_report(
     assert 0 <= entry["oracle_accuracy"]["mean"] <= 1
   with np.load(tmp_path / "evaluation.npz") as arrays:
     shape = arrays["samples_ctrl"].shape
-  assert shape == (4, 2, 1, 16, 16, 3)
+  assert shape == (4, 2, 3, 16, 16, 3)
   report = (tmp_path / "report.html").read_text()
   assert len(report) > 10_000
   assert "cat, panda. Training never asked for panda." in report

@@ -10,9 +10,16 @@ from experiments.measures.methods import Method
 from experiments.problems.problem import Problem
 from experiments.runtime import keys
 
-TWINS = 1  # images of each (c, y) beside the reference's of the same noise
+COLUMNS = 6  # images of each y beside the reference's of the same noise
 DRAWN = 100  # images of each (c, y)
 POINTS = 1000  # vectors of each (c, y)
+
+
+def twins(problem: Problem) -> int:
+  """Images of each (c, y) that are drawn beside those of the reference."""
+  if len(problem.sample_shape) != 3:
+    return 0
+  return max(COLUMNS // problem.num_conditions, 1)
 
 
 def arrays_of(
@@ -57,7 +64,7 @@ def arrays_of(
   if chains.twins is not None:
     for name, images in (("pretrained", chains.twins), ("ctrl", chains.x)):
       first = images.reshape(-1, *kl.shape[1:], *problem.sample_shape)
-      some = first[:TWINS].reshape(-1, *problem.sample_shape)
+      some = first[: twins(problem)].reshape(-1, *problem.sample_shape)
       shown = problem.pictures(some)
       shown = shown.reshape(-1, *kl.shape[1:], *shown.shape[1:])
       arrays[f"samples_{name}"] = np.moveaxis(shown, (2, 1, 0), (0, 1, 2))

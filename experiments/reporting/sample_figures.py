@@ -41,14 +41,16 @@ def _condition_label(shown: int, total: int) -> str:
 def sample_grids(
   pretrained: np.ndarray, ctrl: np.ndarray, *, control_names: Sequence[str]
 ) -> Figure:
-  """One sample [H, W] or [H, W, 3] of each request, before and after.
+  """Samples [H, W] or [H, W, 3] of each request, before and after.
 
   Args:
     pretrained: [Y, C, n, H, W, ...] in [-1, 1], from the noise `ctrl` had.
     ctrl: samples of the policy, of the same shape.
     control_names: of the Y rows.
   """
-  rows, columns = ctrl.shape[0], min(ctrl.shape[1], MAX_CONDITIONS)
+  rows, conditions, each = ctrl.shape[:3]
+  shown = min(conditions, max(MAX_CONDITIONS // each, 1))
+  columns = shown * each
   size = min((WIDTH - 1.8) / 2 / columns, 1.1)
   fig = Figure((WIDTH, size * rows + 0.9), layout="constrained")
   titles = ("pre-trained: same noise, no request", "tuned: one request a row")
@@ -56,12 +58,16 @@ def sample_grids(
   for ax, samples, title in zip(
     panels, (pretrained, ctrl), titles, strict=True
   ):
-    picture = _tile(samples[:, :columns, 0])
+    some = samples[:, :shown].reshape(rows, columns, *samples.shape[3:])
+    picture = _tile(some)
     ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_title(title)
-    ax.set_xlabel(_condition_label(columns, ctrl.shape[1]))
-    step = picture.shape[1] / columns
-    ax.set_xticks((np.arange(columns) + 0.46) * step, range(columns))
+    ax.set_xticks([])
+    if conditions > 1:
+      ax.set_xlabel(_condition_label(shown, conditions))
+      step = picture.shape[1] / shown
+      middle = 0.5 - 0.04 / each
+      ax.set_xticks((np.arange(shown) + middle) * step, range(shown))
     ax.set_yticks([])
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
@@ -169,7 +175,7 @@ def confusion_matrices(
     ax.set_xticks(ticks, ticks)
     ax.set_yticks(ticks, names if i % columns == 0 else [])
   panels[0, 0].set_ylabel("requested")
-  fig.supxlabel(f"judged by the {judge}", fontsize=10, color=MUTED)
+  fig.supxlabel(f"labelled by the {judge}", fontsize=10, color=MUTED)
   return fig
 
 

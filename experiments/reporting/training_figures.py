@@ -172,6 +172,9 @@ def gap_heat_maps(
     title = f"{name}, from {' to '.join(ends)}{unit}"
     ax.set_title(title.replace("-", "−"))
     ax.set_yticks(range(rows), control_names)
-    ax.xaxis.set_major_locator(MaxNLocator(24, integer=True))
-  panels[-1].set_xlabel("condition c")
+    if table.shape[1] == 1:  # no condition, or one
+      ax.set_xticks([])
+    else:
+      ax.xaxis.set_major_locator(MaxNLocator(24, integer=True))
+      ax.set_xlabel("condition c" if ax is panels[-1] else "")
   return fig
