@@ -10,6 +10,9 @@ from ctrl_jax import kernels, linear_quadratic, policy, predictions, sampling
 from ctrl_jax.flow import Flow
 from ctrl_jax.models.gaussian_mixture import GaussianMixture
 from ctrl_jax.sde import VP
+from experiments.configs import digits
+from experiments.problems import images
+from experiments.problems.problem import make_kernel, make_sde
 from tests import linear_gaussian as lg
 
 FLOW = Flow()
@@ -125,3 +128,20 @@ def test_what_a_control_costs_is_finite_from_the_first_step_on():
     )
     assert (scale <= 1).all() and scale[0] > 0.99
     assert kernel.start_std == 0.99
+
+
+@pytest.mark.parametrize("variant", ["", "flow"])
+def test_a_run_trains_a_flow_to_predict_its_velocity(variant):
+  config = digits.get_config(variant)
+  config.model.update(dims=8, num_layers=1, num_heads=1)
+  sde = make_sde(config.sde)
+  model = images.untrained(config.model, (8, 8, 1), sde, conditions="ab")
+  x, c = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jnp.arange(3) % 2
+  params = model.init(jax.random.key(1))
+  for t in (jnp.float32(0.3), jnp.array([0.1, 0.5, 0.9])):
+    # A fresh network says 0: no noise, or a velocity of 0, of which eps is x.
+    eps = model.eps(params, x, t, c)
+    np.testing.assert_allclose(eps, x if variant else 0 * x, atol=1e-6)
+  assert (model.loss_weight is None) == (not variant)
+  kernel = make_kernel(config.kernel, sde)
+  assert kernel.times[0] == config.kernel.t_max == (0.99 if variant else 1.0)
