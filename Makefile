@@ -36,7 +36,7 @@ demo: setup ## train a control on digits and report how exact it is
 	@$(BIN)/python -m experiments.run \
 	  --config=experiments/configs/digits.py --workdir=runs/digits
 
-exactness: setup ## hold every exact problem against its answer; about 45 minutes
+exactness: setup ## hold every exact problem against its answer; about an hour
 	@$(BIN)/python -m experiments.exactness --write
 
 faults: setup ## disturb runs in every way and see what is lost; 25 minutes

@@ -5,8 +5,14 @@ r"""The straight path of flow matching and rectified flows, as a process.
 
 is a forward process like the others (`sde`), with F = -1 / (1 - t) and g^2 =
 2 t / (1 - t), but for t = 1, where no data are left and both are infinite:
-chains begin a little later, and `units.kernel` sees to it. Its networks predict
-a velocity, of which `predictions.eps_from_velocity` makes the noise.
+chains begin a little later, as `units.kernel` sees to, or `kernels.time_grid`
+with t_max = 0.99. Its networks predict a velocity u = E[eps - x_0 | x_t], of
+which `predictions.eps_from_velocity` makes the noise, and its samplers, without
+noise and with, are the `kernels`: in (6) of `sde` the drift is
+
+    F x + (1 + eta^2) g^2 eps / (2 t) = u + eta^2 (x + (1 - t) u) / (1 - t), (2)
+
+for eps = x + (1 - t) u, and the noise eta g.
 """
 
 import dataclasses

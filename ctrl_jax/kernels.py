@@ -14,8 +14,13 @@ With (alpha, std) at t and (alpha', std') at t' = t_{k+1}:
       a = alpha'/alpha,      b = sqrt(std'^2 - s^2) - a std               (3)
     DDPM (Ho et al., arXiv 2006.11239), their "fixed large" variance:
       a, b of DDIM(1),       s = sqrt(std^2 - (alpha/alpha')^2 std'^2)    (4)
-    Euler-Maruyama of the reverse SDE, h = t - t':
-      a = 1 - h F,           b = -h g^2 / std,       s = g sqrt(h)        (5)
+    Euler-Maruyama of the reverse SDE (`sde`, equation (6)), h = t - t':
+      a = 1 - h F,   b = -h g^2 (1 + eta^2) / (2 std),   s = eta g sqrt(h) (5)
+
+As steps become short DDIM(eta) and (5) are the same SDE. Of a flow (`flow`) its
+noise is sigma = eta sqrt(2 t / (1 - t)): that of Flow-GRPO (arXiv 2505.05470),
+a sqrt(t / (1 - t)), is eta = a / sqrt(2), and the "memoryless" one of adjoint
+matching (arXiv 2409.08861) eta = 1.
 
 Two samplers that share a kernel and differ by d = eps_1 - eps_2 differ, at
 each step, by the KL divergence of two Gaussians of equal variance,
@@ -65,25 +70,48 @@ class Kernel(NamedTuple):
     return np.where(self.std > 0, self.eps_coef / safe, 0.0)
 
 
+def shifted(t: np.ndarray, shift: float) -> np.ndarray:
+  """Times moved towards the noise, shift t / (1 + (shift - 1) t).
+
+  It multiplies the noise of a flow in units of its data, t / (1 - t), by the
+  shift: equation (23) of Stable Diffusion 3 (arXiv 2403.03206), where an image
+  of m pixels has the shift sqrt(m / n) beside one of n.
+  """
+  return shift * t / (1 + (shift - 1) * t)
+
+
 def time_grid(
-  num_steps: int, *, power: float = 1.0, t_min: float = 0.0
+  num_steps: int,
+  *,
+  power: float = 1.0,
+  shift: float = 1.0,
+  t_min: float = 0.0,
+  t_max: float = 1.0,
 ) -> np.ndarray:
-  """Times t_min + (1 - t_min) (1 - k/K)^power from 1 down to t_min, [K + 1].
+  """Times from t_max down to t_min, [K + 1].
+
+  They are t_min + (t_max - t_min) shifted((1 - k/K)^power).
 
   A power above 1 shortens the last steps. That matters where the reward has
   sharp edges: the noise of the last steps must be small against them, for a
-  control shifts a step's mean but cannot narrow its noise.
+  control shifts a step's mean but cannot narrow its noise. A shift above 1
+  shortens the first ones, and of a flow lengthens the last.
 
   Raises:
-    ValueError: num_steps < 1, power <= 0 or t_min outside [0, 1).
+    ValueError: num_steps < 1, power or shift <= 0, or not 0 <= t_min < t_max <=
+      1.
   """
   if num_steps < 1:
     raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-  if not 0 <= t_min < 1:
-    raise ValueError(f"t_min must lie in [0, 1), got {t_min}")
-  if not power > 0:
-    raise ValueError(f"power must be positive, got {power}")
-  return t_min + (1 - t_min) * np.linspace(1.0, 0.0, num_steps + 1) ** power
+  if not 0 <= t_min < t_max <= 1:
+    raise ValueError(
+      f"need 0 <= t_min < t_max <= 1, got t_min = {t_min} and t_max = {t_max}"
+    )
+  for name, value in (("power", power), ("shift", shift)):
+    if not value > 0:
+      raise ValueError(f"{name} must be positive, got {value}")
+  even = np.linspace(1.0, 0.0, num_steps + 1)
+  return t_min + (t_max - t_min) * shifted(even**power, shift)
 
 
 def _marginals(sde: SDE, grid: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -92,6 +120,11 @@ def _marginals(sde: SDE, grid: np.ndarray) -> tuple[np.ndarray, ...]:
   if grid.ndim != 1 or len(grid) < 2 or not np.all(np.diff(grid) < 0):
     raise ValueError("grid must be 1-D and strictly decreasing, noise to data")
   alpha, std = sde.alpha(grid), sde.std(grid)
+  if not alpha[0] > 0:
+    raise ValueError(
+      f"at t = {grid[0]:g} this process has no data left: begin the grid "
+      "below, as by t_max = 0.99"
+    )
   return grid[:-1], alpha[:-1], std[:-1], alpha[1:], std[1:]
 
 
@@ -105,6 +138,11 @@ def _forward_std(
   return np.sqrt(np.maximum(std**2 - (alpha / alpha_next * std_next) ** 2, 0.0))
 
 
+def _check_eta(eta: float) -> None:
+  if not 0 <= eta <= 1:
+    raise ValueError(f"eta must lie in [0, 1], got {eta}")
+
+
 def ddim(sde: SDE, grid: np.ndarray, *, eta: float = 1.0) -> Kernel:
   """DDIM, equations (2) and (3).
 
@@ -116,8 +154,7 @@ def ddim(sde: SDE, grid: np.ndarray, *, eta: float = 1.0) -> Kernel:
   Raises:
     ValueError: eta outside [0, 1] or a grid that does not decrease.
   """
-  if not 0 <= eta <= 1:
-    raise ValueError(f"eta must lie in [0, 1], got {eta}")
+  _check_eta(eta)
   t, alpha, std, alpha_next, std_next = _marginals(sde, grid)
   forward = _forward_std(alpha, std, alpha_next, std_next)
   noise = eta * std_next / std * forward
@@ -137,15 +174,29 @@ def ddpm(sde: SDE, grid: np.ndarray) -> Kernel:
   return mean._replace(std=np.where(std_next > 0, forward, 0.0))
 
 
-def euler_maruyama(sde: SDE, grid: np.ndarray) -> Kernel:
-  """Euler-Maruyama of the reverse SDE, equation (5); weak order 1."""
+def euler_maruyama(sde: SDE, grid: np.ndarray, *, eta: float = 1.0) -> Kernel:
+  """Euler-Maruyama of the reverse SDE, equation (5); weak order 1.
+
+  A flow's h must be below 1 - t, or a step passes by what it heads for: begin
+  at t_max = 1 - 2 / K or so. With less than all noise (eta < 1) the errors of
+  such first steps last; `ddim` has none of them.
+
+  Args:
+    sde: the forward process.
+    grid: decreasing times [K + 1].
+    eta: share of g in the noise; 0 is Euler's method for the ODE.
+
+  Raises:
+    ValueError: as `ddim`.
+  """
+  _check_eta(eta)
   t, _, std, _, _ = _marginals(sde, grid)
   h = -np.diff(np.asarray(grid, np.float64))
   drift, diffusion = sde.drift(t), sde.diffusion(t)
   return Kernel(
     t,
     1 - h * drift,
-    -h * diffusion**2 / std,
-    diffusion * np.sqrt(h),
+    -0.5 * (1 + eta**2) * h * diffusion**2 / std,
+    eta * diffusion * np.sqrt(h),
     float(sde.start_std(t[0])),
   )

@@ -17,9 +17,11 @@ tuned, put the function into the network of `Pretrained`:
       return Output(eps_from_v(sde, model(params, x, t, c), x, t))
 """
 
+from typing import Any
+
 import jax
 
-from ctrl_jax.sde import SDE
+from ctrl_jax.sde import SDE, Time
 
 
 def eps_from_v(sde: SDE, v: jax.Array, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -41,3 +43,12 @@ def eps_from_velocity(
   """eps of u = eps - x_0, equation (2): x + (1 - t) u of a flow."""
   alpha, std = sde.alpha(t), sde.std(t)
   return (x + alpha * u) / (alpha + std)
+
+
+def velocity_weight(sde: SDE, t: Time) -> Any:
+  """||u' - u||^2 of two velocities for each ||eps' - eps||^2 of their noises.
+
+  eps of u has the slope alpha / (alpha + std). So flow matching, whose loss is
+  the first, is denoising with the weight 1 / (1 - t)^2 of a flow.
+  """
+  return (1 + sde.std(t) / sde.alpha(t)) ** 2

@@ -45,6 +45,8 @@ class Pretrained:
     decode: samples -> data [batch, ...], such as latents -> images;
       differentiable. None: samples are data.
     init: key -> fresh parameters, where they are to be trained.
+    loss_weight: t [B] -> weights [B] of errors of the noise in that training,
+      as of `objectives.denoising`; None: 1.
   """
 
   network: Network
@@ -60,6 +62,7 @@ class Pretrained:
   bound: float | None = None
   decode: Callable[[jax.Array], jax.Array] | None = None
   init: Callable[[jax.Array], Params] | None = None
+  loss_weight: Callable[[jax.Array], jax.Array] | None = None
 
   @property
   def num_conditions(self) -> int:

@@ -23,6 +23,18 @@ A reversed chain that begins at time t starts from noise alone,
 which is one for a variance-preserving process, whose x_t has the variance 1 of
 its data, and std(t) for an exploding one, beside which its data vanish.
 
+Another noise eta g has the same marginals if the drift makes up for it:
+
+    dx = [F x + (1 + eta^2) g^2 eps / (2 std)] dt + eta g dW,   t: 1 -> 0, (6)
+
+for with c = (eta g)^2 / 2 it takes p to (Fokker-Planck, backwards in t)
+
+    div[(F x - g^2/2 grad log p - c grad log p) p] + c lap p,             (7)
+
+in which c cancels, as grad log p times p is grad p. eta = 1 is (4), and eta = 0
+an ODE, the "probability flow". Under eta = 1 a chain forgets where it began as
+the forward process forgets its data; a smaller eta remembers more.
+
 Methods take NumPy arrays (and then compute in their float64) or JAX arrays
 (and may be traced and differentiated).
 """

@@ -37,8 +37,10 @@ ROWS: Mapping[str, Row] = {
   "gaussian-gamma3": Row("gaussian.py:gamma3", "Gaussian, γ = 3", 0.01),
   "gaussian-gamma10": Row("gaussian.py:gamma10", "Gaussian, γ = 10", 0.01),
   "gaussian-d16": Row("gaussian.py:d16", "Gaussian, 16 dimensions", 0.05),
+  "gaussian-flow": Row("gaussian.py:flow", "Gaussian, a flow", 0.01),
   "mixture": Row("mixture.py", "mixture, γ = 1", 0.05),
   "mixture-gamma10": Row("mixture.py:gamma10", "mixture, γ = 10", 0.2),
+  "mixture-flow": Row("mixture.py:flow", "mixture, a flow", 0.05),
 }
 
 HEADINGS = (

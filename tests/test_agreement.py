@@ -51,6 +51,11 @@ from experiments.configs import agreement, digits, fashion, gaussian, mixture
       "is 11: use 12 or more",
     ),
     (gaussian, {"evaluate.num_samples": 9}, "is 9: use 10 or more"),
+    (
+      digits,
+      {"kernel.t_min": 0.5, "kernel.t_max": 0.5},
+      "t_min is 0.5 and kernel.t_max 0.5: .* use a smaller t_min",
+    ),
   ],
 )
 def test_what_cannot_be_had_is_told(

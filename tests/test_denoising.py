@@ -5,8 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctrl_jax import predictions
+from ctrl_jax.flow import Flow
 from ctrl_jax.objectives import denoising
-from ctrl_jax.sde import VE, VP
+from ctrl_jax.sde import VE, VP, diffuse
 from tests import linear_gaussian as lg
 
 SDE = VP()
@@ -76,6 +78,27 @@ def test_the_exact_score_is_where_the_gradient_vanishes():
     rows = np.asarray(jax.jit(jax.vmap(gradient))(lg.keys(N), data))
     for column in rows.T:
       assert abs(lg.z_score(column, 0.0)) < 3.5
+
+
+def test_of_a_velocity_it_is_flow_matching():
+  # E ||u - (eps - x_0)||^2, of a network that predicts u, for images.
+  flow, keys = Flow(), lg.keys(50)
+  x = jax.random.normal(jax.random.key(3), (50, 4, 4, 1))
+  velocity = lambda x, t: jnp.sin(3 * x) * t[:, None, None, None]
+
+  def network(params, x_t, t, c):
+    column = t[:, None, None, None]
+    return predictions.eps_from_velocity(flow, velocity(x_t, t), x_t, column)
+
+  loss, _ = denoising.make_loss(
+    network,
+    flow,
+    t_min=0.2,
+    weight_fn=lambda t: predictions.velocity_weight(flow, t),
+  )(None, keys, {"x": x, "c": jnp.zeros(50, jnp.int32)})
+  t, eps, x_t = diffuse(keys, x, flow, t_min=0.2)
+  expected = jnp.mean((velocity(x_t, t) - (eps - x)) ** 2)
+  np.testing.assert_allclose(loss, expected, rtol=1e-4)
 
 
 def test_loss_is_the_mean_over_examples_with_their_own_keys():

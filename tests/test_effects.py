@@ -120,6 +120,8 @@ def test_a_field_that_means_nothing_in_an_experiment_is_refused(
   [
     ({"sde.name": "ve", "sde.beta_min": 0.2}, "sde.beta_min"),
     ({"kernel.name": "ddpm", "kernel.eta": 0.5}, "kernel.eta"),
+    ({"kernel.num_steps": 1, "kernel.shift": 3.0}, "kernel.shift"),
+    ({"sde.name": "flow", "sde.beta_min": 0.2}, "sde.beta_min"),
     ({"control.head": (), "control.all_labels": True}, "control.all_labels"),
   ],
 )

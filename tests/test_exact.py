@@ -86,8 +86,22 @@ def test_gaussian_controls_and_their_evidence():
   np.testing.assert_allclose(at, problem.truth.solution.log_evidence, atol=1e-4)
 
 
-def test_gaussian_evidence_agrees_with_samples_of_its_chain():
-  problem = make(gaussian, exact.gaussian, **{"reward.gamma": 2.0})
+@pytest.mark.parametrize(
+  "changes",
+  [
+    {},
+    {"sde.name": "flow", "kernel.t_max": 0.9, "kernel.shift": 2.0},
+    {
+      "sde.name": "flow",
+      "kernel.t_max": 0.9,
+      "kernel.name": "euler_maruyama",
+      "kernel.eta": 0.5,
+    },
+  ],
+  ids=["vp", "flow", "flow-sde"],
+)
+def test_gaussian_evidence_agrees_with_samples_of_its_chain(changes):
+  problem = make(gaussian, exact.gaussian, **{"reward.gamma": 2.0} | changes)
   keys = jax.random.split(jax.random.key(1), 40000)
   start = sampling.initial_noise(keys, (2,), problem.kernel)
   x = sampling.rollout(
@@ -104,6 +118,7 @@ def test_gaussian_evidence_agrees_with_samples_of_its_chain():
   [
     ({"kernel.eta": 0.0}, "deterministic"),
     ({"kernel.num_steps": 1}, "deterministic"),
+    ({"sde.name": "flow"}, "kernel.t_max is 1.0, where a flow has no data"),
   ],
 )
 def test_what_an_exact_problem_cannot_do(changes, message):

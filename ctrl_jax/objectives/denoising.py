@@ -4,7 +4,10 @@ r"""Denoising score matching: how the pre-trained model is trained.
 With x_t = alpha(t) x_0 + std(t) eps, the network's noise prediction minimises
 (Ho et al., arXiv 2006.11239, their "simple" loss)
 
-    E_{t, x_0, eps} ||eps_theta(x_t, t, c) - eps||^2 / dims,   t ~ U(t_min, 1).
+    E_{t, x_0, eps} w(t) ||eps_theta(x_t, t, c) - eps||^2 / dims,
+
+with t ~ U(t_min, 1) and w = 1. Flow matching (Lipman et al., arXiv 2210.02747)
+is the same loss with another w: `predictions.velocity_weight`.
 """
 
 from collections.abc import Callable
@@ -21,6 +24,7 @@ def make_loss(
   sde: SDE,
   *,
   t_min: float = 1e-3,
+  weight_fn: Callable[[jax.Array], jax.Array] | None = None,
 ) -> LossFn:
   """The loss above, for batches {"x": [B, ...], "c": [B]}.
 
@@ -28,13 +32,17 @@ def make_loss(
     network: (params, x_t [B, ...], t [B], c [B]) -> eps.
     sde: gives alpha and std.
     t_min: smallest diffusion time trained on.
+    weight_fn: t [B] -> w [B]; None: 1.
   """
 
   def loss_fn(
     params: Params, keys: jax.Array, batch: dict[str, jax.Array]
   ) -> tuple[jax.Array, Metrics]:
     t, eps, x_t = diffuse(keys, batch["x"], sde, t_min=t_min)
-    loss = jnp.mean((network(params, x_t, t, batch["c"]) - eps) ** 2)
+    square = (network(params, x_t, t, batch["c"]) - eps) ** 2
+    if weight_fn is not None:
+      square *= weight_fn(t).reshape(-1, *(1,) * (square.ndim - 1))
+    loss = jnp.mean(square)
     return loss, {"loss": loss}
 
   return loss_fn

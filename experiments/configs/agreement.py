@@ -33,6 +33,7 @@ def check(config: ConfigDict) -> None:
     _check_trained(config)
   else:
     _check_images(config)
+  _check_times(config.kernel)
   _check_numbers(config)
   _check_comparison(config)
 
@@ -73,6 +74,14 @@ def _check_numbers(config: ConfigDict) -> None:
     raise ValueError(
       f"evaluate.num_samples is {asked.num_samples}: use {least} or more, for "
       f"two of each of {evaluated} x {controls} values of (c, y)"
+    )
+
+
+def _check_times(kernel: ConfigDict) -> None:
+  if kernel.get("t_min", 0.0) >= kernel.get("t_max", 1.0):
+    raise ValueError(
+      f"kernel.t_min is {kernel.t_min} and kernel.t_max {kernel.t_max}: "
+      "sampling goes from t_max down to t_min; use a smaller t_min"
     )
 
 

@@ -49,7 +49,7 @@ def common() -> dict[str, Any]:
     "seed": 0,  # of everything random
     "devices": 0,  # of a host; 0: its accelerators, or one for each CPU core
     "sde": {
-      "name": "vp",  # vp or ve
+      "name": "vp",  # vp, ve or flow
       "beta_min": 0.1,  # vp: noise rate at time 0
       "beta_max": 20.0,  # vp: noise rate at time 1
       "std_min": 0.01,  # ve: noise at time 0, in units of x
@@ -58,9 +58,11 @@ def common() -> dict[str, Any]:
     "kernel": {
       "name": "ddim",  # ddim, ddpm or euler_maruyama
       "num_steps": 32,  # K, reverse steps
-      "eta": 1.0,  # ddim: noise of a step, 1 is the posterior's
+      "eta": 1.0,  # of its noise, but for ddpm; 1 is the posterior's
       "power": 2.0,  # above 1: shorter steps towards the end
+      "shift": 1.0,  # above 1: shorter steps at the start, as of SD3
       "t_min": 0.0,  # diffusion time at which sampling ends
+      "t_max": 1.0,  # at which it begins; below 1 if sde is flow
     },
     "reward": {"gamma": 1.0},  # strength of the control: nats per nat of KL
     "control": optimiser(
@@ -202,6 +204,12 @@ def mixture_config() -> ConfigDict:
     "sharpness": 2.0,  # slope of the logits, nats per deviation of x
   }
   return ConfigDict(common() | {"problem": problem}).lock()
+
+
+def use_flow(config: ConfigDict) -> None:
+  """The straight path of flow matching, from where some data are left of it."""
+  config.sde.name = "flow"
+  config.kernel.t_max = 0.99
 
 
 def compare_images(config: ConfigDict) -> None:

@@ -90,6 +90,9 @@ _OF_PICTURES = Needs(  # whether data are pictures the config cannot know
   ),
   'data.quantity or data.second_quantity = compressibility, or data.clip=""',
 )
+_SEVERAL = Needs(
+  lambda config: config.kernel.num_steps > 1, "kernel.num_steps above 1"
+)
 _CLASSIFIERS = ("classifier", "independent")
 
 # A field, or the section of several, and what it needs.
@@ -99,12 +102,10 @@ TABLE: dict[str, Needs] = {
   "sde.std_min": _is("sde.name", "ve"),
   "sde.std_max": _is("sde.name", "ve"),
   "kernel.eta": Needs(
-    lambda config: config.kernel.get("name", "ddim") == "ddim",
-    "kernel.name=ddim",
+    lambda config: config.kernel.get("name", "ddim") != "ddpm",
+    "kernel.name=ddim or kernel.name=euler_maruyama",
   ),
-  "kernel.power": Needs(
-    lambda config: config.kernel.num_steps > 1, "kernel.num_steps above 1"
-  ),
+  **{f"kernel.{name}": _SEVERAL for name in ("power", "shift")},
   "control.rank": _is("control.adapt", "lora"),
   "control.learning_rate": _is("control.adapt", "lora", "full"),
   "control.embedding_learning_rate": _is("control.adapt", "lora", "full"),

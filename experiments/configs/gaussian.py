@@ -9,7 +9,8 @@ Expected of any problem.seed, in a minute or two on two CPU cores: a gap below
 0.01 nat, most of it the closed-form floor of the steps.
 
 Variants: gamma3 and gamma10, the target sharpened; d16, sixteen dimensions
-and 200 steps; smoke, all of it at toy sizes.
+and 200 steps; flow, whose forward process is that of flow matching; smoke, all
+of it at toy sizes.
 """
 
 from ml_collections import ConfigDict
@@ -39,6 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "gamma3": lambda: config.reward.update(gamma=3.0),
     "gamma10": lambda: config.reward.update(gamma=10.0),
     "d16": lambda: _d16(config),
+    "flow": lambda: base.use_flow(config),
     "smoke": lambda: _smoke(config),
   }
   base.choose(changes, variant, "gaussian.py")

@@ -13,8 +13,9 @@ it the floor of 50 steps (`experiments.benchmarks.error_budget`), and samples
 
 Variants: gamma10, a sharp and rare target; two_factors, y = (y1, y2) whose
 classifiers need not share a data set; three_conditions, with a condition c
-that the pre-trained model knows; compare, every policy update and method of
-guidance beside it (docs/comparison.md); smoke, all of it at toy sizes.
+that the pre-trained model knows; flow, whose forward process is that of flow
+matching; compare, every policy update and method of guidance beside it
+(docs/comparison.md); smoke, all of it at toy sizes.
 """
 
 from ml_collections import ConfigDict
@@ -43,6 +44,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "gamma10": lambda: config.reward.update(gamma=10.0),
     "two_factors": lambda: config.problem.update(second_factor=2),
     "three_conditions": lambda: config.problem.update(num_conditions=3),
+    "flow": lambda: base.use_flow(config),
     "compare": lambda: _compare(config),
     "smoke": lambda: _smoke(config),
   }

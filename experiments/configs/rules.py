@@ -84,7 +84,9 @@ RULES: dict[str, Rule] = {
   "num_steps": _AT_LEAST_1,
   "eta": (lambda v: 0 < v <= 1, _NEEDS_NOISE),
   "power": _POSITIVE,
+  "shift": _POSITIVE,
   "t_min": _FRACTION,
+  "t_max": (lambda v: 0 < v <= 1, "use a number in (0, 1]"),
   "num_images": _NOT_NEGATIVE,
   "max_pixels": _AT_LEAST_1,
   "num_pairs": (lambda v: v == 0 or v >= 8, "use 0 for all, or 8 and more"),
@@ -167,7 +169,7 @@ OPTIONAL = ("control.ctrl.backprop_steps",)
 PATHS = ("aesthetic.clip", "aesthetic.head", "data.clip")
 
 CHOICES = {
-  "sde.name": ("vp", "ve"),
+  "sde.name": ("vp", "ve", "flow"),
   "kernel.name": ("ddim", "ddpm", "euler_maruyama"),
   "data.control": ("ink", "slant", "jpeg"),
   "data.second_control": ("", "ink", "slant", "jpeg"),

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problems of images: a data set, oracles that label it, and a network."""
 
+import functools
 import math
 import pathlib
 from collections.abc import Sequence
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import policy
+from ctrl_jax import policy, predictions
 from ctrl_jax.datasets import digits as digits_data
 from ctrl_jax.datasets import fashion_mnist, jpeg, labelled, oracles
+from ctrl_jax.flow import Flow
 from ctrl_jax.models.dit import DiT
 from ctrl_jax.models.heads import TokenHead
 from ctrl_jax.pretrained import Pretrained
@@ -64,6 +66,8 @@ def untrained(
 ) -> Pretrained:
   """A DiT of config.model, whose parameters a run has to train.
 
+  It predicts the noise, or the velocity of a flow.
+
   Args:
     config: config.model.
     sample_shape: of the images.
@@ -78,6 +82,7 @@ def untrained(
     patch=config.patch,
   )
   height, width, _ = sample_shape
+  straight = isinstance(sde, Flow)
 
   def predict(
     params: Params,
@@ -88,6 +93,9 @@ def untrained(
   ) -> policy.Output:
     c = jnp.zeros(len(x), jnp.int32) if c is None else c
     eps, sown = network.apply(params, x, t, c, control, mutable="intermediates")
+    if straight:
+      column = jnp.reshape(t, (-1, 1, 1, 1))
+      eps = predictions.eps_from_velocity(sde, eps, x, column)
     return policy.Output(eps, sown["intermediates"]["tokens"][0])
 
   def init(key: jax.Array) -> Params:
@@ -110,6 +118,9 @@ def untrained(
       network.dims,
     ),
     bound=1.0,
+    loss_weight=(
+      functools.partial(predictions.velocity_weight, sde) if straight else None
+    ),
   )
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import kernels, paths, policy, rewards, sampling
+from ctrl_jax.flow import Flow
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.linear_quadratic import Law as Gaussian
 from ctrl_jax.linear_quadratic import Solution
@@ -176,6 +177,7 @@ def make_sde(config: ConfigDict) -> SDE:
   families: dict[str, Callable[[], SDE]] = {
     "vp": lambda: VP(beta_min=config.beta_min, beta_max=config.beta_max),
     "ve": lambda: VE(std_min=config.std_min, std_max=config.std_max),
+    "flow": Flow,
   }
   return families[config.name]()
 
@@ -184,15 +186,24 @@ def make_kernel(config: ConfigDict, sde: SDE) -> Kernel:
   """The sampler of config.kernel.
 
   Raises:
-    ValueError: none of its steps has noise.
+    ValueError: none of its steps has noise, or at its start no data are left.
   """
+  if not sde.alpha(config.t_max) > 0:
+    raise ValueError(
+      f"kernel.t_max is {config.t_max}, where a flow has no data left: use "
+      "less, such as --config.kernel.t_max=0.99"
+    )
   grid = kernels.time_grid(
-    config.num_steps, power=config.power, t_min=config.t_min
+    config.num_steps,
+    power=config.power,
+    shift=config.shift,
+    t_min=config.t_min,
+    t_max=config.t_max,
   )
   families = {
     "ddim": lambda: kernels.ddim(sde, grid, eta=config.eta),
     "ddpm": lambda: kernels.ddpm(sde, grid),
-    "euler_maruyama": lambda: kernels.euler_maruyama(sde, grid),
+    "euler_maruyama": lambda: kernels.euler_maruyama(sde, grid, eta=config.eta),
   }
   kernel = families[config.name]()
   paths.check_stochastic(kernel)

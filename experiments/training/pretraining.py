@@ -148,7 +148,7 @@ def _prior(this: Run, settings: dict[str, Any]) -> Params:
   trained = loop.fit(
     "prior",
     learner.make_learner(
-      denoising.make_loss(model.eps, model.sde),
+      denoising.make_loss(model.eps, model.sde, weight_fn=model.loss_weight),
       adam(config.learning_rate, config),
       ema_decay=config.ema_decay,
     ),
