@@ -178,8 +178,8 @@ def _draw(
   """Chooses a by (4), and draws given all examples."""
   rng, (n, num) = _rng(key, 1), information.shape
   x = np.asarray(features, np.float64)
-  apart = np.sqrt(squared_distances(jnp.asarray(x), jnp.asarray(x)))
-  apart = apart[np.triu_indices(n, 1)]
+  squares = np.asarray(squared_distances(jnp.asarray(x), jnp.asarray(x)))
+  apart = np.sqrt(squares[np.triu_indices(n, 1)])
   length = float(np.median(apart[apart > 0])) / 2 if apart.any() else 1.0
   # Of the spectrum of (2), a Student law of three degrees.
   heavy = np.sqrt(rng.chisquare(3, WAVES) / 3)

@@ -12,11 +12,12 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.reporting import report, style, tables
+from experiments.reporting import report, style, summary, tables
 from tests.toy_results import make_arrays, make_results, make_run
 
 FIGURES = [
-  "confusion", "gap", "kl", "property", "reliability", "samples", "training",
+  "confusion", "gap", "kl", "property", "reliability", "samples", "to_label",
+  "training",
 ]  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_sections_are_in_order(text):
   order = re.findall(r'<section id="(\w+)"', text)
   assert order == [
     "methods", "samples", "property", "confusion", "training", "kl",
-    "reliability", "gap", "configuration", "environment",
+    "reliability", "to_label", "gap", "configuration", "environment",
   ]  # fmt: skip
 
 
@@ -90,6 +91,16 @@ def test_page_shows_the_same_cells_as_the_terminal(results, text):
   shown = Page(text).cells
   for row in tables.cells(results, tables.COLUMNS):
     assert all(cell in shown for cell in row[1:])
+
+
+def test_certificate_is_told_to_who_believes_the_classifier_and_who_not(
+  text, results
+):
+  line = "to 0.131 nats believing the classifier, to 0.563 nats not"
+  assert line in summary.text(results)
+  assert line in " ".join(Page(text).text.split())
+  known = results | {"doubt": {}}
+  assert "believing" not in summary.text(known)
 
 
 def test_run_that_measured_little(tmp_path, results):

@@ -62,7 +62,10 @@ def common() -> dict[str, Any]:
       "power": 2.0,  # above 1: shorter steps towards the end
       "t_min": 0.0,  # diffusion time at which sampling ends
     },
-    "reward": {"gamma": 1.0},  # strength of the control: nats per nat of KL
+    "reward": {
+      "gamma": 1.0,  # strength of the control: nats per nat of KL
+      "doubt": 0.0,  # deviations taken from log p(y | x), if it is learned
+    },
     "control": optimiser(
       batch_size=64,
       num_steps=300,
