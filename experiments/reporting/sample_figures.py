@@ -89,7 +89,7 @@ def contact_sheet(
   rows = -(-len(images) // columns)
   size = WIDTH / columns
   fig = Figure((WIDTH, rows * (size + 0.35)), layout="constrained")
-  panels = fig.subplots(rows, columns, squeeze=False).flat
+  panels = fig.subplots(rows, columns, squeeze=False).ravel()
   for ax in panels:
     ax.set_axis_off()
   shown = np.clip((images + 1) / 2, 0, 1)
