@@ -187,7 +187,7 @@ def _draw(
   phases = rng.uniform(0, 2 * np.pi, WAVES)
   weights = rng.normal(size=(WAVES, num, DRAWS)) * np.sqrt(2 / WAVES)
   prior = np.tensordot(np.cos(x @ waves + phases), weights, 1)
-  noise = rng.normal(size=prior.shape)
+  noise = rng.normal(size=(n, num, DRAWS))
   kernel = np.asarray(
     matern(jnp.asarray(x), jnp.asarray(x), jnp.asarray(length))
   )
@@ -198,7 +198,7 @@ def _draw(
     found = np.empty((len(rows), num, DRAWS))
     for r in range(num):
       wide = variance[rows, r]
-      seen = a * prior[rows, r] + np.sqrt(wide)[:, None] * noise[rows, r]
+      seen = a * prior[rows, r] + wide[:, None] ** 0.5 * noise[rows, r]
       matrix = a**2 * kernel[np.ix_(rows, rows)] + np.diag(wide)
       found[:, r] = a**2 * scipy.linalg.solve(matrix, seen, assume_a="pos")
     return found
