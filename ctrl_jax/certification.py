@@ -5,7 +5,9 @@ r"""How far a tuned sampler is from its target, measured from samples alone.
 
 J is the mean log-weight of the sampler's own chains (`paths`), and log Z that
 of `evidence`. Of a (c, y) whose log Z is a lower bound the gap is one, and
-with it every mean: it is printed as such.
+with it every mean: it is printed as such. Where other classifiers are given
+that the labels allow, it is told what the gap is worth to who does not believe
+this one (`doubt`).
 """
 
 import dataclasses
@@ -15,11 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import evidence, paths, sampling, trust
+from ctrl_jax import doubt, evidence, paths, sampling, trust
 from ctrl_jax.evidence import LogZ, Sampler
 from ctrl_jax.metrics import Estimate, mean_estimate
 from ctrl_jax.paths import Certificate
 from ctrl_jax.policy import Policy
+from ctrl_jax.types import OthersFn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Certified:
     log_z: of every (c, y), [C, Y], nats.
     gaps: of every (c, y), [C, Y], nats, with the error of J alone.
     pareto_k: of the sampler's weights; above 0.7 its ESS means nothing.
+    doubts: of every (c, y), [C, Y], nats that the gap may be larger by if the
+      classifier is wrong; None of a reward that is not a learned one.
   """
 
   certificate: Certificate
@@ -40,6 +45,7 @@ class Certified:
   log_z: LogZ
   gaps: Estimate
   pareto_k: float
+  doubts: Estimate | None = None
 
   @property
   def is_bound(self) -> bool:
@@ -55,6 +61,9 @@ class Certified:
     else:
       line += f", ESS not to be trusted (Pareto k {self.pareto_k:.2f})"
     line += f", gap of the pre-trained model {least}{self.before:.2g}"
+    if self.doubts is not None:
+      more = float(doubt.pooled(self.doubts).mean)
+      line += f"; not believing the classifier up to {more:.2g} nats more"
     if self.is_bound:
       known = self.log_z.trust.known
       line += f"; log Z is a lower bound of {(~known).sum()} in {known.size}"
@@ -79,6 +88,7 @@ def certify(
   num: int,
   num_reference: int,
   num_bridge: int,
+  others_fn: OthersFn | None = None,
 ) -> Certified:
   """Measures (1) for every condition and each of the controls.
 
@@ -89,13 +99,14 @@ def certify(
     num: chains of the sampler in all, the same number of every (c, y).
     num_reference: chains of the pre-trained model in all, the same of every c.
     num_bridge: chains of each (c, y) whose log Z these do not know.
+    others_fn: log p_m(y | x) of other classifiers, if there are some.
 
   Raises:
     ValueError: a reward that is undefined; see `evidence.reference`.
   """
   ours, theirs, between = jax.random.split(key, 3)
   gamma, model = sampler.gamma, sampler.pretrained
-  _, log_p = evidence.reference(
+  x, log_p = evidence.reference(
     model,
     sampler.reward_fn,
     sampler.kernel,
@@ -114,11 +125,14 @@ def certify(
     log_p = sampler.log_p(chain.x, c, y)
     log_w = paths.log_weights(chain, log_p, gamma=gamma)
     # What diverged has no weight, and leaves no finite gap.
-    return jnp.where(log_w < jnp.inf, log_w, -jnp.inf), log_p, chain.kl
+    log_w = jnp.where(log_w < jnp.inf, log_w, -jnp.inf)
+    if others_fn is None:
+      return log_w, log_p, chain.kl, jnp.zeros((len(y), 0))
+    return log_w, log_p, chain.kl, others_fn(model.decoded(chain.x), y)
 
   _, c, y = np.indices((each, *cells), np.int32)
   keys = jax.random.split(ours, c.size)
-  log_w, likelihood, kl = evidence.in_chunks(
+  log_w, likelihood, kl, others = evidence.in_chunks(
     chains, keys, c.ravel(), controls[y.ravel()]
   )
   log_w = log_w.reshape(each, *cells)
@@ -140,7 +154,36 @@ def certify(
     log_z=log_z,
     gaps=mean_estimate(excess),
     pareto_k=_tail(-np.asarray(excess).ravel()),
+    doubts=None
+    if others_fn is None
+    else doubt.of_draws(
+      doubt.excesses(
+        jnp.asarray(likelihood.reshape(log_w.shape)),
+        jnp.asarray(others.reshape(*log_w.shape, -1)),
+        jnp.asarray(log_p),
+        jnp.asarray(_others(sampler, x, controls, others_fn)),
+        gamma=gamma,
+      )
+    ),
   )
+
+
+def _others(
+  sampler: Sampler, x: np.ndarray, controls: np.ndarray, others_fn: OthersFn
+) -> np.ndarray:
+  """log p_m(y | x) of samples [n, C, ...], for every y: [n, C, Y, M]."""
+  decoded = sampler.pretrained.decoded
+
+  @jax.jit
+  def of_every_y(x):
+    data = decoded(x)
+    each = [others_fn(data, jnp.full(len(x), y)) for y in controls]
+    return jnp.stack(each, axis=1)
+
+  shape = sampler.pretrained.sample_shape
+  found = evidence.in_chunks(of_every_y, x.reshape(-1, *shape))
+  table: np.ndarray = found.reshape(*x.shape[:2], *found.shape[1:])
+  return table
 
 
 def _pooled(values: jax.Array) -> Estimate:

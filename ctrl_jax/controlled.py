@@ -21,7 +21,7 @@ from ctrl_jax.evidence import Sampler
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.labels import Fitted
 from ctrl_jax.pretrained import Pretrained
-from ctrl_jax.types import Params, RewardFn
+from ctrl_jax.types import OthersFn, Params, RewardFn
 from ctrl_jax.units import Units
 
 
@@ -39,6 +39,7 @@ class Controlled:
     names: of the labels, if they have any.
     gamma: guidance strength.
     widths: of the head's hidden layers.
+    others_fn: log p_m(y | x) of other classifiers, where one was fitted.
   """
 
   pretrained: Pretrained
@@ -50,6 +51,7 @@ class Controlled:
   names: tuple[str, ...]
   gamma: float
   widths: tuple[int, ...]
+  others_fn: OthersFn | None = None
 
   @functools.cached_property
   def sampler(self) -> Sampler:
@@ -109,6 +111,8 @@ class Controlled:
     """How far the samples are from their target, in nats; prints as a line.
 
     Of a real y at most `choices.SHOWN` of the trained values are looked at.
+    What `labels.fit` returned is doubted, too: by how much the gap may be
+    larger if the classifier is wrong.
 
     Args:
       key: of everything random; not that of the training.
@@ -123,6 +127,7 @@ class Controlled:
       num=num,
       num_reference=num_reference,
       num_bridge=num_bridge,
+      others_fn=self.others_fn,
     )
 
   def save(self, folder: str | pathlib.Path) -> None:
@@ -197,6 +202,7 @@ def load(
     names=tuple(values["names"]),
     gamma=values["gamma"],
     widths=tuple(values["widths"]),
+    others_fn=reward_fn.others_fn if isinstance(reward_fn, Fitted) else None,
   )
   kept = arrays["probe"]
   said = probe(pretrained, found.reward_fn, found.controls)

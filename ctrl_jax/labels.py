@@ -8,7 +8,8 @@ fitted on the part held out (`models.regression`).
 
 x is brought to unit scale first, so data of any scale will do. Of the networks
 on the way the one with the least held-out loss is kept, which is why few
-examples do not end in a network that knows them by heart.
+examples do not end in a network that knows them by heart. What examples leave
+open of it is drawn (`alternatives`), in the features that it sows or else in x.
 """
 
 import dataclasses
@@ -20,10 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import fitting, rewards
+from ctrl_jax import alternatives, fitting, rewards
 from ctrl_jax.models import classifier, regression
 from ctrl_jax.models.classifier import Classifier
-from ctrl_jax.types import RewardFn
+from ctrl_jax.types import OthersFn, RewardFn
 
 VALUES = 64  # real y that are trained, quantiles of those seen
 # Few held-out examples are all predicted right, by luck, and would have it 0.
@@ -40,12 +41,14 @@ class Fitted:
     names: of the labels, in order; none for 0 ... n - 1 itself and for reals.
     metrics: on the held-out part: accuracy, nll, ece and temperature, or
       deviation, of what the mean misses, scale and nll.
+    others_fn: log p_m(y | x) of other classifiers that the examples allow.
   """
 
   reward_fn: RewardFn
   controls: np.ndarray
   names: tuple[str, ...]
   metrics: Mapping[str, float]
+  others_fn: OthersFn
 
 
 def fit(
@@ -80,12 +83,10 @@ def fit(
   """
   x, given = np.asarray(x, np.float32), np.asarray(labels)
   if given.ndim != 1 or len(given) != len(x):
-    raise ValueError(
-      f"labels have shape {given.shape} for {len(x)} examples: one label each"
-    )
-  if not np.isfinite(x).all():
-    row = int(np.argwhere(~np.isfinite(x))[0, 0])
-    raise ValueError(f"x[{row}] is not finite")
+    told = f"labels have shape {given.shape} for {len(x)} examples"
+    raise ValueError(f"{told}: one label each")
+  if not (finite := np.isfinite(x.reshape(len(x), -1)).all(1)).all():
+    raise ValueError(f"x[{int(finite.argmin())}] is not finite")
   if not 0 < held_out < 1 or num_updates < 1 or batch_size < 1:
     raise ValueError(
       f"held_out is {held_out}, num_updates {num_updates} and batch_size "
@@ -125,24 +126,31 @@ def fit(
     learning_rate=learning_rate,
   )
 
-  def output_fn(x: jax.Array) -> jax.Array:
-    found: Any = module.apply(params, (x - jnp.asarray(shift)[None]) / scale)
-    return found
+  def look(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    seen = (x - jnp.asarray(shift)[None]) / scale
+    output, sown = module.apply(params, seen, mutable="intermediates")
+    features = (jax.tree.leaves(sown) or [seen])[0]
+    return features.reshape(len(x), -1), output
 
-  apply = jax.jit(output_fn)
+  apply = jax.jit(lambda x: look(x)[1])
   parts = np.array_split(held, -(-len(held) // batch_size))
   output = np.concatenate([np.asarray(apply(x[rows])) for rows in parts])
+  draw: _Draw = (jax.random.fold_in(key, 3), x, y, held, batch_size)
   if not real:
-    return _classifier(output_fn, output, y[held], names)
-  return _regression(output_fn, output, y, held)
+    return _classifier(look, output, names, draw)
+  return _regression(look, output, draw)
+
+
+_Draw = tuple[jax.Array, np.ndarray, np.ndarray, np.ndarray, int]
 
 
 def _regression(
-  output_fn: Any, output: np.ndarray, y: np.ndarray, held: np.ndarray
+  look: alternatives.Look, output: np.ndarray, draw: _Draw
 ) -> Fitted:
   """Calibrated on what the network says of held-out rows."""
+  key, x, y, held, chunk = draw
   centre, spread = float(y.mean()), float(y.std())
-  known = y[held]
+  known, out = y[held], np.isin(np.arange(len(y)), held)
   mean, deviation = regression.moments(output)
   scale = regression.fit_scale(mean, deviation, (known - centre) / spread)
 
@@ -150,12 +158,15 @@ def _regression(
     mean, deviation = regression.moments(output)
     return centre + spread * mean, spread * scale * deviation
 
+  def measured(x: jax.Array) -> tuple[jax.Array, Any]:
+    return (seen := look(x))[0], moments(seen[1])
+
   mean, deviation = moments(jnp.asarray(output))
   log_p = regression.log_density(mean, deviation, known)
   miss = np.asarray(mean) - known
   values = np.quantile(y, np.linspace(0.02, 0.98, VALUES)).astype(np.float32)
   return Fitted(
-    reward_fn=rewards.gaussian(lambda x: moments(output_fn(x))),
+    reward_fn=rewards.gaussian(lambda x: moments(look(x)[1])),
     controls=values,
     names=(),
     metrics={
@@ -163,17 +174,29 @@ def _regression(
       "scale": scale,
       "nll": float(-jnp.mean(log_p)),
     },
+    others_fn=alternatives.among_regressions(
+      key, measured, x, y, out, chunk=chunk
+    ),
   )
 
 
 def _classifier(
-  logits_fn: Any, logits: np.ndarray, y: np.ndarray, names: tuple[str, ...]
+  look: alternatives.Look,
+  logits: np.ndarray,
+  names: tuple[str, ...],
+  draw: _Draw,
 ) -> Fitted:
   """Calibrated on held-out logits."""
+  key, x, labels, held, chunk = draw
+  y, out = labels[held], np.isin(np.arange(len(labels)), held)
   temperature = classifier.fit_temperature(logits, y, bounds=TEMPERATURES)
   log_p = np.asarray(classifier.log_probs(logits, temperature), np.float64)
+
+  def told(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return (seen := look(x))[0], classifier.log_probs(seen[1], temperature)
+
   return Fitted(
-    reward_fn=rewards.classifier(logits_fn, temperature=temperature),
+    reward_fn=rewards.classifier(lambda x: look(x)[1], temperature=temperature),
     controls=np.arange(logits.shape[1], dtype=np.int32),
     names=names,
     metrics={
@@ -182,6 +205,9 @@ def _classifier(
       "ece": classifier.calibration_error(np.exp(log_p), y),
       "temperature": temperature,
     },
+    others_fn=alternatives.among_classifiers(
+      key, told, x, labels, out, chunk=chunk
+    ),
   )
 
 

@@ -151,6 +151,7 @@ def tune(
     names=names,
     gamma=gamma,
     widths=tuple(widths),
+    others_fn=reward.others_fn if isinstance(reward, Fitted) else None,
   )
 
 

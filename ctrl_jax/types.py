@@ -42,6 +42,15 @@ class RewardFn(Protocol):
 
 
 @runtime_checkable
+class OthersFn(Protocol):
+  """What M other classifiers say, in nats: `others(x, y) -> [batch, M]`."""
+
+  def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+    """Returns log p_m(y | x), [batch, M], in nats."""
+    ...
+
+
+@runtime_checkable
 class LossFn(Protocol):
   """A scalar loss of one share of the batch: `loss_fn(params, keys, batch)`."""
 

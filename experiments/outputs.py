@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.measures import distances, drawings, methods, scores
+from experiments.measures import distances, doubts, drawings, methods, scores
+from experiments.measures.doubting import Doubted
 from experiments.measures.evaluation import Chains, Reference
 from experiments.runtime import workdir
 from experiments.training.pretraining import Learned, Run
@@ -24,6 +25,7 @@ def collect(
   learned: Learned,
   reference: Reference,
   chains: Chains,
+  doubted: Doubted | None,
   wall_seconds: dict[str, float],
   sampling_seconds: dict[str, float],
 ) -> dict[str, Any]:
@@ -34,6 +36,8 @@ def collect(
     learned: what the control was trained with.
     reference: samples of the pre-trained chain.
     chains: of the tuned policy.
+    doubted: what the gap is worth if the classifier is wrong; None: it is not
+      a learned one.
     wall_seconds: of each stage.
     sampling_seconds: for a sample, of pretrained and ctrl.
   """
@@ -77,6 +81,11 @@ def collect(
   arrays = drawings.arrays_of(
     found, problem, reference, chains, gamma=gamma, seed=seed
   )
+  doubt: dict[str, Any] = {}
+  if doubted is not None:
+    doubt = doubts.results(doubted, table["ctrl"]["gap"])
+    arrays |= doubts.arrays_of(doubted, problem)
+    doubts.write_csv(this.workdir / "to_label.csv", doubted, names)
   workdir.write_arrays(
     this.workdir / "evaluation.npz", **arrays, **learned.reliability
   )
@@ -99,6 +108,7 @@ def collect(
     },
     "judged_by": learned.looking.judge,
     "classifier": learned.classifier,
+    "doubt": doubt,
     "independent_classifier": learned.independent,
     "exact": known.problem,
     "log_evidence": {

@@ -80,6 +80,11 @@ def main() -> None:
   finished_run.family(run)
   devices.start(finished_run.config_of(run))
   found = sampler.load(run)
+  if given.method == "ctrl_resampled" and found.config.reward.get("doubt"):
+    raise ValueError(
+      "--method is ctrl_resampled: the target of this run is that of "
+      "reward.doubt, which weights do not know afterwards; use ctrl"
+    )
   c, y = found.requests(given.num, c=given.c, y=given.y)
   _far(found.problem.controls, y)
   to.mkdir(parents=True, exist_ok=True)

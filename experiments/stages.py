@@ -21,7 +21,14 @@ from ctrl_jax.types import Params
 from experiments import outputs, sampler
 from experiments.baselines import comparison
 from experiments.configs import agreement
-from experiments.measures import bridging, drawings, evaluation, speed
+from experiments.measures import (
+  bridging,
+  doubting,
+  drawings,
+  evaluation,
+  speed,
+)
+from experiments.measures.doubting import Doubted
 from experiments.measures.evaluation import Chains, Reference
 from experiments.problems import families
 from experiments.runtime.logs import Log
@@ -49,6 +56,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   reference = evaluation.evaluated(problem, reference)
   chains = timed("evaluate", sample_control, learned, params)
   reference = timed("bridge", find_evidence, learned, params, reference, chains)
+  doubted = None
+  if learned.others_fn is not None:
+    doubted = timed("doubt", find_doubt, learned, reference, chains)
   compared = {}
   asked = config.compare
   if asked.guidance or asked.gammas or asked.objectives:
@@ -64,7 +74,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   )
   best = {name: float(seconds.min()) for name, seconds in speeds.items()}
   results = outputs.collect(
-    this, learned, reference, chains, timed.seconds, best
+    this, learned, reference, chains, doubted, timed.seconds, best
   )
   sampler.save(this, learned, params)
   return {**results, "comparison": compared}
@@ -111,6 +121,26 @@ def find_evidence(
       chunk=config.evaluate.chunk,
       mesh=this.mesh,
     ),
+  )
+
+
+def find_doubt(
+  this: Run, learned: Learned, reference: Reference, chains: Chains
+) -> Doubted:
+  """What the gap is worth if the learned classifier is wrong.
+
+  Raises:
+    ValueError: no classifier was learned.
+  """
+  if learned.others_fn is None:
+    raise ValueError("p(y | x) is known: there is nothing to doubt")
+  return doubting.measure(
+    this.problem,
+    learned.others_fn,
+    reference,
+    chains,
+    gamma=this.config.reward.gamma,
+    chunk=this.config.evaluate.chunk,
   )
 
 

@@ -19,24 +19,20 @@ MAX_LINES = 260
 LIBRARY = """
 types choices, files json_file sde metrics weights parallel nearest, kernels
 learner flow predictions models datasets checkpoint control_file, sampling
-linear_quadratic training fitting, paths, rewards policy trust, pretrained
-steering transitions units composition, objectives guidance bridge, evidence,
-labels certification headed, controlled, tuning, stable_diffusion, diffusers
+linear_quadratic training fitting hypotheses, paths, rewards policy trust doubt
+alternatives, pretrained steering transitions units composition, objectives
+guidance bridge, evidence, labels certification headed, controlled, tuning,
+stable_diffusion, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
-configs reporting, runtime, problems, measures, training, baselines,
-outputs sampler, stages, run compare exactness export sample, benchmarks
+configs reporting, runtime, problems, measures, training, baselines, outputs
+sampler, stages, run compare exactness export sample, benchmarks
 """
 # Only experiments know configs, flags, logs and figures.
 NOT_IN_LIBRARY = {
-  "absl",
-  "experiments",
-  "jinja2",
-  "matplotlib",
-  "ml_collections",
-  "tensorboardX",
-  "tqdm",
+  *("absl", "experiments", "jinja2", "matplotlib", "ml_collections"),
+  *("tensorboardX", "tqdm"),
 }
 ENTRANCES = {"ctrl_jax", "ctrl_jax.diffusers", "experiments"}  # may import
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill"}

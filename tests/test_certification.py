@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax import certification, evidence
+import ctrl_jax
+from ctrl_jax import certification, doubt, evidence
 from ctrl_jax.metrics import Estimate
 from ctrl_jax.trust import Trust
 from tests.toy_tuning import gaussian, quick, side
@@ -133,3 +134,37 @@ def test_reference_samples_that_diverge_are_evidence_of_nothing():
     num=200,
   )
   assert set(log_p[..., 0].ravel().tolist()) == {-1.0, -np.inf}
+
+
+@pytest.mark.slow
+def test_doubt_of_few_labels_holds_where_they_are_the_truth():
+  """The gap to the target of the law that drew them, by that law itself."""
+  x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)
+  p = np.exp(side()(x, None, jnp.ones(60)))
+  y = (np.random.default_rng(1).random(60) < p).astype(int)
+  fitted = ctrl_jax.fit_labels(x, y, key=jax.random.key(0), num_updates=200)
+  tuned = quick(
+    gaussian(), fitted, num_controls=None, num_updates=60, batch_size=64
+  )
+  few = dict(num=1000, num_reference=4000, num_bridge=80)
+  found = tuned.certificate(jax.random.key(1), **few)
+  true = certification.certify(
+    tuned.sampler._replace(reward_fn=side()),
+    tuned.controls,
+    jax.random.key(1),
+    **few,
+  )
+  gap, excess = found.certificate.gap, doubt.pooled(found.doubts)
+  assert gap.mean + excess.mean > true.certificate.gap.mean
+  # Equation (1) of `doubt`, with the truth for the other classifier.
+  told = tuned.certificate(jax.random.key(1), **few)
+  exact = dataclasses.replace(
+    tuned, others_fn=lambda x, y: side()(x, None, y)[:, None]
+  ).certificate(jax.random.key(1), **few)
+  more = true.gaps.mean - told.gaps.mean
+  assert (more > 0).any()
+  np.testing.assert_allclose(
+    np.asarray(exact.doubts.mean), np.maximum(more, 0), atol=0.02
+  )
+  assert "not believing the classifier up to" in str(found)
+  assert "believing" not in str(true)

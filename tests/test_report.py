@@ -12,11 +12,18 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from experiments.reporting import report, sample_figures, style, tables
+from experiments.reporting import (
+  report,
+  sample_figures,
+  style,
+  summary,
+  tables,
+)
 from tests.toy_results import make_arrays, make_results, make_run
 
 FIGURES = [
-  "confusion", "gap", "kl", "property", "reliability", "samples", "training",
+  "confusion", "gap", "kl", "property", "reliability", "samples", "to_label",
+  "training",
 ]  # fmt: skip
 
 
@@ -82,7 +89,7 @@ def test_sections_are_in_order(text):
   order = re.findall(r'<section id="(\w+)"', text)
   assert order == [
     "methods", "samples", "property", "confusion", "training", "kl",
-    "reliability", "gap", "configuration", "environment",
+    "reliability", "to_label", "gap", "configuration", "environment",
   ]  # fmt: skip
 
 
@@ -90,6 +97,31 @@ def test_page_shows_the_same_cells_as_the_terminal(results, text):
   shown = Page(text).cells
   for row in tables.cells(results, tables.COLUMNS):
     assert all(cell in shown for cell in row[1:])
+
+
+def test_certificate_is_told_to_who_believes_the_classifier_and_who_not(
+  text, results
+):
+  line = "to 0.131 nats believing the classifier, to 0.563 nats not"
+  assert line in summary.text(results)
+  assert line in " ".join(Page(text).text.split())
+  known = results | {"doubt": {}}
+  assert "believing" not in summary.text(known)
+
+
+def test_every_sample_to_label_is_drawn_above_what_it_was_asked_to_be():
+  images = np.linspace(-1, 1, 13 * 4).reshape(13, 2, 2)
+  sheet = sample_figures.contact_sheet(
+    images, np.arange(13), np.arange(13) % 3 - 1, control_names=["low", "high"]
+  )
+  drawn = [ax for ax in sheet.axes if ax.images]
+  assert len(drawn) == 13
+  for i, ax in enumerate(drawn):
+    np.testing.assert_allclose(
+      ax.images[0].get_array(), (images[i] + 1) / 2, atol=1e-6
+    )
+    asked = ["unasked", "low", "high"][i % 3]
+    assert ax.get_title() == f"{i + 1}: c = {i}\n{asked}"
 
 
 def test_run_that_measured_little(tmp_path, results):

@@ -48,6 +48,9 @@ def make_results(rng):
       "accuracy": 0.9312, "nll": 0.1874, "ece": 0.0121, "temperature": 1.312,
     },
     "log_evidence": {"mean": -1.4271, "stderr": 0.0061, "table": None},
+    "doubt": {
+      "mean": 0.4321, "stderr": 0.01, "gap": 0.1312, "gap_and_doubt": 0.5633,
+    },
     "control_names": ["lightest", "light", "dark", "darkest"],
     "property_name": "ink amount (mean intensity)",
     "methods": {
@@ -92,6 +95,11 @@ def make_arrays(rng):
     "reliability_confidence_before": centre,
     "reliability_accuracy_before": before.clip(0, 1),
     "reliability_count_before": np.geomspace(3, 1300, BINS).round(),
+    "to_label": _digits(4, np.full(Y, 0.6))[:, :, 0].reshape(Y * C, 8, 8)[:20],
+    "to_label_c": np.arange(20) % C,
+    "to_label_y": np.arange(20) % (Y + 1) - 1,
+    "to_label_spread": np.geomspace(3, 0.1, 20),
+    "doubt_table": rng.gamma(3, 0.1, (Y, C)),
     "gap_table": rng.gamma(3, 0.045, (Y, C)),
     "log_evidence_table": -rng.gamma(4, 0.4, (Y, C)),
   }  # fmt: skip

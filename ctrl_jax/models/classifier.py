@@ -136,7 +136,11 @@ def defined(logits: Table, labels: Targets) -> np.ndarray:
 
 
 def fit_temperature(
-  logits: Table, labels: Targets, *, bounds: tuple[float, float] = (0.05, 20.0)
+  logits: Table,
+  labels: Targets,
+  *,
+  bounds: tuple[float, float] = (0.05, 20.0),
+  unknown: float = 0.0,
 ) -> float:
   """Temperature that minimises the mean NLL of held-out data.
 
@@ -145,10 +149,15 @@ def fit_temperature(
   (or worse than at random), the answer is next to a bound. Rows that are not
   `defined` say nothing of it and are left out.
 
+  A few examples may all be right by luck, and p(y | x) of what is seldom then
+  be nothing. One example more whose label may be any prevents it: with it, what
+  is least of n examples is n nll + unknown mean_iy(-log p(y | x_i)).
+
   Args:
     logits: [N, num_classes], of examples that were not trained on.
     labels: [N].
     bounds: smallest and largest temperature.
+    unknown: number of further examples whose label may be any.
 
   Raises:
     ValueError: no row is defined.
@@ -163,7 +172,8 @@ def fit_temperature(
 
   def mean_nll(log_temperature: float) -> float:
     log_p = scipy.special.log_softmax(table / np.exp(log_temperature), axis=1)
-    return -float(np.take_along_axis(log_p, index, 1).mean())
+    nll = -float(np.take_along_axis(log_p, index, 1).mean())
+    return nll - unknown / len(table) * float(log_p.mean()) if unknown else nll
 
   result = scipy.optimize.minimize_scalar(
     mean_nll, bounds=np.log(bounds), method="bounded"

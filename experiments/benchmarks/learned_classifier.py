@@ -12,7 +12,8 @@ mean is the estimate and whose spread gives its standard error, by the delta
 method.
 """
 
-from collections.abc import Callable
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,47 +54,82 @@ def draw_labels(log_p: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   return (rng.random((len(log_p), 1)) > edges).sum(1)
 
 
-def fit(
-  x: np.ndarray, y: np.ndarray, *, num_controls: int, seed: int
-) -> Callable[[np.ndarray], np.ndarray]:
-  """Learns log p^(y | x), points [B, d] -> [B, Y], from pairs (x, y).
+class Guess(NamedTuple):
+  """A classifier p^(y | x) that was learned from pairs; points are [B, d]."""
 
-  A fifth of the pairs is kept for the temperature.
-  """
-  points = jnp.asarray(x)
-  train, held_out = labelled.split(len(x), seed=seed, fractions=(0.8, 0.2))
-  network = Classifier(num_controls, hidden=(64, 64))
+  params: Params
+  network: Classifier
+  temperature: float
+  held_out: np.ndarray  # the pairs that it was calibrated on
+
+  def __call__(self, x: np.ndarray) -> np.ndarray:
+    """log p^(y | x) of every y [B, Y], nats."""
+    logits, _ = _look(self.network, self.params, jnp.asarray(x))
+    return np.asarray(classifier.log_probs(logits, self.temperature))
+
+  def features(self, x: np.ndarray) -> np.ndarray:
+    """The last hidden layer [B, F]."""
+    return np.asarray(_look(self.network, self.params, jnp.asarray(x))[1])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _look(
+  network: Classifier, params: Params, x: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Logits, and the last hidden layer."""
+  logits, sown = network.apply(params, x, mutable="intermediates")
+  return logits, jax.tree.leaves(sown)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train(
+  network: Classifier, key: jax.Array, x: jax.Array, y: jax.Array
+) -> Params:
+  """Parameters that are learned from all of these pairs."""
   optimizer = optax.adamw(
     optax.cosine_decay_schedule(5e-3, UPDATES), weight_decay=0.5
   )
 
-  def logits(params: Params, x: jax.Array) -> jax.Array:
-    return jnp.asarray(network.apply(params, x))
-
   def loss_fn(params):
-    log_p = classifier.log_probs(logits(params, points[train]))
-    return classifier.negative_log_likelihood(log_p, y[train])
+    log_p = classifier.log_probs(jnp.asarray(network.apply(params, x)))
+    return classifier.negative_log_likelihood(log_p, y)
 
-  @jax.jit
-  def train_all(params: Params) -> Params:
-    def update(carry, _):
-      params, state = carry
-      gradient = jax.grad(loss_fn)(params)
-      change, state = optimizer.update(gradient, state, params)
-      return (optax.apply_updates(params, change), state), None
+  def update(carry, _):
+    params, state = carry
+    gradient = jax.grad(loss_fn)(params)
+    change, state = optimizer.update(gradient, state, params)
+    return (optax.apply_updates(params, change), state), None
 
-    carry = params, optimizer.init(params)
-    return jax.lax.scan(update, carry, length=UPDATES)[0][0]
+  params = network.init(key, x[:1])
+  carry = params, optimizer.init(params)
+  return jax.lax.scan(update, carry, length=UPDATES)[0][0]
 
-  params = train_all(
-    network.init(keys.stage_key(seed, "classifier"), points[:1])
-  )
+
+def fit(
+  x: np.ndarray,
+  y: np.ndarray,
+  *,
+  num_controls: int,
+  seed: int,
+  unknown: float = 0.0,
+) -> Guess:
+  """Learns log p^(y | x), points [B, d] -> [B, Y], from pairs (x, y).
+
+  A fifth of the pairs is kept for the temperature.
+
+  Args:
+    x: points [n, d].
+    y: their labels [n].
+    num_controls: labels there are.
+    seed: of everything random.
+    unknown: see `classifier.fit_temperature`.
+  """
+  points = jnp.asarray(x)
+  learned, held_out = labelled.split(len(x), seed=seed, fractions=(0.8, 0.2))
+  network = Classifier(num_controls, hidden=(64, 64))
+  key = keys.stage_key(seed, "classifier")
+  params = train(network, key, points[learned], jnp.asarray(y[learned]))
   heat = classifier.fit_temperature(
-    logits(params, points[held_out]), y[held_out]
+    _look(network, params, points[held_out])[0], y[held_out], unknown=unknown
   )
-
-  @jax.jit
-  def predict(x: jax.Array) -> jax.Array:
-    return classifier.log_probs(logits(params, x), heat)
-
-  return lambda x: np.asarray(predict(jnp.asarray(x)))
+  return Guess(params, network, heat, held_out)

@@ -64,7 +64,10 @@ def common() -> dict[str, Any]:
       "t_min": 0.0,  # diffusion time at which sampling ends
       "t_max": 1.0,  # at which it begins; below 1 if sde is flow
     },
-    "reward": {"gamma": 1.0},  # strength of the control: nats per nat of KL
+    "reward": {
+      "gamma": 1.0,  # strength of the control: nats per nat of KL
+      "doubt": 0.0,  # deviations taken from log p(y | x), if it is learned
+    },
     "control": optimiser(
       batch_size=64,
       num_steps=300,

@@ -97,6 +97,10 @@ _CLASSIFIERS = ("classifier", "independent")
 
 # A field, or the section of several, and what it needs.
 TABLE: dict[str, Needs] = {
+  "reward.doubt": Needs(
+    lambda config: config.problem.name not in ("gaussian", "mixture"),
+    "a classifier that is learned; p(y | x) is known here",
+  ),
   "sde.beta_min": _is("sde.name", "vp"),
   "sde.beta_max": _is("sde.name", "vp"),
   "sde.std_min": _is("sde.name", "ve"),

@@ -122,6 +122,7 @@ RULES: dict[str, Rule] = {
   "noise": _NOT_NEGATIVE,
   "feature_gain": _NOT_NEGATIVE,
   "gamma": _POSITIVE,
+  "doubt": _NOT_NEGATIVE,
   "rank": _AT_LEAST_1,
   "backprop_steps": (
     lambda v: v is None or v >= 1,

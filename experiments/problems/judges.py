@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import rewards
+from ctrl_jax import alternatives, hypotheses, rewards
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier, FeatureFn
-from ctrl_jax.types import RewardFn
+from ctrl_jax.types import OthersFn, RewardFn
 from experiments.problems import keeping, networks
+from experiments.problems.factors import Factor
 from experiments.problems.keeping import Kept
 
 
@@ -29,6 +30,8 @@ class Judge(NamedTuple):
   metrics: dict[str, float]  # on images it has not seen
   reliability: dict[str, np.ndarray]  # curves for the report
   kept: Kept  # what `reward_fn` needs of it again, for each factor of y
+  # log p_m(y | x) of others that the labels allow; None: not asked for.
+  others_fn: OthersFn | None = None
 
 
 def train(
@@ -86,6 +89,7 @@ def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
   """
   if len(judges) == 1:
     return judges[0]._replace(kept={"1": judges[0].kept})
+  others = [j.others_fn for j in judges if j.others_fn is not None]
 
   def logits_fn(x: jax.Array) -> jax.Array:
     total = jnp.zeros((len(x), 1))
@@ -105,16 +109,61 @@ def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
     },
     {},  # no one curve is theirs
     {str(i): judge.kept for i, judge in enumerate(judges, start=1)},
+    alternatives.of_factors(others, sizes) if others else None,
   )
 
 
 def after(judge: Judge, function: Callable[[jax.Array], jax.Array]) -> Judge:
   """The same classifier of what `function` makes its input of."""
+  others = judge.others_fn
   return judge._replace(
+    others_fn=others and alternatives.after(others, function),
     reward_fn=lambda x, c, y: judge.reward_fn(function(x), c, y),
     logits_fn=lambda x: judge.logits_fn(function(x)),
     features_fn=lambda x: judge.features_fn(function(x)),
   )
+
+
+def doubted(
+  judge: Judge, key: jax.Array, factor: Factor, *, chunk: int
+) -> Judge:
+  """With others of it, that the labelled examples allow.
+
+  Args:
+    judge: of the factor's examples as they are.
+    key: of the draws.
+    factor: with examples, of which those are used that it learned from.
+    chunk: examples at a time.
+
+  Raises:
+    ValueError: there are none.
+  """
+  examples = factor.examples
+  if examples is None:
+    raise ValueError(f"{factor.name} has no examples")
+  train, calibration = examples.offline()
+  rows = np.concatenate([train, calibration])
+  held = np.arange(len(rows)) >= len(train)
+  some = hypotheses.some(key, held)
+  x, y, real = examples.read(), examples.y, not factor.num_labels
+
+  def look(x: jax.Array) -> tuple[jax.Array, Any]:
+    said = judge.logits_fn(x)
+    if not real:
+      heat = float(judge.kept["temperature"])
+      return judge.features_fn(x), classifier.log_probs(said, heat)
+    mean = said[:, 0]
+    # Of a normal law, whose density at its mean is told.
+    density = jnp.exp(judge.reward_fn(x, None, mean))
+    return judge.features_fn(x), (mean, 1 / (density * (2 * jnp.pi) ** 0.5))
+
+  among = alternatives.among_classifiers
+  if real:
+    among = alternatives.among_regressions
+  others = among(
+    key, look, x[rows[some]], y[rows[some]], held[some], chunk=chunk
+  )
+  return judge._replace(others_fn=others)
 
 
 def on_features(

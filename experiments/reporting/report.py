@@ -35,6 +35,7 @@ HEAT_MAPS = {
   "gap": "gap_table",
   "log Z": "log_evidence_table",
   "effective samples behind log Z": "effective_table",
+  "doubt of the classifier": "doubt_table",
 }
 
 
@@ -70,6 +71,10 @@ def _draw_samples(run: finished.Run) -> dict[str, Figure]:
   }
   if points and next(iter(points.values())).shape[-1] > 1:
     drawn["points"] = sample_figures.point_clouds(points, control_names=names)
+  if "to_label" in a and a["to_label"].ndim > 2 and len(a["to_label"]):
+    drawn["to_label"] = sample_figures.contact_sheet(
+      a["to_label"], a["to_label_c"], a["to_label_y"], control_names=names
+    )
   counts = {
     name: np.array(method["confusion"])
     for name, method in results["methods"].items()
@@ -182,6 +187,9 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
       )
     },
     warnings=summary.warnings(run.results),
+    certified=summary.certified(run.results)
+    if run.results.get("doubt")
+    else "",
     config=json.dumps(run.config, indent=2) if run.config else "",
     label=style.label,
     number=tables.number,

@@ -76,6 +76,36 @@ def sample_grids(
   return fig
 
 
+def contact_sheet(
+  images: np.ndarray,
+  c: np.ndarray,
+  y: np.ndarray,
+  *,
+  control_names: Sequence[str],
+) -> Figure:
+  """Samples [n, H, W, ...] in [-1, 1], each above what it was asked to be.
+
+  Args:
+    images: in the order of the rows that a person fills in.
+    c: of each [n].
+    y: number of the control of each [n]; -1: the pre-trained model's own.
+    control_names: of every y.
+  """
+  columns = min(len(images), 10)
+  rows = -(-len(images) // columns)
+  size = WIDTH / columns
+  fig = Figure((WIDTH, rows * (size + 0.35)), layout="constrained")
+  panels = fig.subplots(rows, columns, squeeze=False).ravel()
+  for ax in panels:
+    ax.set_axis_off()
+  shown = np.clip((images + 1) / 2, 0, 1)
+  for i, (ax, image) in enumerate(zip(panels, shown, strict=False)):
+    ax.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    asked = control_names[y[i]] if y[i] >= 0 else "unasked"
+    ax.set_title(f"{i + 1}: c = {c[i]}\n{asked}", fontsize=7)
+  return fig
+
+
 _HISTOGRAM: dict[str, dict[str, Any]] = {
   "pretrained_resampled": {"fill": True, "color": "#9ecae8"},
   "pretrained": {"color": GREY, "linewidth": 1.1},

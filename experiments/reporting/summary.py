@@ -34,6 +34,7 @@ def text(results: tables.Results) -> str:
       f"{name}, seed {results['seed']}, gamma {gamma}",
       f"log Z       {tables.number(results.get('log_evidence'))} nats{least}",
       f"classifier  {figures or tables.DASH}",
+      *([f"certified   {certified(results)}"] if results.get("doubt") else []),
       "",
       tables.table(results, tables.main_columns(results)),
       "",
@@ -42,6 +43,19 @@ def text(results: tables.Results) -> str:
       *(f"warning     {line}" for line in warnings(results)),
       f"wall        {total} s" + (f" ({stages})" if stages else ""),
     ]
+  )
+
+
+def certified(results: tables.Results) -> str:
+  """The gap of who believes the classifier, and of who does not."""
+  found = results["doubt"]
+  gap = dict((results["methods"].get("ctrl") or {}).get("gap") or {})
+  more = {"mean": found["mean"], "bound": gap.pop("bound", False)}
+  both = {**more, "mean": found["gap_and_doubt"]}
+  believing = tables.number({**more, "mean": gap.get("mean")})
+  return (
+    f"to {believing} nats believing the classifier, to "
+    f"{tables.number(both)} nats not (doubt {tables.number(found['mean'])})"
   )
 
 

@@ -162,8 +162,9 @@ def gap_heat_maps(
   height = len(tables) * (0.36 * rows + 0.55) + 0.4
   fig = Figure((WIDTH, height), layout="constrained")
   panels = fig.subplots(len(tables), 1, squeeze=False)[:, 0]
+  cmaps = ("Oranges", "Blues_r", "Greens", "Purples")
   for ax, (name, table), cmap in zip(
-    panels, tables.items(), ("Oranges", "Blues_r", "Greens"), strict=False
+    panels, tables.items(), cmaps, strict=False
   ):
     counts = "samples" in name
     text, unit = ("{:,.0f}", "") if counts else ("{:.2f}", " nats")

@@ -26,7 +26,10 @@ RETRAINS = (
   *("compare.classifier.", "compare.classifier_free."),
   "evaluate.num_reference",
 )
-LEFT = ("results.json", "evaluation.npz", "comparison.json", "report.html")
+LEFT = (
+  *("results.json", "evaluation.npz", "comparison.json", "report.html"),
+  "to_label.csv",
+)
 
 
 def may_change(

@@ -21,12 +21,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ctrl_jax import learner, rewards
+from ctrl_jax import alternatives, learner, rewards
 from ctrl_jax.datasets import labelled
 from ctrl_jax.objectives import denoising
 from ctrl_jax.policy import Policy
 from ctrl_jax.pretrained import Pretrained
-from ctrl_jax.types import EpsFn, Params, RewardFn
+from ctrl_jax.types import EpsFn, OthersFn, Params, RewardFn
 from experiments.problems import instruments, judges, regressions
 from experiments.problems.factors import Factor
 from experiments.problems.instruments import Instruments
@@ -53,13 +53,14 @@ class Learned(NamedTuple):
   """What a control is trained with, and what judges its samples."""
 
   pretrained: Pretrained
-  reward_fn: RewardFn
+  reward_fn: RewardFn  # that the control is trained for
   policy: Policy
   looking: Instruments
   classifier: dict[str, float]  # figures of the reward's classifier
   independent: dict[str, float]  # of the one that only watches
   reliability: dict[str, np.ndarray]  # curves for the report
   kept: Kept  # of the reward's classifier, for each factor that has one
+  others_fn: OthersFn | None  # of classifiers that the labels allow, beside it
 
   def reference_fn(self, c: Any) -> EpsFn:
     """The pre-trained model given c."""
@@ -102,16 +103,20 @@ def learn(timed: Clock) -> Learned:
   if not problem.has_likelihood:
     rewarder = timed("classifier", classifier, "classifier")
     independent = timed("independent", classifier, "independent")
-  reward_fn = rewarder.reward_fn if rewarder else problem.reward_fn
+  said = reward_fn = rewarder.reward_fn if rewarder else problem.reward_fn
+  others_fn = rewarder.others_fn if rewarder else None
+  if config.reward.doubt and others_fn:
+    reward_fn = alternatives.careful(said, others_fn, config.reward.doubt)
   return Learned(
     model,
     reward_fn,
-    policies.make(problem, config.control, reward_fn),
+    policies.make(problem, config.control, said),
     instruments.make(problem, independent, chunk=config.evaluate.chunk),
     rewarder.metrics if rewarder else {},
     independent.metrics if independent else {},
     rewarder.reliability if rewarder else {},
     rewarder.kept if rewarder else {},
+    others_fn,
   )
 
 
@@ -231,6 +236,9 @@ def _of_factor(this: Run, factor: Factor, stage: str, name: str) -> Judge:
     optimizer=adam(config.learning_rate, config),
     **loop_settings(this, config),
   )
+  if stage == "classifier":
+    key = keys.stage_key(this.config.seed, f"{name}/doubt")
+    judge = judges.doubted(judge, key, factor, chunk=config.batch_size)
   return judges.after(judge, examples.look) if examples.look else judge
 
 
