@@ -121,6 +121,16 @@ def of_factors(parts: Sequence[OthersFn], sizes: Sequence[int]) -> OthersFn:
   return others
 
 
+def of_every_y(others: OthersFn, controls: np.ndarray) -> Outputs:
+  """x -> (1) of each of the controls [B, Y, M]."""
+
+  def table(x: jax.Array) -> jax.Array:
+    each = [others(x, jnp.full(len(x), y)) for y in controls]
+    return jnp.stack(each, axis=1)
+
+  return table
+
+
 def after(others: OthersFn, function: Outputs) -> OthersFn:
   """The same of what `function` makes its input of."""
   return lambda x, y: others(function(x), y)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import doubt, evidence, paths, sampling, trust
+from ctrl_jax import alternatives, doubt, evidence, paths, sampling, trust
 from ctrl_jax.evidence import LogZ, Sampler
 from ctrl_jax.metrics import Estimate, mean_estimate
 from ctrl_jax.paths import Certificate
@@ -173,15 +173,10 @@ def _others(
 ) -> np.ndarray:
   """log p_m(y | x) of samples [n, C, ...], for every y: [n, C, Y, M]."""
   decoded = sampler.pretrained.decoded
-
-  @jax.jit
-  def of_every_y(x):
-    data = decoded(x)
-    each = [others_fn(data, jnp.full(len(x), y)) for y in controls]
-    return jnp.stack(each, axis=1)
-
+  of_every_y = alternatives.of_every_y(others_fn, controls)
+  compiled = jax.jit(lambda x: of_every_y(decoded(x)))
   shape = sampler.pretrained.sample_shape
-  found = evidence.in_chunks(of_every_y, x.reshape(-1, *shape))
+  found = evidence.in_chunks(compiled, x.reshape(-1, *shape))
   table: np.ndarray = found.reshape(*x.shape[:2], *found.shape[1:])
   return table
 

@@ -10,15 +10,14 @@ goes.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import choices, doubt
+from ctrl_jax import alternatives, choices, doubt
 from ctrl_jax.metrics import Estimate
 from ctrl_jax.types import OthersFn
 from experiments.measures.evaluation import Chains, Reference
-from experiments.problems.chunks import Look, in_chunks
+from experiments.problems.chunks import in_chunks
 from experiments.problems.problem import Problem
 
 TO_LABEL = 20
@@ -61,7 +60,9 @@ def measure(
     gamma: guidance strength.
     chunk: samples at a time.
   """
-  of_every_y = _tables(problem, others_fn, chunk)
+  of_every_y = in_chunks(
+    alternatives.of_every_y(others_fn, problem.controls), chunk=chunk
+  )
   n, conditions, controls = reference.log_likelihood.shape
   flat = reference.samples.reshape(-1, *problem.sample_shape)
   theirs, mine = of_every_y(flat), of_every_y(chains.x)
@@ -91,16 +92,6 @@ def measure(
     doubt.pooled(found),
     ToLabel(samples[rows], c[rows], asked[rows], _spread(tables, asked)[rows]),
   )
-
-
-def _tables(problem: Problem, others_fn: OthersFn, chunk: int) -> Look:
-  """Samples -> log p_m(y | x) of every y [N, Y, M]."""
-
-  def of_every_y(x: jax.Array) -> jax.Array:
-    each = [others_fn(x, jnp.full(len(x), y)) for y in problem.controls]
-    return jnp.stack(each, axis=1)
-
-  return in_chunks(of_every_y, chunk=chunk)
 
 
 def _chosen(

@@ -34,7 +34,7 @@ def text(results: tables.Results) -> str:
       f"{name}, seed {results['seed']}, gamma {gamma}",
       f"log Z       {tables.number(results.get('log_evidence'))} nats{least}",
       f"classifier  {figures or tables.DASH}",
-      *([f"certified   {certified(results)}"] if results.get("doubt") else []),
+      *([f"certified   {line}"] if (line := certified(results)) else []),
       "",
       tables.table(results, tables.main_columns(results)),
       "",
@@ -47,8 +47,13 @@ def text(results: tables.Results) -> str:
 
 
 def certified(results: tables.Results) -> str:
-  """The gap of who believes the classifier, and of who does not."""
-  found = results["doubt"]
+  """The gap of who believes the classifier, and of who does not.
+
+  Empty where nothing is doubted.
+  """
+  found = results.get("doubt")
+  if not found:
+    return ""
   gap = dict((results["methods"].get("ctrl") or {}).get("gap") or {})
   more = {"mean": found["mean"], "bound": gap.pop("bound", False)}
   both = {**more, "mean": found["gap_and_doubt"]}
