@@ -60,7 +60,7 @@ def test_leaves_all_that_is_promised(straight):
     assert name in out
   assert str(workdir / "report.html") in out
   assert (workdir / "report.html").stat().st_size > 50_000
-  assert len(list((workdir / "figures").glob("*.png"))) == 7
+  assert len(list((workdir / "figures").glob("*.png"))) == 8
   assert any((workdir / "tensorboard" / "control").iterdir())
   lines = (workdir / "metrics.jsonl").read_text().splitlines()
   stages = {json.loads(line)["stage"] for line in lines}
