@@ -23,7 +23,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: help setup demo exactness faults compare peers format lint test-fast test test-all mutants parity lock clean
+.PHONY: help setup demo docs exactness faults compare peers format lint test-fast test test-all mutants parity lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -35,6 +35,10 @@ setup: $(SETUP) ## install the locked dependencies and this project in .venv
 demo: setup ## train a control on digits and report how exact it is
 	@$(BIN)/python -m experiments.run \
 	  --config=experiments/configs/digits.py --workdir=runs/digits
+
+docs: setup ## build the site of docs/ and the reference in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo build/site/index.html
 
 exactness: setup ## hold every exact problem against its answer; about an hour
 	@$(BIN)/python -m experiments.exactness --write

@@ -46,3 +46,11 @@ def test_every_module_of_experiments_is_on_the_map():
   modules = {p for f in {folder} | packages - described for p in f.glob("*.py")}
   there = {path.stem for path in modules | packages}
   assert named == there - {"__init__"}
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_what_it_links_to_is_there(page):
+  links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
+  inside = [link for link in links if "://" not in link]
+  assert inside
+  assert [link for link in inside if not (ROOT / link).exists()] == []

@@ -54,7 +54,8 @@ def settings(text: str) -> list[str]:
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 def test_flags_for_24_gb_are_the_memory_plans() -> None:
   found = settings(sd15_compressibility.__doc__ or "")
-  assert settings((ROOT / "README.md").read_text()) == found
+  page = ROOT / "docs" / "stable_diffusion.md"
+  assert settings(page.read_text()) == found
   file = f"--config={sd15_compressibility.__file__}"
   config, _, _ = flags.parse(["run", file, *found])
   rules.validate(config)
