@@ -23,7 +23,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: help setup demo docs exactness faults compare accelerator peers format lint test-fast test test-all mutants parity lock clean
+.PHONY: help setup demo docs exactness faults compare bench-smoke accelerator peers format lint test-fast test test-all mutants parity lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -48,6 +48,9 @@ faults: setup ## disturb runs in every way and see what is lost; 25 minutes
 
 compare: setup ## hold every method against the same targets; several hours
 	@$(BIN)/python -m experiments.compare --write
+
+bench-smoke: setup ## count what programs cost, without a clock; fails if it grew
+	@$(BIN)/python -m experiments.benchmarks.costs
 
 accelerator: ## time everything on a GPU or TPU, by the Python that has JAX for it
 	@$(PYTHON) -m experiments.benchmarks.accelerator --jobs 4 --to runs/accelerator

@@ -37,6 +37,7 @@ SMALLEST = {
   " --config.compare.num_steps=2 --config.compare.particles=16"
   " --config.compare.classifier.num_steps=20 --config.compare.gammas=()",
   "exactness": f"--only gaussian mixture {FEW}",
+  "benchmarks.costs": "--only 'digits, head'",
   "benchmarks.default_settings": "--seeds 0 --updates 25 --only unequal",
   "benchmarks.doubt": "--seeds 0 --labels 30 --dims 2 --rounds 1 --updates 2",
   "benchmarks.error_budget": "--gamma 1 --updates 2"

@@ -108,17 +108,17 @@ class Compiled:
     began = time.perf_counter()
     lowered = update.lower(self._state, *self._inputs)
     traced = time.perf_counter()
-    self._update = lowered.compile()
+    self.program = lowered.compile()
     self.trace_seconds = traced - began
     self.compile_seconds = time.perf_counter() - traced
     self._captured = update.captured
-    self.memory = memory_plan.memory(self._update)["total"]  # bytes a device
+    self.memory = memory_plan.memory(self.program)["total"]  # bytes a device
 
   def run(self, updates: int = 1) -> float:
     """The seconds of so many updates, of which the host waits for the last."""
     began = time.perf_counter()
     for _ in range(updates):
-      self._state, _ = self._update(self._captured, self._state, *self._inputs)
+      self._state, _ = self.program(self._captured, self._state, *self._inputs)
     jax.block_until_ready(self._state)
     return time.perf_counter() - began
 
