@@ -3,8 +3,10 @@
 
 import ast
 import importlib.util
+import os
 import pathlib
 import re
+import subprocess
 import sys
 import zlib
 from xml.etree import ElementTree
@@ -15,13 +17,21 @@ ROOT = pathlib.Path(__file__).parents[1]
 LIBRARY = ROOT / "ctrl_jax"
 
 
-@pytest.fixture(scope="module")
-def layers():
-  path = ROOT / "docs" / "site" / "layers.py"
-  spec = importlib.util.spec_from_file_location("layers", path)
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.py"))
+
+
+def part(name: str):
+  """A module of what builds the site."""
+  path = ROOT / "docs" / "site" / f"{name}.py"
+  spec = importlib.util.spec_from_file_location(name, path)
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
+
+
+@pytest.fixture(scope="module")
+def layers():
+  return part("layers")
 
 
 def write(folder, **texts):
@@ -88,3 +98,36 @@ def test_every_public_name_is_in_the_reference(tmp_path, monkeypatch):
   names = set().union(*map(public, LIBRARY.rglob("*.py")))
   assert len(names) > 300
   assert sorted(names - told) == []
+
+
+def test_a_notebook_is_a_page():
+  script = """# %% [markdown]
+# # Title
+#
+# Text, and `# %%` in it.
+
+# %%
+x = 1  # one
+figure.savefig("notebook-x.png", dpi=9)
+"""
+  assert part("notebooks").page(script) == (
+    "# Title\n\nText, and `# %%` in it.\n\n```python\nx = 1  # one\n"
+    'figure.savefig("notebook-x.png", dpi=9)\n```\n\n'
+    "![](../figures/notebook-x.png)"
+  )
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs_to_its_end(path, tmp_path):
+  done = subprocess.run(
+    [sys.executable, path],
+    cwd=tmp_path,
+    env=os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)},
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  drawn = [figure.name for figure in tmp_path.glob("notebook-*.png")]
+  kept = [figure.name for figure in (ROOT / "docs/figures").glob("notebook-*")]
+  assert drawn and set(drawn) <= set(kept)

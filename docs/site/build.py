@@ -3,7 +3,8 @@
 
 Hooks of MkDocs. Every module of ctrl_jax has a page of the reference, made of
 its docstrings, and what docs/ links to of the code leads there; where the code
-has no such page, the link is its name alone. `layers` draws design.md's map.
+has no such page, the link is its name alone. `layers` draws design.md's map,
+and `notebooks` makes pages of docs/notebooks.
 """
 
 import ast
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import layers
+import notebooks
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -68,6 +70,8 @@ def on_files(files: Files, config: Any) -> Files:
   made = {"api/index.md": _index()}
   for name in modules():
     made[f"api/{name}.md"] = f"::: {name}\n"
+  for path in sorted((ROOT / "docs" / "notebooks").glob("*.py")):
+    made[f"notebooks/{path.stem}.md"] = notebooks.page(path.read_text())
   made["figures/layers.svg"] = layers.drawing(LIBRARY)
   for path, content in made.items():
     files.append(File.generated(config, path, content=content))
