@@ -43,6 +43,7 @@ WITH_PARSER = [name for name in COMMANDS if name != "experiments.run"]
 NAMES = {  # that a NAME may be
   "experiments.compare": "mixture",
   "experiments.exactness": "gaussian-d16",
+  "experiments.benchmarks.costs": "'digits, head'",
   "experiments.benchmarks.recipe": "no_ema",
   "experiments.benchmarks.sampling": "'digits, head'",
 }
