@@ -22,6 +22,7 @@ LIBRARY = ROOT / "ctrl_jax"
 LAYERS = "![Every module of ctrl_jax, a layer a row](figures/layers.svg)"
 # [text](../path/of/code.py), or a folder of the repository.
 CODE = re.compile(r"\[([^\]]+)\]\(\.\./([\w/.]+)\)")
+SCRIPT = re.compile(r"\]\((notebooks/\w+)\.py\)")
 
 
 def modules() -> Iterator[str]:
@@ -79,7 +80,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-  """Has links to code lead to the reference, and puts the drawing in."""
+  """Has links to code lead to pages made of it, and puts the drawing in."""
   up = "../" * page.file.src_uri.count("/")
   known = set(modules())
 
@@ -88,4 +89,5 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
     return f"[{text}]({up}api/{name}.md)" if name in known else text
 
+  markdown = SCRIPT.sub(r"](\1.md)", markdown)
   return CODE.sub(lead, markdown).replace("<!-- layers -->", LAYERS)
