@@ -2,15 +2,19 @@
 """Runs every comparison of methods, and prints its tables.
 
   python -m experiments.compare [--seeds 0 1 2] [--only NAME ...]
-    [--config.FIELD=VALUE ...]
+    [--write] [--config.FIELD=VALUE ...]
 
 Each run is the variant `compare` of a config, in runs/compare/NAME-SEED; a
 finished one is not run again, an interrupted one continues. Of every method the
 table of docs/comparison.md has one setting: that of the least mean gap over the
 seeds, or, where a method has no gap, of the least distance to the target. The
-figure has all of them. --write puts both in docs/, unless fields were changed.
+figure has all of them. --write puts both in docs/, unless fields were changed,
+and keeps what every run has measured in docs/comparisons as soon as it ends: a
+study takes hours, and goes on with what is kept there. Whoever changes what is
+measured removes those files.
 """
 
+import json
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,10 +25,11 @@ import numpy as np
 
 from experiments.configs import rules
 from experiments.reporting import comparison_figures, studies, style, tables
-from experiments.runtime import arguments, outcome
+from experiments.runtime import arguments, outcome, workdir
 
 PAGE = pathlib.Path("docs/comparison.md")
 FIGURES = PAGE.parent / "figures"
+KEPT = PAGE.parent / "comparisons"
 
 
 class Study(NamedTuple):
@@ -147,11 +152,8 @@ def compare(
     write: whether into the docs.
   """
   study = STUDIES[name]
-  runs = []
-  for seed in seeds:
-    settings = [text.format(seed=seed, root=root) for text in study.settings]
-    folder = root / f"{name}-{seed}"
-    runs.append(studies.run(study.config, folder, *settings, *changes))
+  measured = kept if write else run
+  runs = [measured(name, seed, root, *changes) for seed in seeds]
   entries = pooled(runs)
   rows = [cells(entries[best], study) for best in chosen(entries, study)]
   text = studies.markdown(headings(study), rows, seeds, runs[0])
@@ -163,6 +165,27 @@ def compare(
   with matplotlib.rc_context(style.STYLE):
     figure = comparison_figures.frontier(entries)
     figure.savefig(FIGURES / f"comparison-{name}.png")
+
+
+def run(
+  name: str, seed: int, root: pathlib.Path, *changes: str
+) -> Mapping[str, Any]:
+  """Results of one run of a study; arguments as of `compare`."""
+  study, folder = STUDIES[name], root / f"{name}-{seed}"
+  settings = [text.format(seed=seed, root=root) for text in study.settings]
+  return studies.run(study.config, folder, *settings, *changes)
+
+
+def kept(name: str, seed: int, root: pathlib.Path) -> Mapping[str, Any]:
+  """What docs/ has of a run, or it is run and put there."""
+  path = KEPT / f"{name}-{seed}.json"
+  if not path.exists():
+    results = run(name, seed, root)
+    parts = {key: results[key] for key in ("versions", "device", "comparison")}
+    KEPT.mkdir(exist_ok=True)
+    workdir.write_json(path, parts)
+  found: Mapping[str, Any] = json.loads(path.read_text())
+  return found
 
 
 def _table(name: str) -> str:

@@ -142,6 +142,29 @@ def test_a_mean_over_a_lower_bound_is_one():
   assert row["gap there"] == "0.075 ± 0.025"
 
 
+def test_a_study_goes_on_with_what_is_kept(tmp_path, monkeypatch):
+  """Two runs are there already, and the third is not made again."""
+  made = []
+
+  def run(config, folder, *settings):
+    made.append(folder.name)
+    entries = {"a": entry("ctrl", 0.3 + 0.1 * len(made))}
+    return {"comparison": entries, "versions": {"jax": "1"}, "device": "cpu"}
+
+  page = tmp_path / "comparison.md"
+  page.write_text(f"<!-- table: make compare, digits -->\n{studies.END}\n")
+  monkeypatch.setattr(studies, "run", run)
+  for name, path in (("PAGE", page), ("KEPT", tmp_path / "kept")):
+    monkeypatch.setattr(compare, name, path)
+  monkeypatch.setattr(compare, "FIGURES", tmp_path / "figures")
+  for seeds in ((0,), (0, 1), (0, 1)):
+    compare.compare("digits", seeds, tmp_path, write=True)
+  assert made == ["digits-0", "digits-1"]
+  assert "| CTRL | strength 0.4 | 0.450 ± 0.050 |" in page.read_text()
+  compare.compare("digits", (0,), tmp_path, write=False)
+  assert made[2:] == ["digits-0"]  # as it is asked, whatever is kept
+
+
 def test_examples_have_every_factor_or_there_are_none(tmp_path):
   this = pretraining.Run(*two_factors(tmp_path))
   with pytest.raises(ValueError, match="both factors"):
