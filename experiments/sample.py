@@ -22,6 +22,7 @@ Methods:
                      samples of the exact target, as far as the weights allow;
                      it says where they do not
     pretrained       the model as it was, whatever y
+    distilled        the generator that experiments.distill trained, one step
 
 Exit code: 0 done; 2 a mistake in the command or a file, told in one line.
 """
