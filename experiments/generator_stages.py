@@ -65,12 +65,14 @@ def run(
     rate: of learning, its peak.
 
   Raises:
-    ValueError: samples are latents, or the policy has fewer steps.
+    ValueError: samples are latents, devices cannot share a batch, or the
+      policy has fewer steps.
     errors.DivergedError: training did, at every rate; says where.
   """
   mesh = parallel.make_mesh()
+  parallel.check_batch_size(batch, mesh, name="--batch")
   problem = families.make(config, source)
-  _check(problem)
+  _check(problem, steps)
   timed = Clock(Run(config, source, problem, mesh, log))
   learned = pretraining.learn(timed)
   reference = stages.sample_reference(timed.this, learned)
@@ -123,9 +125,13 @@ def run(
   }
 
 
-def _check(problem: Problem) -> None:
-  """Raises ValueError of samples that are latents of pictures."""
-  model = problem.pretrained
+def _check(problem: Problem, num_steps: int) -> None:
+  """Raises ValueError of latents of pictures, or of too many steps."""
+  model, times = problem.pretrained, generators.acting(problem.kernel)
+  try:
+    generators.chain(problem.sde, times, num_steps)
+  except ValueError as error:
+    raise ValueError(f"--steps: {error}") from None
   if model.decode is not None and len(model.sample_shape) == 3:
     raise ValueError(
       "this run samples latents, which are decoded to pictures: only what "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods against each other: what KL buys, what a sample costs, how it looks."""
+"""Methods against each other: what KL buys, what samples cost and look like."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
