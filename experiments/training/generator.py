@@ -38,6 +38,7 @@ from experiments.training.pretraining import Run, loop_settings
 
 FOLDER, FILE = "distilled", "generator.npz"
 AUXILIARY_STEPS = 2  # of the auxiliary network for each of the generator
+AUXILIARY_RATE = 2.0  # of learning, times the generator's
 WARMUP = 200  # updates of the auxiliary network alone
 PAIRS = 20000  # of noise and sample, that a regression learns from
 
@@ -73,18 +74,25 @@ def evaluations(updates: int, batch: int, num_steps: int) -> int:
 
 
 def _optimizer(
-  config: ConfigDict, inner_steps: int = 1
+  config: ConfigDict, *, factor: float = 1.0, inner_steps: int = 1
 ) -> optax.GradientTransformation:
-  """A clipped optimiser with a rate for the embedding of y."""
+  """A clipped optimiser with a rate for the embedding of y.
+
+  Without momentum, for what one network learns the other takes back: with that
+  of Adam they circle each other.
+  """
   rates = {"network": 1.0, "change": 1.0, "embedding": config.embedding_rate}
   return optax.chain(
     optax.clip_by_global_norm(config.clip_norm),
     optax.partition(
       {
         part: adam(
-          factor * config.learning_rate, config, inner_steps=inner_steps
+          factor * rate * config.learning_rate,
+          config,
+          inner_steps=inner_steps,
+          b1=0.0,
         )
-        for part, factor in rates.items()
+        for part, rate in rates.items()
       },
       lambda tree: {
         part: jax.tree.map(lambda _, part=part: part, leaves)
@@ -119,7 +127,9 @@ def train(
       times,
       {
         "generator": _optimizer(config),
-        "auxiliary": _optimizer(config, AUXILIARY_STEPS),
+        "auxiliary": _optimizer(
+          config, factor=AUXILIARY_RATE, inner_steps=AUXILIARY_STEPS
+        ),
       },
       sample_shape=problem.sample_shape,
       auxiliary_steps=AUXILIARY_STEPS,
