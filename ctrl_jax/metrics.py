@@ -206,9 +206,9 @@ def sliced_wasserstein(
   return jnp.sqrt(jnp.mean(difference**2))
 
 
-def _kth_squared(a: Float[Array, "n d"], k: int) -> Float[Array, "n"]:
-  """Squared distance of every row to the k-th nearest other one."""
-  return -jax.lax.top_k(-squared_distances(a, a), k + 1)[0][:, k]
+def _kth(squares: Float[Array, "n n"], k: int) -> Float[Array, "n"]:
+  """Of the squared distances of rows that to the k-th nearest other one."""
+  return -jax.lax.top_k(-squares, k + 1)[0][:, k]
 
 
 def coverage(
@@ -220,12 +220,16 @@ def coverage(
   one size it is about 1 - 2^-k.
   """
   near = squared_distances(a, b).min(1)
-  return jnp.mean(near < _kth_squared(a, k))
+  return jnp.mean(near < _kth(squared_distances(a, a), k))
 
 
 def entropy(a: Float[Array, "n d"], *, k: int = 5) -> Float[Array, ""]:
-  """Differential entropy (3) of the law of rows a, nats."""
+  """Differential entropy (3) of the law of rows a, nats; of few dimensions."""
   n, d = a.shape
   ball = 0.5 * d * jnp.log(jnp.pi) - gammaln(0.5 * d + 1)
-  logs = 0.5 * jnp.log(_kth_squared(a, k))
+  # Differences: what is nearest would be lost in a difference of squares.
+  squares = jnp.zeros((n, n), a.dtype)
+  for column in a.T:
+    squares += (column[:, None] - column[None]) ** 2
+  logs = 0.5 * jnp.log(_kth(squares, k))
   return digamma(n) - digamma(k) + ball + d * jnp.mean(logs)

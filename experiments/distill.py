@@ -2,7 +2,7 @@
 """Makes of a finished run's control a generator of one step, or of a few.
 
   python -m experiments.distill --workdir=RUN [--steps 1] [--updates 3000]
-    [--batch 128] [--rate 3e-4]
+    [--batch 128] [--rate 5e-4]
 
 The generator is trained by Diff-Instruct to sample what the run's policy does,
 for every c and y, and held against the policy at fewer steps, against itself
@@ -44,7 +44,7 @@ def main() -> None:
   parser.add_argument("--steps", type=number, default=1, help="of a sample")
   parser.add_argument("--updates", type=arguments.at_least(8), default=3000)
   parser.add_argument("--batch", type=number, default=128)
-  parser.add_argument("--rate", type=_positive, default=3e-4, help="peak")
+  parser.add_argument("--rate", type=_positive, default=5e-4, help="peak")
   given = parser.parse_args()
   rules.check_local("--workdir", given.workdir)
   run = pathlib.Path(given.workdir)

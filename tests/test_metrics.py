@@ -226,8 +226,10 @@ def test_entropy_of_a_box_and_of_a_gaussian(d):
   rng = np.random.default_rng(d)
   sides = np.array([0.5, 2.0, 3.0])[:d]
   box = jnp.asarray(sides * rng.random((3000, d)), jnp.float32)
-  # Beside the box there is nothing: its edges look a little thinner.
-  assert abs(metrics.entropy(box) - np.log(sides).sum()) < 0.08
+  # Beside the box there is nothing: its edges look thinner than they are, and
+  # more so in more dimensions.
+  excess = metrics.entropy(box) - np.log(sides).sum()
+  assert -0.03 < excess < 0.06 * d
   normal = jnp.asarray(sides * rng.normal(size=(3000, d)), jnp.float32)
   expected = np.log(sides).sum() + 0.5 * d * np.log(2 * np.pi * np.e)
   # The deviation of log p over its root of n, and of the k-th distance.

@@ -39,7 +39,7 @@ from experiments.training.pretraining import Run, loop_settings
 FOLDER, FILE = "distilled", "generator.npz"
 AUXILIARY_STEPS = 2  # of the auxiliary network for each of the generator
 AUXILIARY_RATE = 2.0  # of learning, times the generator's
-WARMUP = 200  # updates of the auxiliary network alone
+WARMUP = 100  # updates of the auxiliary network alone
 PAIRS = 20000  # of noise and sample, that a regression learns from
 
 
