@@ -37,6 +37,7 @@ from experiments.training import generator, pretraining
 from experiments.training.pretraining import Clock, Learned, Run
 
 FEWER = (8, 4, 2, 1)  # steps of the policy beside the generator's
+DRAWN = ("ctrl", "ctrl, 4 steps", "ctrl, 1 step", "regression", "distilled")
 SHOWN = 8  # pictures of a method and a y
 POINTS = 1000  # vectors likewise
 
@@ -114,7 +115,8 @@ def run(
   nats = generated.estimate(
     setting, made["distilled"], trained["auxiliary"], teacher
   )
-  _draw(this.problem, {"pretrained_resampled": target, **drawn}, folder)
+  some = {name: drawn[name] for name in DRAWN if name in drawn}
+  _draw(this.problem, {"pretrained_resampled": target, **some}, folder)
   return {
     **outputs.provenance(),
     "judged_by": learned.looking.judge,
@@ -216,4 +218,4 @@ def _draw(
       figure = sample_figures.point_clouds(shown, control_names=names)
     else:
       return
-    figure.savefig(folder / "samples.png")
+    figure.savefig(folder / "samples.png", dpi=80)
