@@ -51,11 +51,13 @@ from ctrl_jax.students import Student
 from ctrl_jax.types import EpsFn, Keys, Metrics, Params, Sample
 
 Teacher = Callable[[Condition, jax.Array], EpsFn]  # (c, y) -> its eps
+Labels = tuple[Condition, jax.Array]  # c and y
 PARTS = ("generator", "auxiliary")
 
 
-def _each(of: Teacher, c: Any, y: jax.Array, x: Sample, t: jax.Array) -> Sample:
+def _each(of: Teacher, labels: Labels, x: Sample, t: jax.Array) -> Sample:
   """Predictions at a time for each example, of functions of one for all."""
+  c, y = labels
 
   def one(x, t, c, y):
     return of(None if c is None else c[None], y[None])(x[None], t)[0]
@@ -84,7 +86,7 @@ def surrogate(
   sde: SDE,
   auxiliary: Teacher,
   teacher: Teacher,
-  labels: tuple[Condition, jax.Array],
+  labels: Labels,
 ) -> tuple[jax.Array, Metrics]:
   """(4), whose gradient in x is that of (1), averaged over times.
 
@@ -102,8 +104,8 @@ def surrogate(
     eps_psi.
   """
   t, _, noised = jax.lax.stop_gradient(_noised(keys, x, times, sde))
-  apart = _each(teacher, *labels, noised, t)
-  apart = jax.lax.stop_gradient(apart - _each(auxiliary, *labels, noised, t))
+  apart = _each(teacher, labels, noised, t)
+  apart = jax.lax.stop_gradient(apart - _each(auxiliary, labels, noised, t))
   alpha, std = sde.alpha(t), sde.std(t)
   weight = (alpha / jnp.hypot(alpha, std)).reshape(-1, *(1,) * (x.ndim - 1))
   loss = jnp.sum(weight * apart * x) / len(x)
@@ -170,18 +172,20 @@ def make_learner(
   def of(params: Params) -> Teacher:
     return lambda c, y: student.eps_fn(params, c, y)
 
-  def samples(params: Params, keys: Keys, labels: Any) -> Sample:
+  def samples(params: Params, keys: Keys, labels: Labels) -> Sample:
     ends = generators.generate(
       of(params)(*labels), keys, steps, sde, sample_shape
     )
     return generators.some(fold_in(keys, 2**31), ends)
 
-  def denoising(params: Params, keys: Keys, x: Sample, labels: Any) -> Any:
+  def denoising(params: Params, keys: Keys, x: Sample, labels: Labels) -> Any:
     t, eps, noised = _noised(keys, x, knots, sde)
-    loss = jnp.mean((_each(of(params), *labels, noised, t) - eps) ** 2)
+    loss = jnp.mean((_each(of(params), labels, noised, t) - eps) ** 2)
     return loss, {"loss": loss}
 
-  def integral(params: Params, keys: Any, auxiliary: Params, labels: Any):
+  def integral(
+    params: Params, keys: Any, auxiliary: Params, labels: Labels
+  ) -> Any:
     x = samples(params, keys[0], labels)
     return surrogate(x, keys[1], knots, sde, of(auxiliary), teacher, labels)
 

@@ -220,7 +220,7 @@ def save(folder: pathlib.Path, params: Params, steps: Kernel) -> None:
   """Writes what `load` reads."""
   flat = traverse_util.flatten_dict(jax.device_get(params), sep=":")
   workdir.write_arrays(
-    folder / FILE, num_steps=np.int32(steps.num_steps), **flat
+    folder / FILE, num_steps=np.array(steps.num_steps), **flat
   )
 
 
