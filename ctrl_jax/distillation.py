@@ -17,10 +17,10 @@ an auxiliary network, trained to denoise the generator's own samples,
 
     min_psi E ||eps_psi(x_t, t) - eps||^2,   eps_psi = -std grad log p_t. (3)
 
-With w = std / sqrt(alpha^2 + std^2), about the weights that DMD (arXiv
-2311.18828) has, (2) is the gradient of
+With w = std^2 / (alpha^2 + std^2), which is at most one and 0 without noise,
+(2) is the gradient of
 
-    E[ alpha / sqrt(alpha^2 + std^2) sg(eps_d - eps_psi)(x_t) . x ]       (4)
+    E[ alpha std / (alpha^2 + std^2) sg(eps_d - eps_psi)(x_t) . x ]       (4)
 
 with neither network differentiated. (3) and (4) are alternated. A generator of
 several steps is held against the teacher in a random one, of a chain that it
@@ -107,7 +107,7 @@ def surrogate(
   apart = _each(teacher, labels, noised, t)
   apart = jax.lax.stop_gradient(apart - _each(auxiliary, labels, noised, t))
   alpha, std = sde.alpha(t), sde.std(t)
-  weight = (alpha / jnp.hypot(alpha, std)).reshape(-1, *(1,) * (x.ndim - 1))
+  weight = (alpha * std / (alpha**2 + std**2)).reshape(-1, *(1,) * (x.ndim - 1))
   loss = jnp.sum(weight * apart * x) / len(x)
   return loss, {"difference": jnp.sqrt(jnp.mean(apart**2))}
 
