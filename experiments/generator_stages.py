@@ -26,6 +26,7 @@ from experiments.measures import (
   speed,
   weighting,
 )
+from experiments.measures.evaluation import Reference
 from experiments.measures.generated import Generator, Setting
 from experiments.measures.methods import Method
 from experiments.problems import families
@@ -102,21 +103,10 @@ def run(
     config.evaluate.chunk,
     mesh,
   )
-  target = methods.target(this.problem, reference, config.reward.gamma)
-  policy = generated.draw(setting, made["ctrl"], "policy")
-  drawn = {
-    name: generated.draw(setting, one, name) for name, one in made.items()
-  }
-  entries = generated.judge(
-    setting, drawn, policy, target, learned.looking, reference.evidence
-  )
-  for name, rate_of in _speeds(this.problem, made, config).items():
-    entries[name]["samples_per_second"] = rate_of
+  entries = _measure(setting, made, learned, reference, folder)
   nats = generated.estimate(
     setting, made["distilled"], trained["auxiliary"], teacher
   )
-  some = {name: drawn[name] for name in DRAWN if name in drawn}
-  _draw(this.problem, {"pretrained_resampled": target, **some}, folder)
   return {
     **outputs.provenance(),
     "judged_by": learned.looking.judge,
@@ -124,6 +114,32 @@ def run(
     "evaluations": budget,
     "nats": scores.jsonable(nats),
     "methods": entries,
+  }
+
+
+def _measure(
+  setting: Setting,
+  made: dict[str, Generator],
+  learned: Learned,
+  reference: Reference,
+  folder: pathlib.Path,
+) -> dict[str, dict[str, Any]]:
+  """Figures of everything that is compared, of which some is drawn."""
+  problem, found = setting.problem, reference.evidence
+  target = methods.target(problem, reference, found.gamma)
+  policy = generated.draw(setting, made["ctrl"], "policy")
+  drawn = {
+    name: generated.draw(setting, one, name) for name, one in made.items()
+  }
+  some = {name: drawn[name] for name in DRAWN if name in drawn}
+  _draw(problem, {"pretrained_resampled": target, **some}, folder)
+  entries = generated.judge(
+    setting, drawn, policy, target, learned.looking, found
+  )
+  rates = _speeds(problem, made, chunk=setting.chunk)
+  return {
+    name: entry | {"samples_per_second": rates[name]}
+    for name, entry in entries.items()
   }
 
 
@@ -179,7 +195,7 @@ def _generators(
 
 
 def _speeds(
-  problem: Problem, made: dict[str, Generator], config: ConfigDict
+  problem: Problem, made: dict[str, Generator], *, chunk: int
 ) -> dict[str, float]:
   """Samples a second on one device, the best of a few rounds."""
 
@@ -192,7 +208,7 @@ def _speeds(
   seconds = speed.seconds_per_sample(
     problem,
     {name: of(one) for name, one in made.items()},
-    chunk=config.evaluate.chunk,
+    chunk=chunk,
     kernels={name: one.kernel for name, one in made.items()},
   )
   return {name: float(1 / found.min()) for name, found in seconds.items()}
