@@ -7,7 +7,6 @@ judges of samples.
 
 import functools
 import pathlib
-import time
 from typing import Any
 
 import jax
@@ -83,15 +82,12 @@ def run(
   teacher = functools.partial(learned.policy.eps_fn, control)
   settings = generator.settings(updates=updates, batch=batch, rate=rate)
   asked = _asked(this.problem, np.asarray(reference.evidence.table.mean))
-  began = time.perf_counter()
-  trained = generator.train(this, settings, teacher, asked, steps)
-  middle = time.perf_counter()
+  clock = Clock(this)
+  trained = clock("generator", generator.train, settings, teacher, asked, steps)
   budget = generator.evaluations(updates, batch, steps)
-  regressed = generator.regress(this, settings, teacher, asked, budget)
-  seconds = {
-    "generator": middle - began,
-    "regression": time.perf_counter() - middle,
-  }
+  regressed = clock(
+    "regression", generator.regress, settings, teacher, asked, budget
+  )
   made = _generators(this.problem, learned, control, trained, regressed, steps)
   generator.save(folder, trained["generator"], made["distilled"].kernel)
   reference = evaluation.evaluated(this.problem, reference)
@@ -110,7 +106,7 @@ def run(
   return {
     **outputs.provenance(),
     "judged_by": learned.looking.judge,
-    "seconds": seconds,
+    "seconds": clock.seconds,
     "evaluations": budget,
     "nats": scores.jsonable(nats),
     "methods": entries,
