@@ -219,6 +219,7 @@ def coverage(
   Naeem et al., arXiv 2002.09797, equation (9). Of two samples of one law and
   one size it is about 1 - 2^-k.
   """
+  k = min(k, len(a) - 1)
   near = squared_distances(a, b).min(1)
   return jnp.mean(near < _kth(squared_distances(a, a), k))
 
@@ -226,6 +227,7 @@ def coverage(
 def entropy(a: Float[Array, "n d"], *, k: int = 5) -> Float[Array, ""]:
   """Differential entropy (3) of the law of rows a, nats; of few dimensions."""
   n, d = a.shape
+  k = min(k, n - 1)
   ball = 0.5 * d * jnp.log(jnp.pi) - gammaln(0.5 * d + 1)
   # Differences: what is nearest would be lost in a difference of squares.
   squares = jnp.zeros((n, n), a.dtype)
