@@ -50,6 +50,7 @@ from experiments.runtime import (
   workdir,
 )
 from experiments.sampler import Sampler
+from experiments.training import generator
 
 MOST = 200  # pictures of the contact sheet
 PATHS, LEAST = 4, 200  # that are weighed for a sample, and for a (c, y)
@@ -86,6 +87,8 @@ def main() -> None:
       "--method is ctrl_resampled: the target of this run is that of "
       "reward.doubt, which weights do not know afterwards; use ctrl"
     )
+  if given.method == "distilled":
+    generator.load(run, found.problem)  # or say that there is none
   c, y = found.requests(given.num, c=given.c, y=given.y)
   _far(found.problem.controls, y)
   to.mkdir(parents=True, exist_ok=True)

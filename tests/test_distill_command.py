@@ -75,9 +75,9 @@ def test_samples_of_the_generator_are_those_of_its_seed(distilled, tmp_path):
   again = sampler.load(run)
   c, y = again.requests(6, c=["3"], y=["2"])
   own = again.draw("distilled", c, y, seed=0).x
-  np.testing.assert_allclose(x, own, rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(x, own, rtol=1e-4, atol=1e-3)
   part = again.draw("distilled", c[2:4], y[2:4], seed=0, first=2)
-  np.testing.assert_allclose(part.x, own[2:4], rtol=1e-4, atol=1e-5)
+  np.testing.assert_allclose(part.x, own[2:4], rtol=1e-4, atol=1e-3)
   assert np.isnan(part.log_weights).all()
   assert (again.draw("distilled", c, y, seed=1).x != own).all()
   other = again.draw("distilled", c, y - 1, seed=0).x
@@ -92,6 +92,7 @@ def test_a_run_that_was_not_distilled_says_so(tmp_path, tmp_path_factory):
   out, error, code = _command("sample", run, *flags)
   assert (out, code) == ("", 2) and error.count("\n") == 1
   assert "has no generator: python -m experiments.distill" in error
+  assert not to.exists()
 
 
 def test_what_cannot_be_distilled_is_told_in_one_line(tmp_path):
