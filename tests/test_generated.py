@@ -65,6 +65,10 @@ def test_distances_and_coverage_see_what_is_missing(case):
   look = lambda x: x
   good = generated._coverage(half[0], half[1], look, 0)
   assert 0.93 < good < 1 and generated._coverage(half[0], still, look, 0) < 0.2
+  # Half of what is made is nothing real, the rest reaches 1 - (2/3)^5 of it.
+  junk = np.where(np.arange(NUM // 2)[:, None, None] % 2, 50, 0) + x[NUM // 2 :]
+  mixed = cells_of(problem, junk.astype(np.float32))
+  assert abs(generated._coverage(half[0], mixed, look, 0) - 0.87) < 0.06
   near, far = (
     generated._wasserstein(half[0], other, seed=0) for other in (half[1], still)
   )
