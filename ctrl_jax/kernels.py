@@ -200,3 +200,22 @@ def euler_maruyama(sde: SDE, grid: np.ndarray, *, eta: float = 1.0) -> Kernel:
     eta * diffusion * np.sqrt(h),
     float(sde.start_std(t[0])),
   )
+
+
+def coarser(
+  kernel: Kernel, sde: SDE, num_steps: int, *, eta: float = 1.0
+) -> Kernel:
+  """DDIM at num_steps of a kernel's times, evenly taken, from the same start.
+
+  The last step ends at t = 0. A policy is to be given alone, as an eps_fn: of a
+  pair of predictions a step without noise follows the reference's.
+
+  Raises:
+    ValueError: num_steps is not in [1, K].
+  """
+  steps = kernel.num_steps
+  if not 1 <= num_steps <= steps:
+    raise ValueError(f"num_steps must lie in [1, {steps}], got {num_steps}")
+  used = kernel.times[np.arange(num_steps) * steps // num_steps]
+  made = ddim(sde, np.append(used, 0.0), eta=eta)
+  return made._replace(start_std=kernel.start_std)

@@ -22,6 +22,7 @@ Methods:
                      samples of the exact target, as far as the weights allow;
                      it says where they do not
     pretrained       the model as it was, whatever y
+    distilled        the generator that experiments.distill trained, one step
 
 Exit code: 0 done; 2 a mistake in the command or a file, told in one line.
 """
@@ -49,6 +50,7 @@ from experiments.runtime import (
   workdir,
 )
 from experiments.sampler import Sampler
+from experiments.training import generator
 
 MOST = 200  # pictures of the contact sheet
 PATHS, LEAST = 4, 200  # that are weighed for a sample, and for a (c, y)
@@ -85,6 +87,8 @@ def main() -> None:
       "--method is ctrl_resampled: the target of this run is that of "
       "reward.doubt, which weights do not know afterwards; use ctrl"
     )
+  if given.method == "distilled":
+    generator.load(run, found.problem)  # or say that there is none
   c, y = found.requests(given.num, c=given.c, y=given.y)
   _far(found.problem.controls, y)
   to.mkdir(parents=True, exist_ok=True)

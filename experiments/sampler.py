@@ -31,17 +31,17 @@ from experiments.measures import evaluation
 from experiments.problems import restored
 from experiments.problems.problem import Problem
 from experiments.runtime import finished_run, workdir
-from experiments.training import policies
+from experiments.training import generator, policies
 from experiments.training.pretraining import Learned, Run
 
-METHODS = ("ctrl", "ctrl_resampled", "pretrained")
+METHODS = ("ctrl", "ctrl_resampled", "pretrained", "distilled")
 
 
 class Drawn(NamedTuple):
   """Chains of requests; batch first, nats."""
 
   x: np.ndarray  # [N, ...]
-  log_weights: np.ndarray  # of the paths, up to log Z [N]
+  log_weights: np.ndarray  # of the paths, up to log Z [N]; NaN: has none
 
 
 def save(this: Run, learned: Learned, control: Params) -> None:
@@ -73,6 +73,7 @@ class Sampler:
   problem: Problem
   policy: Policy
   control: Params
+  folder: pathlib.Path  # of the run
 
   def requests(
     self, num: int, *, c: Sequence[str] = (), y: Sequence[str] = ()
@@ -122,9 +123,9 @@ class Sampler:
     first: int = 0,
     mesh: Mesh | None = None,
   ) -> Drawn:
-    """Samples of the tuned model, "ctrl", or the pre-trained one, for requests.
+    """Samples of a method for requests.
 
-    Sample i has the same noise however many are drawn, and of both.
+    Sample i has the same noise however many are drawn, and of all methods.
 
     Args:
       method: of METHODS, but "ctrl_resampled".
@@ -133,9 +134,20 @@ class Sampler:
       seed: of their noise.
       first: number of the first sample.
       mesh: of devices; None: all.
+
+    Raises:
+      FileNotFoundError: "distilled", and no generator was trained.
     """
     problem, reward_fn = self.problem, self.problem.reward_fn
     gamma = self.config.reward.gamma
+    params = self.control
+    if method == "distilled":
+      made = generator.load(self.folder, problem)
+      params = made.params
+
+    def generated(params: Params, keys: jax.Array, labels: Any) -> Any:
+      x = made.sample(params, keys, labels, problem.sample_shape)
+      return x, jnp.full(len(x), jnp.nan)
 
     def function(control: Params, keys: jax.Array, labels: Any) -> Any:
       c, y = labels
@@ -151,8 +163,8 @@ class Sampler:
       return chain.x, jnp.where(log_w < jnp.inf, log_w, -jnp.inf)
 
     found = evaluation.run_chains(
-      function,
-      self.control,
+      generated if method == "distilled" else function,
+      params,
       (c, y),
       seed=seed,
       name="sample",
@@ -182,7 +194,11 @@ def load(run: pathlib.Path) -> Sampler:
       f"{run / finished_run.LEARNED} holds the control of another model"
     )
   return Sampler(
-    config=config, problem=problem, policy=policy, control=kept["control"]
+    config=config,
+    problem=problem,
+    policy=policy,
+    control=kept["control"],
+    folder=run,
   )
 
 

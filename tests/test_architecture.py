@@ -20,14 +20,15 @@ LIBRARY = """
 types choices, files json_file sde metrics weights parallel nearest, kernels
 learner flow predictions models datasets checkpoint control_file, sampling
 linear_quadratic training fitting hypotheses, paths, rewards policy trust doubt
-alternatives, pretrained steering transitions units composition, objectives
-guidance bridge, evidence, labels certification headed, controlled, tuning,
-stable_diffusion, diffusers
+alternatives, pretrained steering transitions units composition, students,
+generators divergence, objectives guidance bridge distillation, evidence,
+labels certification headed, controlled, tuning, stable_diffusion, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
 configs reporting, runtime, problems, measures, training, baselines, outputs
-sampler, stages, run compare exactness export sample, benchmarks
+sampler, stages, generator_stages, run compare exactness export sample distill,
+benchmarks
 """
 # Only experiments know configs, flags, logs and figures.
 NOT_IN_LIBRARY = {

@@ -238,3 +238,16 @@ def test_bad_inputs_are_refused():
     for bad in ([1.0], [0.5, 1.0], [1.0, 0.5, 0.5], [[1.0, 0.0]]):
       with pytest.raises(ValueError, match="grid"):
         make(VP(), np.array(bad))
+
+
+def test_fewer_steps_are_taken_from_the_same_grid():
+  grid = kernels.time_grid(8, power=2.0)
+  fine = kernels.ddim(VE(), grid)
+  for num_steps in (8, 4, 1):
+    for eta in (0.0, 1.0):
+      found = kernels.coarser(fine, VE(), num_steps, eta=eta)
+      expected = kernels.ddim(VE(), grid[:: 8 // num_steps], eta=eta)
+      for mine, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(mine, other)
+  with pytest.raises(ValueError, match=r"must lie in \[1, 8\], got 9"):
+    kernels.coarser(fine, VE(), 9)

@@ -219,3 +219,28 @@ def test_equal_weights_are_none_whatever_rounding_does_to_them(n):
     weights = jnp.ones(n).at[: n // 2].add(nearly)
     found = metrics.mmd2(a, b, weights, jnp.ones(n))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [1, 2, 3])
+def test_entropy_of_a_box_and_of_a_gaussian(d):
+  rng = np.random.default_rng(d)
+  sides = np.array([0.5, 2.0, 3.0])[:d]
+  box = jnp.asarray(sides * rng.random((3000, d)), jnp.float32)
+  # Beside the box there is nothing: its edges look thinner than they are, and
+  # more so in more dimensions.
+  excess = metrics.entropy(box) - np.log(sides).sum()
+  assert -0.03 < excess < 0.06 * d
+  normal = jnp.asarray(sides * rng.normal(size=(3000, d)), jnp.float32)
+  expected = np.log(sides).sum() + 0.5 * d * np.log(2 * np.pi * np.e)
+  # The deviation of log p over its root of n, and of the k-th distance.
+  error = ((d / 2 + 1 / 5) / 3000) ** 0.5
+  assert abs(metrics.entropy(normal) - expected) < 4 * error + 0.02
+
+
+def test_coverage_is_known_of_one_law_and_none_of_another():
+  rng = np.random.default_rng(0)
+  a, b = (jnp.asarray(rng.normal(size=(2000, 3)), jnp.float32) for _ in "ab")
+  for k in (1, 3):
+    # The k nearest of both together are all of a in 2^-k of the cases.
+    assert abs(metrics.coverage(a, b, k=k) - (1 - 2.0**-k)) < 0.04
+  assert metrics.coverage(a, b + 50, k=3) == 0

@@ -61,6 +61,7 @@ SMALLEST = {
 ELSEWHERE = {  # runs in a test of its own
   "benchmarks.injected": "test_faults.py",
   "benchmarks.peers": "test_peers.py",
+  "distill": "test_distill_command.py",
   "export": "test_export_command.py",
   "sample": "test_sample_command.py",
 }

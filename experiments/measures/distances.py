@@ -56,7 +56,7 @@ def _wasserstein(key: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
   return jax.vmap(one, in_axes=(1, 1))(a, b).mean()
 
 
-def _compare(key: jax.Array, a: np.ndarray, b: np.ndarray) -> float:
+def compare(key: jax.Array, a: np.ndarray, b: np.ndarray) -> float:
   """Sliced Wasserstein-2 distance of samples [n, C, Y, d], mean of (c, y)."""
   left, right = (
     jnp.asarray(s.reshape(len(s), -1, s.shape[-1])) for s in (a, b)
@@ -78,7 +78,7 @@ def _distances(
 
   first, second = (weighting.half(exact, which) for which in (0, 1))
   target = draw(first, "first half")
-  floor = _compare(key, target, draw(second, "second half"))
+  floor = compare(key, target, draw(second, "second half"))
   wanted = _mode_weights(mixture, exact)
   entries = {}
   for name, method in methods.items():
@@ -86,7 +86,7 @@ def _distances(
     cells = method.cells
     if method.of_reference:
       cells = weighting.half(cells, 1)
-    far = _compare(key, target, draw(cells, name))
+    far = compare(key, target, draw(cells, name))
     shares = _mode_weights(mixture, cells)
     kept = np.where(wanted >= PRESENT, shares / wanted, np.inf)
     entries[name] = {

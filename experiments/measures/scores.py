@@ -71,7 +71,7 @@ def score(
     "gap": gap,
     "ess_fraction": method.ess,
     **trusted(method.trust, names),
-    **_spread(method, exact, instruments.features, seed),
+    **spread(method, exact, instruments.features, seed),
     **quality(cells, instruments.quality, seed),
     "reward_queries": method.reward_queries,
     "network_evaluations_per_sample": method.evaluations,
@@ -164,7 +164,7 @@ def trusted(found: Trust | None, names: Sequence[str]) -> dict[str, Any]:
   }
 
 
-def _spread(
+def spread(
   method: Method, exact: Method, features: Look, seed: int
 ) -> dict[str, float]:
   """Diversity within each (c, y), and distance to the exact target's law.
@@ -181,7 +181,7 @@ def _spread(
   if method.of_reference:
     mine, target = weighting.half(mine, 1), weighting.half(target, 0)
   diversity, distance = _spread_of(
-    *_seen(mine, features, seed), *_seen(target, features, seed)
+    *seen(mine, features, seed), *seen(target, features, seed)
   )
   asked = np.asarray(distance)[known.ravel()]
   return {
@@ -191,12 +191,12 @@ def _spread(
   }
 
 
-def _seen(cells: Cells, features: Look, seed: int) -> tuple[jax.Array, Weights]:
+def seen(cells: Cells, features: Look, seed: int) -> tuple[jax.Array, Weights]:
   """Features [C Y, n, d] and weights [C Y, n], None for equal ones."""
   some = weighting.thin(cells, ROWS, seed)
   n = len(some.samples)
-  seen = features(some.samples.reshape(-1, *some.samples.shape[3:]))
-  rows = jnp.asarray(seen.reshape(n, -1, seen.shape[-1])).swapaxes(0, 1)
+  found = features(some.samples.reshape(-1, *some.samples.shape[3:]))
+  rows = jnp.asarray(found.reshape(n, -1, found.shape[-1])).swapaxes(0, 1)
   if (some.log_weights == some.log_weights[:1]).all():
     return rows, None
   weights = weighting.normalised(some.log_weights).reshape(n, -1)

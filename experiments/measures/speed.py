@@ -2,12 +2,13 @@
 """How long a sample takes, with and without the control."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
 
 from ctrl_jax import parallel, sampling
+from ctrl_jax.kernels import Kernel
 from ctrl_jax.types import EpsFn
 from experiments.measures.evaluation import cell_labels
 from experiments.problems.problem import Problem
@@ -22,6 +23,7 @@ def seconds_per_sample(
   *,
   chunk: int,
   rounds: int = 3,
+  kernels: Mapping[str, Kernel] | None = None,
 ) -> dict[str, np.ndarray]:
   """Seconds a sample of each sampler in every round [rounds], on one device.
 
@@ -32,23 +34,28 @@ def seconds_per_sample(
     samplers: by name.
     chunk: samples at a time.
     rounds: of all samplers.
+    kernels: by name, of samplers with steps of their own; None: they have the
+      problem's.
   """
+  of = {name: problem.kernel for name in samplers} | dict(kernels or {})
   c, y = (np.resize(a, (chunk,)) for a in cell_labels(chunk, problem))
   chain_keys = keys.example_keys(0, "speed", len(c))
   mesh = parallel.make_mesh(jax.local_devices()[:1])
 
-  def compiled(sampler: Sampler) -> Callable[..., jax.Array]:
+  def compiled(sampler: Sampler, kernel: Kernel) -> Callable[..., jax.Array]:
     def sample(_, chain_keys, labels):
       c, y = labels
-      start = problem.starts(chain_keys)
-      chain = sampling.rollout(chain_keys, start, problem.kernel, sampler(c, y))
-      return chain.x
+      shape = problem.sample_shape
+      start = sampling.initial_noise(chain_keys, shape, kernel)
+      return sampling.rollout(chain_keys, start, kernel, sampler(c, y)).x
 
     function = parallel.map_examples(sample, mesh)
     jax.block_until_ready(function((), chain_keys, (c, y)))
     return function
 
-  functions = {name: compiled(each) for name, each in samplers.items()}
+  functions = {
+    name: compiled(each, of[name]) for name, each in samplers.items()
+  }
   seconds: dict[str, list[float]] = {name: [] for name in samplers}
   for _ in range(rounds):
     for name, function in functions.items():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods against each other: what KL buys, and what a sample costs."""
+"""Methods against each other: what KL buys, what samples cost and look like."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.reporting import style
+from experiments.reporting import sample_figures, style
 
 # Okabe and Ito's colours, and a marker: methods of a kind share neither.
 LOOKS = {
@@ -100,3 +100,35 @@ def _draw(ax: Axes, points_by_method: Mapping[str, np.ndarray]) -> None:
     ax.plot(x, y, marker, color=color, label=name, markersize=5)
   ax.set_xscale("log")
   ax.grid()
+
+
+def method_rows(
+  images: Mapping[str, np.ndarray], *, control_names: Sequence[str]
+) -> Figure:
+  """Samples of every method, a row each, in a panel for each request.
+
+  Args:
+    images: [Y, n, H, W, ...] in [-1, 1], for each method.
+    control_names: of the Y panels.
+  """
+  stacked = np.stack(list(images.values()), 1)  # [Y, methods, n, ...]
+  panels, rows, columns = stacked.shape[:3]
+  across = min(panels, 2)
+  down = -(-panels // across)
+  size = style.WIDTH / across / (columns + 3)
+  fig = Figure((style.WIDTH, down * (size * rows + 0.5)), layout="constrained")
+  axes = fig.subplots(down, across, squeeze=False)
+  for ax in axes.flat:
+    ax.set_axis_off()
+  for ax, part, name in zip(axes.flat, stacked, control_names, strict=False):
+    picture = sample_figures.tile(part)
+    ax.set_axis_on()
+    ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    height = picture.shape[0] / rows
+    names = [style.label(method) for method in images]
+    ax.set_yticks((np.arange(rows) + 0.46) * height, names)
+    ax.set_xticks([])
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title(name)
+  return fig

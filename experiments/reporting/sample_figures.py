@@ -24,7 +24,7 @@ from experiments.reporting.style import (
 )
 
 
-def _tile(images: np.ndarray) -> np.ndarray:
+def tile(images: np.ndarray) -> np.ndarray:
   """Joins images [Y, C, H, W, ...] in [-1, 1] into one picture in [0, 1]."""
   pad = max(1, images.shape[2] // 16)
   width = ((0, 0), (0, 0), (0, pad), (0, pad)) + ((0, 0),) * (images.ndim - 4)
@@ -59,7 +59,7 @@ def sample_grids(
     panels, (pretrained, ctrl), titles, strict=True
   ):
     some = samples[:, :shown].reshape(rows, columns, *samples.shape[3:])
-    picture = _tile(some)
+    picture = tile(some)
     ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     ax.set_title(title)
     ax.set_xticks([])

@@ -84,6 +84,20 @@ COMPARED_COLUMNS = (
   Column("evals", "network_evaluations_per_sample", 0),
   Column("training (10⁶ evals)", "training_evaluations", 1, 1e-6),
 )
+# Of generators; see `generated`.
+GENERATED_COLUMNS = (
+  Column("steps", "network_evaluations_per_sample", 0),
+  Column("oracle %", "oracle_accuracy", 1, 100),
+  Column("error of y", "y_error", None),
+  Column("MMD² × 1000 to target", "fidelity", 2, 1000),
+  Column("to policy", "fidelity_policy", 2, 1000),
+  Column("SW to target", "sliced_wasserstein_target"),
+  Column("to policy", "sliced_wasserstein_policy"),
+  Column("coverage %", "coverage", 1, 100),
+  Column("mode weights", "mode_weights_error"),
+  Column("KL to target", "kl_target"),
+  Column("samples/s", "samples_per_second", 0),
+)
 
 
 def number(value: Any, *, decimals: int | None = 3, scale: float = 1.0) -> str:

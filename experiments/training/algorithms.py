@@ -56,7 +56,11 @@ def _schedule(
 
 
 def adam(
-  learning_rate: float, config: ConfigDict, *, inner_steps: int = 1
+  learning_rate: float,
+  config: ConfigDict,
+  *,
+  inner_steps: int = 1,
+  b1: float = 0.9,
 ) -> optax.GradientTransformation:
   """AdamW with linear warm-up and cosine decay to 2% of the rate.
 
@@ -64,9 +68,12 @@ def adam(
     learning_rate: its peak.
     config: of a stage.
     inner_steps: of the optimiser in an update.
+    b1: decay of the gradient's average; 0: there is none.
   """
   schedule = _schedule(learning_rate, config, inner_steps)
-  return optax.adamw(schedule, b2=config.b2, weight_decay=config.weight_decay)
+  return optax.adamw(
+    schedule, b1=b1, b2=config.b2, weight_decay=config.weight_decay
+  )
 
 
 def muon(

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""One-step generators of a controlled model, by Diff-Instruct.
+
+A generator x = G_phi(z; c, y), z ~ N(0, I), is to have the law that a policy
+samples in many steps (Luo et al., arXiv 2305.18455). Let p_t be the law of
+x_t = alpha x + std eps, x = G_phi(z), and q_t that of the teacher, known by its
+noise prediction eps_d = -std grad log q_t. The integral KL is
+
+    IKL(phi) = sum_t w(t) KL(p_t || q_t),                                 (1)
+
+which, unlike the KL at t = 0, sees laws that hardly overlap. Its gradient is
+
+    E[ w (grad log p_t - grad log q_t)(x_t) . alpha dx/dphi ]             (2)
+
+for the score of p_t has mean zero and moves nothing. That score is learned by
+an auxiliary network, trained to denoise the generator's own samples,
+
+    min_psi E ||eps_psi(x_t, t) - eps||^2,   eps_psi = -std grad log p_t. (3)
+
+With w = std^2 / (alpha^2 + std^2), which is at most one and 0 without noise,
+(2) is the gradient of
+
+    E[ alpha std / (alpha^2 + std^2) sg(eps_d - eps_psi)(x_t) . x ]       (4)
+
+with neither network differentiated. (3) and (4) are alternated. A generator of
+several steps is held against the teacher in a random one, of a chain that it
+has itself made so far (DMD2, arXiv 2405.14867). How far it is from the teacher
+in the end is estimated in nats (`divergence`).
+
+The subtle point. A policy's eps is the score of its own noised samples at the
+optimum of CTRL and for short steps alone. Elsewhere q_t of (1) is whatever has
+that score field, and not the law that the policy's steps end at: a distance to
+both, the policy's samples and the target's, belongs beside every figure.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ctrl_jax import generators
+from ctrl_jax.kernels import Kernel
+from ctrl_jax.learner import Learner, TrainState
+from ctrl_jax.policy import Condition
+from ctrl_jax.sampling import fold_in
+from ctrl_jax.sde import SDE
+from ctrl_jax.students import Student
+from ctrl_jax.types import EpsFn, Keys, Metrics, Params, Sample
+
+Teacher = Callable[[Condition, jax.Array], EpsFn]  # (c, y) -> its eps
+Labels = tuple[Condition, jax.Array]  # c and y
+PARTS = ("generator", "auxiliary")
+
+
+def _each(of: Teacher, labels: Labels, x: Sample, t: jax.Array) -> Sample:
+  """Predictions at a time for each example, of functions of one for all."""
+  c, y = labels
+
+  def one(x, t, c, y):
+    return of(None if c is None else c[None], y[None])(x[None], t)[0]
+
+  return jax.vmap(one, in_axes=(0, 0, None if c is None else 0, 0))(x, t, c, y)
+
+
+def _noised(
+  keys: Keys, x: Sample, times: jax.Array, sde: SDE
+) -> tuple[jax.Array, Sample, Sample]:
+  """t [B], eps and x_t [B, ...], at one of the times for each example."""
+
+  def one(key, x):
+    time_key, noise_key = jax.random.split(key)
+    t = jax.random.choice(time_key, times)
+    eps = jax.random.normal(noise_key, x.shape)
+    return t, eps, sde.alpha(t) * x + sde.std(t) * eps
+
+  return jax.vmap(one)(keys, x)
+
+
+def surrogate(
+  x: Sample,
+  keys: Keys,
+  times: jax.Array,
+  sde: SDE,
+  auxiliary: Teacher,
+  teacher: Teacher,
+  labels: Labels,
+) -> tuple[jax.Array, Metrics]:
+  """(4), whose gradient in x is that of (1), averaged over times.
+
+  Args:
+    x: samples of the generator [B, ...].
+    keys: of the times and the noise [B].
+    times: that are drawn from, each as often.
+    sde: the forward process.
+    auxiliary: (c, y) -> eps_psi.
+    teacher: (c, y) -> eps_d.
+    labels: c and y [B].
+
+  Returns:
+    The loss [], and metrics: `difference`, the root mean square of eps_d -
+    eps_psi.
+  """
+  t, _, noised = jax.lax.stop_gradient(_noised(keys, x, times, sde))
+  apart = _each(teacher, labels, noised, t)
+  apart = jax.lax.stop_gradient(apart - _each(auxiliary, labels, noised, t))
+  alpha, std = sde.alpha(t), sde.std(t)
+  weight = (alpha * std / (alpha**2 + std**2)).reshape(-1, *(1,) * (x.ndim - 1))
+  loss = jnp.sum(weight * apart * x) / len(x)
+  return loss, {"difference": jnp.sqrt(jnp.mean(apart**2))}
+
+
+class Part(NamedTuple):
+  """A network in training; arrays only."""
+
+  params: Params
+  opt_state: optax.OptState
+
+
+def _descend(
+  optimizer: optax.GradientTransformation,
+  part: Part,
+  found: tuple[Any, Metrics],
+  pace: jax.Array,
+  axis_name: str | None,
+) -> tuple[Part, Metrics]:
+  """A step along a gradient, which comes with its metrics."""
+  if axis_name is not None:
+    found = jax.lax.pmean(found, axis_name)
+  gradient, metrics = found
+  updates, opt_state = optimizer.update(gradient, part.opt_state, part.params)
+  updates = jax.tree.map(lambda u: u * pace.astype(u.dtype), updates)
+  return Part(optax.apply_updates(part.params, updates), opt_state), metrics
+
+
+def make_learner(
+  student: Student,
+  teacher: Teacher,
+  sde: SDE,
+  steps: Kernel,
+  times: np.ndarray,
+  optimizers: Mapping[str, optax.GradientTransformation],
+  *,
+  sample_shape: tuple[int, ...],
+  auxiliary_steps: int = 2,
+  warmup: int = 200,
+  ema_decay: float = 0.99,
+  axis_name: str | None = "batch",
+) -> Learner:
+  """Diff-Instruct, for batches {"c": [B], "y": [B]}.
+
+  Its parameters are {"generator", "auxiliary"}, both a student's, and so are
+  the averaged ones; see `learner.make_learner` for the ramp of the average.
+
+  Args:
+    student: what both are.
+    teacher: (c, y) -> eps_d.
+    sde: the forward process.
+    steps: of the generator, by `generators.chain`.
+    times: at which the laws are compared, by `generators.acting`.
+    optimizers: of "generator" and "auxiliary".
+    sample_shape: of one sample.
+    auxiliary_steps: steps on (3) for each on (4).
+    warmup: updates in which (3) alone is trained.
+    ema_decay: largest decay of the averages.
+    axis_name: mapped axis of devices; None: there is none.
+  """
+  knots = jnp.asarray(times, jnp.float32)
+
+  def of(params: Params) -> Teacher:
+    return lambda c, y: student.eps_fn(params, c, y)
+
+  def samples(params: Params, keys: Keys, labels: Labels) -> Sample:
+    ends = generators.generate(
+      of(params)(*labels), keys, steps, sde, sample_shape
+    )
+    return generators.some(fold_in(keys, 2**31), ends)
+
+  def denoising(params: Params, keys: Keys, x: Sample, labels: Labels) -> Any:
+    t, eps, noised = _noised(keys, x, knots, sde)
+    loss = jnp.mean((_each(of(params), labels, noised, t) - eps) ** 2)
+    return loss, {"loss": loss}
+
+  def integral(
+    params: Params, keys: Any, auxiliary: Params, labels: Labels
+  ) -> Any:
+    x = samples(params, keys[0], labels)
+    return surrogate(x, keys[1], knots, sde, of(auxiliary), teacher, labels)
+
+  def update(
+    state: TrainState, keys: Keys, batch: Any
+  ) -> tuple[TrainState, Metrics]:
+    labels = (batch["c"], batch["y"])
+    generator, auxiliary = (
+      Part(state.params[name], state.opt_state[name]) for name in PARTS
+    )
+
+    def denoise(part: Part, index: jax.Array) -> tuple[Part, Metrics]:
+      drawn = _pair(fold_in(keys, index))
+      x = jax.lax.stop_gradient(samples(generator.params, drawn[0], labels))
+      found = jax.grad(denoising, has_aux=True)(
+        part.params, drawn[1], x, labels
+      )
+      optimizer = optimizers["auxiliary"]
+      return _descend(optimizer, part, found, state.pace, axis_name)
+
+    auxiliary, told = jax.lax.scan(
+      denoise, auxiliary, jnp.arange(auxiliary_steps)
+    )
+    found = jax.grad(integral, has_aux=True)(
+      generator.params,
+      _pair(fold_in(keys, auxiliary_steps)),
+      auxiliary.params,
+      labels,
+    )
+    moved, metrics = _descend(
+      optimizers["generator"], generator, found, state.pace, axis_name
+    )
+    generator = jax.tree.map(
+      lambda new, old: jnp.where(state.step < warmup, old, new),
+      moved,
+      generator,
+    )
+    parts = dict(zip(PARTS, (generator, auxiliary), strict=True))
+    params = {name: part.params for name, part in parts.items()}
+    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+    return TrainState(
+      state.step + 1,
+      params,
+      {name: part.opt_state for name, part in parts.items()},
+      optax.incremental_update(params, state.ema_params, 1 - decay),
+      state.pace,
+    ), {**metrics, **jax.tree.map(jnp.mean, told)}
+
+  def init(params: Params) -> TrainState:
+    # Copies: a donated state must not hold the same buffer twice.
+    copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
+    return TrainState(
+      jnp.zeros((), jnp.int32),
+      copies[0],
+      {name: optimizers[name].init(params[name]) for name in PARTS},
+      copies[1],
+      jnp.ones((), jnp.float32),
+    )
+
+  return Learner(init, update)
+
+
+def _pair(keys: Keys) -> jax.Array:
+  """Two keys of each, [2, batch]."""
+  return jax.vmap(lambda key: jax.random.split(key, 2), out_axes=1)(keys)
