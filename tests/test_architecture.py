@@ -21,8 +21,8 @@ types choices, files json_file sde metrics weights parallel nearest, kernels
 learner flow predictions models datasets checkpoint control_file, sampling
 linear_quadratic training fitting hypotheses, paths, rewards policy trust doubt
 alternatives, pretrained steering transitions units composition, objectives
-guidance bridge, evidence, labels certification headed, controlled, tuning,
-stable_diffusion, diffusers
+guidance bridge self_labels, evidence, labels certification headed, controlled
+self_fitted, tuning, stable_diffusion, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
