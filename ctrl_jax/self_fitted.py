@@ -107,7 +107,7 @@ def fit(
     return cosines(self_labels.look(model, x, eps, noise=noise))
 
   q = self_labels.sinkhorn(jax.jit(cosines)(view()[held]))
-  again = self_labels.labels_of(np.asarray(q), DRAWS)
+  again = self_labels.labels_of(np.asarray(q), DRAWS).ravel()
   logits = np.repeat(np.asarray(jax.jit(logits_fn)(x[held])), DRAWS, axis=0)
   heat = classifier.fit_temperature(logits, again, bounds=TEMPERATURES)
   return Fitted(

@@ -177,12 +177,14 @@ def time_of(sde: SDE, noise: float) -> float:
   return float(scipy.optimize.brentq(over, 0.0, 1.0, xtol=1e-10))
 
 
-def labels_of(q: Float[np.ndarray, "n k"], num: int) -> Int[np.ndarray, "rows"]:
-  """Targets as labels: num of each example in turn, by the quantiles of q."""
+def labels_of(
+  q: Float[np.ndarray, "n k"], num: int
+) -> Int[np.ndarray, "n num"]:
+  """Targets as labels: num of each example, by the quantiles of q."""
   quantiles = (np.arange(num) + 0.5) / num
   cumulative = np.cumsum(q, axis=1)
   found = (cumulative[:, None] < quantiles[None, :, None]).sum(-1)
-  return np.minimum(found, q.shape[1] - 1).ravel()
+  return np.minimum(found, q.shape[1] - 1)
 
 
 def matched(

@@ -8,6 +8,7 @@ import pytest
 
 import ctrl_jax
 from ctrl_jax import flow, policy, sde, self_labels
+from ctrl_jax.models.prototypes import Prototypes
 from ctrl_jax.pretrained import Pretrained
 
 KEY = jax.random.key(0)
@@ -71,6 +72,16 @@ def test_the_plan_is_the_same_on_one_device_and_on_several():
   np.testing.assert_allclose(shares.reshape(24, 5), whole, rtol=1e-4)
 
 
+def test_only_directions_count():
+  network = Prototypes(3, hidden=(), dims=4)
+  h = jax.random.normal(KEY, (5, 2, DIMS))
+  params = network.init(KEY, h)
+  cosines = network.apply(params, h)
+  assert cosines.shape == (5, 2, 3) and jnp.abs(cosines).max() <= 1
+  longer = jax.tree.map(lambda leaf: 3 * leaf, params)
+  np.testing.assert_allclose(network.apply(longer, h), cosines, rtol=1e-4)
+
+
 def test_looks_are_told_by_each_other():
   sharp = jnp.tile(jnp.eye(4), (5, 1))  # 20 examples, which are sure
   agreeing = jnp.stack([sharp, sharp], axis=1)
@@ -99,7 +110,7 @@ def test_no_gradient_reaches_the_targets():
 
 def test_targets_are_labels_as_often_as_they_are_probable():
   q = np.array([[0.25, 0.0, 0.75], [0.0, 1.0, 0.0]])
-  found = self_labels.labels_of(q, 4).reshape(2, 4)
+  found = self_labels.labels_of(q, 4)
   assert found.tolist() == [[0, 2, 2, 2], [1, 1, 1, 1]]
 
 

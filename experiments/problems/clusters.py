@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -77,40 +78,26 @@ def train(
   x, num, model = factor.clustered, factor.num_labels, problem.pretrained
   if x is None:
     raise ValueError(f"{factor.name} has no samples to cluster")
-  rows, rng = (
-    _Rows.of(len(x), seed),
-    np.random.default_rng((seed, 1 if first else 0)),
-  )
-  noise = config.noise * (1.0 if first is None else WIDER)
-  learned = x[rows.mine if first is None else rows.theirs]
-  views = [_once(model, learned, noise, rng) for _ in range(VIEWS)]
+  rows, network = _Rows.of(len(x), seed), _network(config, num)
+  learned, other, noise = rows.mine, 0, config.noise
+  if first is not None:
+    learned, other, noise = rows.theirs, 1, WIDER * config.noise
+  rng = np.random.default_rng((seed, other))
+  views = [_once(model, x[learned], noise, rng) for _ in range(VIEWS)]
   units = own_vectors.measure(np.concatenate(views))
-  network = _network(config, num)
-  fitted = networks.fit(
-    np.stack([units.encode(view) for view in views], axis=1),
-    np.zeros(len(learned), np.int32),  # nobody's
-    network,
-    lambda logits, _: self_labels.loss(logits, axis_name=parallel.AXIS),
-    noise=0.0,
-    train=np.arange(len(learned)),
-    seed=seed,
-    **settings,
-  )
+  fitted = _fit(network, [units.encode(v) for v in views], seed, settings)
   eps = rng.standard_normal((LOOKS, *x.shape[1:]), np.float32)
   seen = {"eps": eps, "units": units._asdict()}
   look, params = look_fn(model, seen, noise), fitted.params
   logits_fn = keeping.logits_fn(network, params)
   said = in_chunks(lambda x: logits_fn(look(x)), chunk=CHUNK)(x)
-  labels = np.zeros((len(x), DRAWS if first is None else 1), int)
   if first is None:
-    held = np.concatenate([rows.calibration, rows.test])
-    again = units.encode(_once(model, x[held], noise, rng))
-    q = self_labels.sinkhorn(in_chunks(logits_fn, chunk=CHUNK)(again))
-    labels[held] = self_labels.labels_of(np.asarray(q), DRAWS).reshape(
-      -1, DRAWS
-    )
+    again = units.encode(_once(model, x, noise, rng))
+    second = jnp.asarray(in_chunks(logits_fn, chunk=CHUNK)(again))
+    q = self_labels.sinkhorn(second)
+    labels = self_labels.labels_of(np.asarray(q), DRAWS)
   else:
-    labels[:, 0] = in_chunks(first.logits_fn, chunk=CHUNK)(x).argmax(1)
+    labels = in_chunks(first.logits_fn, chunk=CHUNK)(x).argmax(1)[:, None]
     shared = np.concatenate([rows.theirs, rows.calibration])
     own = self_labels.matched(labels[shared, 0], said[shared].argmax(1), num)
     params, said = _renumbered(params, own), said[:, own]
@@ -130,6 +117,22 @@ def train(
     kept | seen,
   )
   return judges.after(judge, look)
+
+
+def _fit(
+  network: Prototypes, views: list[np.ndarray], seed: int, settings: Any
+) -> networks.Fitted:
+  """Prototypes of several views [N, d] of the same examples."""
+  return networks.fit(
+    np.stack(views, axis=1),
+    np.zeros(len(views[0]), np.int32),  # nobody's
+    network,
+    lambda logits, _: self_labels.loss(logits, axis_name=parallel.AXIS),
+    noise=0.0,
+    train=np.arange(len(views[0])),
+    seed=seed,
+    **settings,
+  )
 
 
 def reward_fn(

@@ -47,7 +47,7 @@ def read(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Source:
   x, columns = _parts(config, workdir, size=size, labelled=labelled)
   if num is not None:
     what = f"the number of clusters of data.labels ({config.data.labels})"
-    inputs.tie_arrays(workdir, "data.labels", what, [np.int64([num])])
+    inputs.tie_arrays(workdir, "data.labels", what, [np.array([num])])
     return Source(x(), [], config.data.labels)
   if labeller is not None:
     return _labelled(x(), labeller, config, workdir)
