@@ -36,7 +36,7 @@ def fit(
   *,
   num: int,
   key: jax.Array,
-  noise: float = 0.18,
+  noise: float = 0.35,
   held_out: float = 0.2,
   num_updates: int = 1000,
   batch_size: int = 256,

@@ -6,8 +6,8 @@ A model p_pre(x) knows what its data are like. Noised to a set level,
     x_t = alpha(t) x + std(t) eps,      std(t) / alpha(t) = noise,         (1)
 
 they make tokens in the middle of its network: h has their means over regions of
-the picture. A small network projects it to an embedding of length 1, and
-prototypes, columns of C of length 1, are what it is compared with:
+the picture. It is projected to an embedding of length 1 by a linear map, or a
+small network, and compared with prototypes, columns of C of length 1:
 
     e = project(h) / |project(h)|,   l = C^T e   in [-1, 1]^K.             (2)
 

@@ -183,6 +183,7 @@ def test_no_cluster_takes_all_where_there_are_none():
   fitted = ctrl_jax.fit_self_labels(
     _model(), x, num=4, key=KEY, num_updates=200
   )
+  x = jnp.asarray(x)
   each = [fitted.reward_fn(x, None, jnp.full(800, k)) for k in range(4)]
   shares = np.bincount(np.argmax(each, axis=0), minlength=4) / 800
   assert shares.min() > 0.1 and shares.max() < 0.5

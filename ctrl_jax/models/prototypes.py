@@ -8,8 +8,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ctrl_jax.models.mlp import MLP
-
 _TINY = 1e-12  # of a squared length, which is 0 for no network that learns
 
 
@@ -17,16 +15,18 @@ class Prototypes(nn.Module):
   """l = C^T e: an embedding e of length 1, and columns of C of length 1.
 
   Divided by a temperature, the cosines l are logits of a softmax. See
-  `ctrl_jax.self_labels` for how it is trained.
+  `ctrl_jax.self_labels` for how it is trained. The embedding is sown as
+  "features" of the collection "intermediates".
 
   Attributes:
     num: prototypes, hence labels.
-    hidden: widths of the hidden layers below the embedding.
+    hidden: widths of hidden layers below the embedding. Of few examples they
+      learn any clusters by heart, and every start has others.
     dims: length of the embedding.
   """
 
   num: int
-  hidden: Sequence[int] = (64, 64)
+  hidden: Sequence[int] = ()
   dims: int = 32
 
   @nn.compact
@@ -35,8 +35,11 @@ class Prototypes(nn.Module):
     prototypes = self.param(
       "prototypes", nn.initializers.normal(1.0), (self.dims, self.num)
     )
-    rows = h.reshape(-1, h.shape[-1])
-    embedding = _unit(MLP(tuple(self.hidden), self.dims)(rows), axis=1)
+    x = h.reshape(-1, h.shape[-1])
+    for width in self.hidden:
+      x = jax.nn.silu(nn.Dense(width)(x))
+    embedding = _unit(nn.Dense(self.dims, name="embedding")(x), axis=1)
+    self.sow("intermediates", "features", embedding)
     cosines = embedding @ _unit(prototypes, axis=0)
     return cosines.reshape(*h.shape[:-1], self.num)
 

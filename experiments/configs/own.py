@@ -147,9 +147,9 @@ def _schema() -> ConfigDict:
         num_steps=1000, batch_size=256, learning_rate=2e-3
       )
       | {
-        "hidden": (64, 64),  # widths of the projection's hidden layers
+        "hidden": (),  # widths of the projection's hidden layers; (): linear
         "dims": 32,  # length of the embedding
-        "noise": 0.18,  # std / alpha at which the model looks at x; the judge's
+        "noise": 0.35,  # std / alpha at which the model looks at x; the judge's
         # is twice as much
       },
     }
