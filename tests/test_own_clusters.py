@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from experiments import sampler
 from experiments.configs import own as own_config
 from experiments.problems import families
 from tests.toy_processes import finish, start
@@ -87,25 +88,19 @@ def test_a_begun_run_keeps_its_number_of_clusters(tmp_path):
     families.make(_config(tmp_path, "self:4", _pictures()), folder)
 
 
-def _run(module: str, *flags: str) -> str:
-  """What a command printed; it ended well."""
-  command = [sys.executable, "-m", f"experiments.{module}", *flags]
-  ((out, error, code),) = finish([start(command)])
-  assert code == 0, error
-  return out
-
-
 @pytest.mark.slow
 def test_a_run_needs_no_label_and_samples_no_data(tmp_path):
   np.savez(tmp_path / "mine.npz", x=_pictures(240))
   folder = tmp_path / "run"
-  flags = (
+  command = (
+    *(sys.executable, "-m", "experiments.run"),
     "--config=experiments/configs/own.py:smoke",
     f"--config.data.dir={tmp_path / 'mine.npz'}",
     "--config.data.labels=self:3",
     f"--workdir={folder}",
   )
-  _run("run", *flags)
+  ((_, error, code),) = finish([start(command)])
+  assert code == 0, error
   results = json.loads((folder / "results.json").read_text())
   assert results["judged_by"] == "judge" and not results["doubt"]
   assert results["control_names"] == [f"y = cluster {i}" for i in range(3)]
@@ -116,8 +111,7 @@ def test_a_run_needs_no_label_and_samples_no_data(tmp_path):
   assert results["classifier"]["temperature"] > 0.04
 
   (tmp_path / "mine.npz").unlink()
-  to = tmp_path / "samples"
-  words = ("--y", "cluster 2", "0", "--num=4")
-  _run("sample", f"--workdir={folder}", f"--to={to}", *words)
-  with np.load(to / "samples.npz") as saved:
-    assert saved["y"].tolist() == [2, 0, 2, 0]
+  found = sampler.load(folder)
+  c, y = found.requests(4, y=["cluster 2", "0"])
+  assert y.tolist() == [2, 0, 2, 0]
+  assert np.isfinite(found.draw("ctrl", c, y, seed=0).log_weights).all()
