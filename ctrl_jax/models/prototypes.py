@@ -40,7 +40,7 @@ class Prototypes(nn.Module):
       x = jax.nn.silu(nn.Dense(width)(x))
     embedding = _unit(nn.Dense(self.dims, name="embedding")(x), axis=1)
     self.sow("intermediates", "features", embedding)
-    cosines = embedding @ _unit(prototypes, axis=0)
+    cosines = embedding @ _unit(jnp.asarray(prototypes), axis=0)
     return cosines.reshape(*h.shape[:-1], self.num)
 
 
