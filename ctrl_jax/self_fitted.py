@@ -38,7 +38,7 @@ def fit(
   key: jax.Array,
   noise: float = 0.35,
   held_out: float = 0.2,
-  num_updates: int = 1000,
+  num_updates: int = 600,
   batch_size: int = 256,
   learning_rate: float = 2e-3,
 ) -> Fitted:

@@ -38,8 +38,8 @@ judge.
 
 With `--config.data.labels=self:20` nobody has labelled anything: y is which of
 twenty clusters an example is in, by the model's own features (docs/
-self_labels.md). The judge is another clustering, of another seed, of other
-examples and under other noise, whose clusters are matched with the first's.
+self_labels.md). The judge is another clustering, of another start and under
+other noise, whose clusters are matched with the first's.
 
 With `--config.data.bins=0` a column of real numbers is not cut: y is a number,
 and p(y | x) a Gaussian whose mean and deviation depend on x. Figures of it are
@@ -144,7 +144,7 @@ def _schema() -> ConfigDict:
       "classifier": dict(classifier),  # gives the reward
       "independent": dict(classifier),  # only watches, and judges
       "clusters": base.optimiser(  # in place of both, if data label themselves
-        num_steps=1000, batch_size=256, learning_rate=2e-3
+        num_steps=600, batch_size=256, learning_rate=2e-3
       )
       | {
         "hidden": (),  # widths of the projection's hidden layers; (): linear

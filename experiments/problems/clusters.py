@@ -2,11 +2,12 @@
 """Clusters as y: made of a model's own features, and judged by others.
 
 `train` fits the projection and the prototypes of `ctrl_jax.self_labels` to
-features of a model's data. The one that gives the reward and the one that
-judges have no example in common; the judge begins elsewhere and looks under
-more noise, so that what deceives the first need not deceive it. Its clusters
-have no numbers of their own: each is given that of the first's cluster which it
-shares most examples with, one to one.
+features of a model's data. The one that judges begins elsewhere than the one
+that gives the reward, and looks under more noise, so that what deceives the
+first need not deceive it. Both learn from the same examples: from halves of a
+few hundred they find other clusters. Those of the judge have no numbers of
+their own: each is given that of the first's cluster which it shares most
+examples with, one to one.
 """
 
 from collections.abc import Callable
@@ -38,16 +39,15 @@ CHUNK = 500  # samples that the network looks at together
 
 
 class _Rows(NamedTuple):
-  """Of the samples: who learns from which."""
+  """Of the samples."""
 
-  mine: np.ndarray  # the clusters that give the reward
-  theirs: np.ndarray  # those that judge
-  calibration: np.ndarray  # neither
-  test: np.ndarray  # neither
+  learned: np.ndarray  # by the clusters that give the reward and by the judge's
+  calibration: np.ndarray  # by neither
+  test: np.ndarray  # by neither
 
   @classmethod
   def of(cls, num: int, seed: int) -> "_Rows":
-    return cls(*labelled.split(num, seed=seed, fractions=(0.4, 0.4, 0.1, 0.1)))
+    return cls(*labelled.split(num, seed=seed, fractions=(0.8, 0.1, 0.1)))
 
 
 def train(
@@ -79,11 +79,10 @@ def train(
   if x is None:
     raise ValueError(f"{factor.name} has no samples to cluster")
   rows, network = _Rows.of(len(x), seed), _network(config, num)
-  learned, other, noise = rows.mine, 0, config.noise
+  rng, noise = np.random.default_rng((seed, 0)), config.noise
   if first is not None:
-    learned, other, noise = rows.theirs, 1, WIDER * config.noise
-  rng = np.random.default_rng((seed, other))
-  views = [_once(model, x[learned], noise, rng) for _ in range(VIEWS)]
+    rng, noise = np.random.default_rng((seed, 1)), WIDER * config.noise
+  views = [_once(model, x[rows.learned], noise, rng) for _ in range(VIEWS)]
   units = own_vectors.measure(np.concatenate(views))
   fitted = _fit(network, [units.encode(v) for v in views], seed, settings)
   eps = rng.standard_normal((LOOKS, *x.shape[1:]), np.float32)
@@ -98,7 +97,7 @@ def train(
     labels = self_labels.labels_of(np.asarray(q), DRAWS)
   else:
     labels = in_chunks(first.logits_fn, chunk=CHUNK)(x).argmax(1)[:, None]
-    shared = np.concatenate([rows.theirs, rows.calibration])
+    shared = np.concatenate([rows.learned, rows.calibration])
     own = self_labels.matched(labels[shared, 0], said[shared].argmax(1), num)
     params, said = _renumbered(params, own), said[:, own]
 
