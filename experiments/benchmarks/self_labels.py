@@ -22,7 +22,7 @@ often:
                 for; of the exact target, too, and of images, the first's own
     named %     are the digit that one image says: of every cluster the one of
                 the largest p(y | x) is labelled. An SVM says which digit a
-                sample is, which has seen all labels (99 % right on others).
+                sample is, which has seen all labels.
 """
 
 import pathlib
