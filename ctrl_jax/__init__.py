@@ -5,7 +5,8 @@ Three nouns. A `Pretrained` is the model p_pre(x | c) that somebody trained: a
 network that predicts noise, its parameters, its forward process (`VP`, `VE` or
 `Flow`); `diffusers.load` makes one of a folder. A reward is log p(y | x, c) in
 nats, any function of (x, c, y) that JAX can call and, for the default
-objective, differentiate; `fit_labels` makes one of examples. A `Controlled` is
+objective, differentiate; `fit_labels` makes one of examples, `fit_self_labels`
+of data that nobody labelled. A `Controlled` is
 what `tune` makes of the two: a sampler that knows how far it is from its target
 
     p(y | x, c)^gamma p_pre(x | c) / Z(c, y)
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
   from ctrl_jax.labels import fit as fit_labels
   from ctrl_jax.pretrained import Pretrained
   from ctrl_jax.sde import VE, VP
+  from ctrl_jax.self_fitted import fit as fit_self_labels
   from ctrl_jax.tuning import tune
 
 try:
@@ -58,6 +60,7 @@ __all__ = [
   "Pretrained",
   "diffusers",
   "fit_labels",
+  "fit_self_labels",
   "load",
   "tune",
 ]
@@ -70,6 +73,7 @@ _HOMES = {  # modules, and the names there; None is the module itself
   "VP": ("sde", "VP"),
   "diffusers": ("diffusers", None),
   "fit_labels": ("labels", "fit"),
+  "fit_self_labels": ("self_fitted", "fit"),
   "load": ("controlled", "load"),
   "tune": ("tuning", "tune"),
 }

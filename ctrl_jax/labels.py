@@ -41,14 +41,14 @@ class Fitted:
     names: of the labels, in order; none for 0 ... n - 1 itself and for reals.
     metrics: on the held-out part: accuracy, nll, ece and temperature, or
       deviation, of what the mean misses, scale and nll.
-    others_fn: log p_m(y | x) of other classifiers that the examples allow.
+    others_fn: log p_m(y | x) of others that labels allow, if there are labels.
   """
 
   reward_fn: RewardFn
   controls: np.ndarray
   names: tuple[str, ...]
   metrics: Mapping[str, float]
-  others_fn: OthersFn
+  others_fn: OthersFn | None
 
 
 def fit(

@@ -39,6 +39,9 @@ class Pretrained:
     select: (path, leaf) -> whether a parameter may have a low-rank adapter.
     make_head: widths -> the output head that suits the network.
     hidden_shape: (tokens, d) of the network's hidden tokens, if it has any.
+    features: (params, x, t) -> tokens in the middle of the network, [batch,
+      height, width, d] of pictures or [batch, tokens, d], of which
+      `ctrl_jax.self_labels` makes labels; differentiable. None: it shows none.
     mergeable: whether a control is to be merged into the weights for good, and
       so has the same scale at every step; see `ctrl_jax.policy`.
     bound: of the data's coordinates; None: they have none.
@@ -58,6 +61,7 @@ class Pretrained:
   select: Select = lora.is_dense_kernel
   make_head: Callable[[Sequence[int]], nn.Module] = FlatHead
   hidden_shape: tuple[int, int] | None = None
+  features: Callable[[Params, jax.Array, jax.Array], jax.Array] | None = None
   mergeable: bool = False
   bound: float | None = None
   decode: Callable[[jax.Array], jax.Array] | None = None

@@ -168,3 +168,20 @@ def test_a_patch_that_does_not_divide_the_image_is_refused():
   network = NETWORK.clone(patch=4)
   with pytest.raises(ValueError, match="patch 4 does not divide a 4x6 image"):
     network.init(jax.random.key(0), X, T, C)
+
+
+def test_the_middle_does_not_see_the_last_blocks():
+  params = _params()
+
+  def middle(params):
+    _, sown = NETWORK.apply(params, X, T, C, mutable="intermediates")
+    return sown["intermediates"]["middle"][0]
+
+  def without(block):
+    zeros = jax.tree.map(jnp.zeros_like, params["params"][block])
+    return {"params": {**params["params"], block: zeros}}
+
+  seen = middle(params)
+  assert seen.shape == (3, 6, 8)
+  np.testing.assert_array_equal(middle(without("block_1")), seen)
+  assert np.abs(middle(without("block_0")) - seen).max() > 1e-2

@@ -27,6 +27,7 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
   (own, {"model.guidance_scale": 2.0}, {"model.path": "/model"}),
   (own, {"model.conditions": ("cat",)}, {"model.path": "/model"}),
   (own, {"classifier.strides": (2, 1, 2)}, {}),
+  (own, {"clusters.noise": 0.3}, {"data.labels": "self:5"}),
   (fashion, {"data.dir": "/files"}, {}),
   (digits, {"control.rank": 3}, {"control.adapt": "lora"}),
   (digits, {"control.learning_rate": 0.1}, {"control.adapt": "full"}),

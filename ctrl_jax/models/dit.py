@@ -88,7 +88,8 @@ class DiT(nn.Module):
   for "of any class" once a loss has shown it to the network, as that of
   `guidance.classifier_free` does; before, what is predicted of it is arbitrary.
 
-  The tokens after the last block are sown as "tokens" of "intermediates".
+  The tokens after the last block are sown as "tokens" of "intermediates", and
+  those after the middle one, (num_layers + 1) // 2 of them, as "middle".
 
   Attributes:
     num_classes: number of values of the condition c, besides the null class.
@@ -145,6 +146,8 @@ class DiT(nn.Module):
       tokens = Block(self.dims, self.num_heads, name=f"block_{i}")(
         tokens, condition
       )
+      if i == (self.num_layers - 1) // 2:
+        self.sow("intermediates", "middle", tokens)
 
     self.sow("intermediates", "tokens", tokens)
     modulation = nn.Dense(

@@ -53,7 +53,7 @@ def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
     ValueError: y has several factors, of which no example has all.
   """
   problem = this.problem
-  if problem.data is not None:
+  if problem.data is not None and problem.factors[0].clustered is None:
     if len(problem.factors) > 1:
       raise ValueError(
         "compare.guidance has a method that learns from y, and no image is "

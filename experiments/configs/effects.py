@@ -21,6 +21,11 @@ class Needs(NamedTuple):
   told: str  # the same in words, after "without"
 
 
+def labels_itself(config: ConfigDict) -> bool:
+  """Whether labels are clusters that the model makes of its data."""
+  return str(config.get("data", {}).get("labels", "")).startswith("self:")
+
+
 def _objectives(config: ConfigDict) -> set[str]:
   """The policy updates of a run."""
   return {config.control.objective, *config.compare.objectives}
@@ -90,6 +95,13 @@ _OF_PICTURES = Needs(  # whether data are pictures the config cannot know
   ),
   'data.quantity or data.second_quantity = compressibility, or data.clip=""',
 )
+_CLUSTERED = Needs(
+  lambda config: labels_itself(config), "data.labels=self:NUMBER"
+)
+_LABELLED = Needs(
+  lambda config: not labels_itself(config),
+  "labels that somebody gives; data.labels=self:NUMBER has none",
+)
 _SEVERAL = Needs(
   lambda config: config.kernel.num_steps > 1, "kernel.num_steps above 1"
 )
@@ -98,9 +110,17 @@ _CLASSIFIERS = ("classifier", "independent")
 # A field, or the section of several, and what it needs.
 TABLE: dict[str, Needs] = {
   "reward.doubt": Needs(
-    lambda config: config.problem.name not in ("gaussian", "mixture"),
-    "a classifier that is learned; p(y | x) is known here",
+    lambda config: (
+      config.problem.name not in ("gaussian", "mixture")
+      and not labels_itself(config)
+    ),
+    "a classifier that is learned from labels; p(y | x) is known here",
   ),
+  "clusters": _CLUSTERED,
+  **{
+    field: _LABELLED
+    for field in (*_CLASSIFIERS, "data.bins", "data.columns", "data.clip")
+  },
   "sde.beta_min": _is("sde.name", "vp"),
   "sde.beta_max": _is("sde.name", "vp"),
   "sde.std_min": _is("sde.name", "ve"),

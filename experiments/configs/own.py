@@ -36,6 +36,11 @@ labels samples too, and the tables say "oracle". Otherwise nobody else knows
 what a label means, and a second classifier, trained on other examples, is the
 judge.
 
+With `--config.data.labels=self:20` nobody has labelled anything: y is which of
+twenty clusters an example is in, by the model's own features (docs/
+self_labels.md). The judge is another clustering, of another start and under
+other noise, whose clusters are matched with the first's.
+
 With `--config.data.bins=0` a column of real numbers is not cut: y is a number,
 and p(y | x) a Gaussian whose mean and deviation depend on x. Figures of it are
 its error in units of y, and how many of the examples that it has not seen lie
@@ -105,7 +110,9 @@ def _schema() -> ConfigDict:
       "problem": {"name": "own"},
       "data": {
         "dir": "",  # folder of the images, or .npz; photos: scikit-learn's two
-        "labels": "",  # table of them, or module:function; "": in the folder
+        # Table of them, module:function, or self:NUMBER of clusters; "": in the
+        # folder.
+        "labels": "",
         "columns": (),  # of the table, each a factor of y; (): all
         "bins": 4,  # that a column of real numbers is cut in; 0: y is real
         "size": 28,  # pixels a side; of a model that is there, its own
@@ -136,6 +143,15 @@ def _schema() -> ConfigDict:
       ),
       "classifier": dict(classifier),  # gives the reward
       "independent": dict(classifier),  # only watches, and judges
+      "clusters": base.optimiser(  # in place of both, if data label themselves
+        num_steps=600, batch_size=256, learning_rate=2e-3
+      )
+      | {
+        "hidden": (),  # widths of the projection's hidden layers; (): linear
+        "dims": 32,  # length of the embedding
+        "noise": 0.35,  # std / alpha at which the model looks at x; the judge's
+        # is twice as much
+      },
     }
   ).lock()
 
@@ -152,6 +168,7 @@ def _smoke(config: ConfigDict) -> None:
   config.prior.update(num_steps=40, batch_size=32)
   for stage in (config.classifier, config.independent):
     stage.update(num_steps=40, widths=(8, 16), strides=(2, 2))
+  config.clusters.update(num_steps=40, batch_size=64)
   config.control.update(num_steps=8, batch_size=8, head=(16,), log_every=2)
   config.evaluate.update(num_samples=120, num_reference=400, num_bridge=8)
   config.evaluate.chunk = 60  # of which the time of a sample is taken too

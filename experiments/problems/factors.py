@@ -90,6 +90,8 @@ class Factor:
   oracle: Callable[[Any], np.ndarray] | None = None
   examples: Examples | None = None
   reward_fn: RewardFn | None = None  # log p(y | x), nats; None: to be learned
+  # Samples [N, ...] of whose clusters y is one; see `clusters`.
+  clustered: np.ndarray | None = None
 
 
 def binned(

@@ -42,8 +42,6 @@ from experiments.runtime import downloads, inputs
 
 FRACTIONS = (0.6, 0.2, 0.2)  # of labelled pairs: train, calibration, test
 CONDITIONS = tuple("0123456789")
-
-
 QUANTITIES = {
   "ink": Quantity("ink (mean intensity)", oracles.ink, oracles.ink),
   "slant": Quantity(
@@ -81,7 +79,7 @@ def untrained(
     num_heads=config.num_heads,
     patch=config.patch,
   )
-  height, width, _ = sample_shape
+  grid = (sample_shape[0] // network.patch, sample_shape[1] // network.patch)
   straight = isinstance(sde, Flow)
 
   def predict(
@@ -98,11 +96,16 @@ def untrained(
       eps = predictions.eps_from_velocity(sde, eps, x, column)
     return policy.Output(eps, sown["intermediates"]["tokens"][0])
 
+  def features(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
+    c = jnp.full(len(x), -1 if conditions else 0)  # whatever c
+    sown = network.apply(params, x, t, c, mutable="intermediates")[1]
+    found: jax.Array = sown["intermediates"]["middle"][0]
+    return found.reshape(len(x), *grid, network.dims)
+
   def init(key: jax.Array) -> Params:
-    x = jnp.zeros((1, *sample_shape))
-    t, c = jnp.zeros(1), jnp.zeros(1, jnp.int32)
+    x, c = jnp.zeros((1, *sample_shape)), jnp.zeros(1, jnp.int32)
     # One compilation instead of a hundred small ones.
-    return jax.jit(network.init)(key, x, t, c)
+    return jax.jit(network.init)(key, x, jnp.zeros(1), c)
 
   return Pretrained(
     network=predict,
@@ -113,10 +116,8 @@ def untrained(
     conditions=tuple(conditions),
     control_dim=network.dims,
     make_head=lambda widths: TokenHead(tuple(widths), network.patch),
-    hidden_shape=(
-      (height // network.patch) * (width // network.patch),
-      network.dims,
-    ),
+    hidden_shape=(math.prod(grid), network.dims),
+    features=features,
     bound=1.0,
     loss_weight=(
       functools.partial(predictions.velocity_weight, sde) if straight else None

@@ -62,7 +62,7 @@ def make(
     features = in_chunks(independent.features_fn, chunk=chunk)
     if not choices.are_labels(problem.controls):
       return _of_reals(problem, independent, features, chunk)
-  learned = tuple(f.num_labels for f in problem.factors if f.examples)
+  learned = tuple(f.num_labels for f in problem.factors if not f.reward_fn)
   known, judge = verdict(problem), "oracle"
   if known is None and opinion is not None:
     known, judge = _certain(opinion, math.prod(learned)), "judge"

@@ -26,6 +26,7 @@ from ctrl_jax.sde import SDE
 from experiments.problems import (
   given_model,
   images,
+  own_clusters,
   own_reals,
   own_seen,
   own_sources,
@@ -65,9 +66,6 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     source = source._replace(x=units.encode(source.x))
   own_reals.check(source.columns, config)
   seen = own_seen.make(source.x, units, config, workdir)
-  factors = tuple(
-    _factor(column, source, config, seen) for column in source.columns
-  )
   if given is None:
     sde = make_sde(config.sde)
     pretrained = model(config, source.x.shape[1:], sde, units)
@@ -77,6 +75,7 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     pretrained, kernel = given
     data = None
     given_model.check(pretrained, source.x.shape[1:], config)
+  factors = _factors(source, pretrained, config, seen)
   asked = (
     of_labels(factors)
     if factors[0].num_labels
@@ -119,8 +118,8 @@ def _measure(
   source: Source, pretrained: Pretrained
 ) -> Callable[[Any], np.ndarray] | None:
   """Samples -> the number that a function knows of each, if one does."""
-  labeller, (column, *_) = source.labeller, source.columns
-  if labeller is None or column.names:
+  labeller = source.labeller
+  if labeller is None or source.columns[0].names:
     return None
   return lambda x: labeller.measure(pretrained.decoded(jnp.asarray(x)))
 
@@ -132,6 +131,18 @@ def model(
   if units is not None:
     return own_vectors.untrained(config.model, units, sde)
   return images.untrained(config.model, shape, sde, conditions=())
+
+
+def _factors(
+  source: Source, pretrained: Pretrained, config: ConfigDict, seen: Seen
+) -> tuple[Factor, ...]:
+  """A factor for each column, or the one of data that label themselves."""
+  num = own_clusters.number(config)
+  if num is not None:
+    return (own_clusters.factor(num, source.x, pretrained, config),)
+  return tuple(
+    _factor(column, source, config, seen) for column in source.columns
+  )
 
 
 def _factor(

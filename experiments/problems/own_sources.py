@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from ctrl_jax.datasets.label_table import Column
 from experiments.problems import (
   own_arrays,
+  own_clusters,
   own_folder,
   own_function,
   own_tfds,
@@ -23,7 +24,7 @@ class Source(NamedTuple):
   """N examples, and what is known of them."""
 
   x: np.ndarray  # [N, ...]
-  columns: list[Column]  # of labels
+  columns: list[Column]  # of labels; none, if data are to label themselves
   told: str  # where the labels are from
   labeller: Labeller | None = None  # the function that gives them, if one does
 
@@ -40,8 +41,14 @@ def read(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Source:
     FileNotFoundError: there is no such file or folder.
     ValueError: data or labels that cannot be used, told with a remedy.
   """
-  labeller = own_function.find(config.data.labels)
-  x, columns = _parts(config, workdir, size=size, labelled=labeller is not None)
+  num = own_clusters.number(config)
+  labeller = None if num else own_function.find(config.data.labels)
+  labelled = num is not None or labeller is not None
+  x, columns = _parts(config, workdir, size=size, labelled=labelled)
+  if num is not None:
+    what = f"the number of clusters of data.labels ({config.data.labels})"
+    inputs.tie_arrays(workdir, "data.labels", what, [np.array([num])])
+    return Source(x(), [], config.data.labels)
   if labeller is not None:
     return _labelled(x(), labeller, config, workdir)
   known = columns()  # first: pictures may be many

@@ -17,7 +17,9 @@ from ml_collections import ConfigDict
 
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.types import RewardFn
+from experiments.configs.effects import labels_itself
 from experiments.problems import (
+  clusters,
   exact,
   given_model,
   images,
@@ -99,14 +101,18 @@ def _own(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
   look = own_seen.again(config, workdir, kept, units)
   embedded = kept.get(own_seen.EMBEDDED)
   seen_shape = embedded["shift"].shape if embedded else shape
-  real = "values" in kept
+  real, itself = "values" in kept, labels_itself(config)
   for number, judge in sorted(kept["classifier"].items()):
     names = () if real else tuple(kept["names"][number].tolist())
     network = own.network(
       len(names), seen_shape, config.classifier, np.zeros(0, int)
     )
     learned = keeping.density_fn if real else keeping.reward_fn
-    reward_fn = learned(network, judge)
+    reward_fn = (
+      learned(network, judge)
+      if not itself
+      else clusters.reward_fn(model, config.clusters, len(names), judge)
+    )
     if look is not None or model.decode is not None:
       reward_fn = _after(reward_fn, model.decoded, look or _same)
     factors.append(

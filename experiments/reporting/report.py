@@ -75,6 +75,10 @@ def _draw_samples(run: finished.Run) -> dict[str, Figure]:
     drawn["to_label"] = sample_figures.contact_sheet(
       a["to_label"], a["to_label_c"], a["to_label_y"], control_names=names
     )
+  if "clusters" in a:
+    drawn["clusters"] = sample_figures.cluster_rows(
+      a["clusters"], control_names=names
+    )
   counts = {
     name: np.array(method["confusion"])
     for name, method in results["methods"].items()

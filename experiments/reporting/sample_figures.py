@@ -76,6 +76,28 @@ def sample_grids(
   return fig
 
 
+def cluster_rows(images: np.ndarray, *, control_names: Sequence[str]) -> Figure:
+  """Data [Y, n, H, W, ...] in [-1, 1] of every cluster, a row each.
+
+  Args:
+    images: of the Y clusters, the first n that are in it.
+    control_names: of the Y rows.
+  """
+  rows, each = images.shape[:2]
+  size = min((WIDTH - 1.4) / each, 0.6)
+  fig = Figure((size * each + 1.4, size * rows + 0.2), layout="constrained")
+  ax = fig.subplots()
+  picture = _tile(images)
+  ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+  ax.set_xticks([])
+  ax.tick_params(length=0)
+  ax.spines[:].set_visible(False)
+  ax.set_yticks(
+    (np.arange(rows) + 0.46) * picture.shape[0] / rows, control_names
+  )
+  return fig
+
+
 def contact_sheet(
   images: np.ndarray,
   c: np.ndarray,

@@ -27,7 +27,7 @@ from ctrl_jax.objectives import denoising
 from ctrl_jax.policy import Policy
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.types import EpsFn, OthersFn, Params, RewardFn
-from experiments.problems import instruments, judges, regressions
+from experiments.problems import clusters, instruments, judges, regressions
 from experiments.problems.factors import Factor
 from experiments.problems.instruments import Instruments
 from experiments.problems.judges import Judge
@@ -102,7 +102,7 @@ def learn(timed: Clock) -> Learned:
   rewarder = independent = None
   if not problem.has_likelihood:
     rewarder = timed("classifier", classifier, "classifier")
-    independent = timed("independent", classifier, "independent")
+    independent = timed("independent", classifier, "independent", rewarder)
   said = reward_fn = rewarder.reward_fn if rewarder else problem.reward_fn
   others_fn = rewarder.others_fn if rewarder else None
   if config.reward.doubt and others_fn:
@@ -193,30 +193,36 @@ def _shared(this: Run, data: Data, folder: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def classifier(this: Run, stage: str) -> Judge:
+def classifier(this: Run, stage: str, first: Judge | None = None) -> Judge:
   """The classifier that gives the reward, or the one that only watches.
 
   Both see pairs (x, y) alone: c is never used, as y is independent of c given
-  x. Of several factors each has a classifier of its own. The second sees none
-  of the first one's examples, and of pictures pixels only, so that it is not
-  deceived by what deceives the first. Where samples are not data but are
-  decoded, so they are once for all factors, and a reward's gradient passes
-  through that.
+  x. Of several factors each has its own. The second sees none of the first
+  one's examples, and of pictures pixels only, so that it is not deceived by
+  what deceives the first; of clusters, it is matched with the first. A reward's
+  gradient passes through what decodes samples, once for all factors.
   """
   problem = this.problem
-  several = len(problem.factors) > 1
+  names = [f"{stage}_{i}" for i in range(1, len(problem.factors) + 1)]
   trained = [
-    _of_factor(this, factor, stage, f"{stage}_{number}" if several else stage)
-    for number, factor in enumerate(problem.factors, start=1)
+    _of_factor(this, factor, stage, name if names[1:] else stage, first)
+    for factor, name in zip(problem.factors, names, strict=True)
   ]
   judge = judges.joint(trained, [f.num_labels for f in problem.factors])
   decode = problem.pretrained.decode
   return judge if decode is None else judges.after(judge, decode)
 
 
-def _of_factor(this: Run, factor: Factor, stage: str, name: str) -> Judge:
+def _of_factor(
+  this: Run, factor: Factor, stage: str, name: str, first: Judge | None
+) -> Judge:
   """The classifier of one factor, of data."""
-  examples, config = factor.examples, this.config[stage]
+  itself, examples = factor.clustered is not None, factor.examples
+  config = this.config["clusters" if itself else stage]
+  settings = loop_settings(this, config) | {"stage": name}
+  settings["optimizer"] = adam(config.learning_rate, config)
+  if itself:
+    return clusters.train(this.problem, factor, first, config, **settings)
   if examples is None:
     raise ValueError(f"{factor.name} has neither a likelihood nor examples")
   train, calibration, test = sets = examples.sets(stage)
@@ -232,9 +238,7 @@ def _of_factor(this: Run, factor: Factor, stage: str, name: str) -> Judge:
     train=train,
     calibration=calibration,
     test=test,
-    stage=name,
-    optimizer=adam(config.learning_rate, config),
-    **loop_settings(this, config),
+    **settings,
   )
   if stage == "classifier":
     key = keys.stage_key(this.config.seed, f"{name}/doubt")
