@@ -189,27 +189,27 @@ def resampled(
     rows = slice(end - length, end)
     key = jax.random.fold_in(keys.stage_key(seed, "resample"), first + cell)
     log_w = jnp.asarray(found.log_weights[rows])
+    told = run.described(int(cells[cell][0]), cells[cell][1])
     if not jnp.isfinite(log_w).any():
       raise ValueError(
-        f"--y {cells[cell][1]:g}: none of {length} paths has a weight to be "
-        "drawn by: ask for y nearer to those trained, or use --method=ctrl"
+        f"{told}: none of {length} paths has a weight to be drawn by: ask for y "
+        "nearer to those trained, or use --method=ctrl"
       )
     mine = np.flatnonzero(which == cell)
     picked = paths.resample(key, log_w, num=len(mine))
     x[mine] = found.x[rows][np.asarray(picked)]
-    _doubt(log_w, *cells[cell].tolist())
+    _doubt(log_w, told)
   return x
 
 
-def _doubt(log_w: jax.Array, c: float, y: float) -> None:
+def _doubt(log_w: jax.Array, told: str) -> None:
   """Says where samples drawn by these weights are none of the target."""
   ess = len(log_w) * float(paths.effective_sample_size(log_w))
   k = paths.pareto_k(log_w)
   if ess < trust.LEAST or not k <= trust.HEAVY:
     print(
-      f"warning: c = {c:g}, y = {y:g}: {ess:.0f} effective paths of "
-      f"{len(log_w)}, Pareto k {k:.2f}: these samples are not the exact "
-      "target's",
+      f"warning: {told}: {ess:.0f} effective paths of {len(log_w)}, Pareto k "
+      f"{k:.2f}: these samples are not the exact target's",
       file=sys.stderr,
     )
 

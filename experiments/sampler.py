@@ -101,6 +101,16 @@ class Sampler:
     asked = np.array(second, problem.controls.dtype)[rows]
     return np.array(first, np.int32)[rows], asked
 
+  def described(self, c: int, y: float) -> str:
+    """What a reader calls a request, such as "c = 7, y = dark"."""
+    problem = self.problem
+    told = f"y = {y:g}"
+    if choices.are_labels(problem.controls):
+      (row,) = np.flatnonzero(problem.controls == y)
+      told = f"y = {problem.control_names[row].removeprefix('y = ')}"
+    names = problem.pretrained.conditions
+    return f"c = {names[c]}, {told}" if names else told
+
   def _control(self, name: str) -> float:
     if not choices.are_labels(self.problem.controls):
       try:

@@ -49,6 +49,16 @@ def test_without_data_or_training_a_run_has_the_figures_that_it_had(finished):
   )
 
 
+def test_a_request_is_told_as_it_is_asked_for(finished):
+  run = sampler.load(finished)
+  c, y = run.requests(3)
+  told = [run.described(*pair) for pair in zip(c, y, strict=True)]
+  if run.problem.pretrained.conditions:
+    assert told == ["c = 0, y = 0", "c = 0, y = 1", "c = 0, y = 2"]
+  else:
+    assert told[1] in ("y = 1", "y = -1")  # labels; five reals from -2
+
+
 def test_a_sample_is_the_same_however_many_are_drawn(of_gaussian):
   c, y = of_gaussian.requests(10, y=["0.5", "-1"])
   assert y.tolist() == [0.5, -1.0] * 5 and c.tolist() == [0] * 10
@@ -83,7 +93,7 @@ def test_samples_drawn_by_weights_have_the_law_of_the_target(of_gaussian):
 
 def test_a_y_that_no_path_has_is_told(of_gaussian):
   c, y = of_gaussian.requests(3, y=["1e25"])
-  with pytest.raises(ValueError, match=r"--y 1e\+25: none of 200 paths"):
+  with pytest.raises(ValueError, match=r"y = 1e\+25: none of 200 paths"):
     sample.resampled(of_gaussian, c, y, seed=0)
 
 

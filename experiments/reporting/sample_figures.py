@@ -87,7 +87,7 @@ def cluster_rows(images: np.ndarray, *, control_names: Sequence[str]) -> Figure:
   size = min((WIDTH - 1.4) / each, 0.6)
   fig = Figure((size * each + 1.4, size * rows + 0.2), layout="constrained")
   ax = fig.subplots()
-  picture = _tile(images)
+  picture = tile(images)
   ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
   ax.set_xticks([])
   ax.tick_params(length=0)
