@@ -36,6 +36,14 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
   (mixture, {"control.ctrl.remat": False}, {"control.objective": "ctrl"}),
   (
     mixture,
+    {"control.reward_weighted.likelihood": "denoising"},
+    {
+      "control.objective": "reward_weighted",
+      "control.reward_weighted.behaviour": "payoff",
+    },
+  ),
+  (
+    mixture,
     {"control.differentiate_inputs": False},
     {"control.objective": "ctrl"},
   ),
@@ -122,6 +130,14 @@ def test_a_field_that_means_nothing_in_an_experiment_is_refused(
     ({"kernel.name": "ddpm", "kernel.eta": 0.5}, "kernel.eta"),
     ({"kernel.num_steps": 1, "kernel.shift": 3.0}, "kernel.shift"),
     ({"sde.name": "flow", "sde.beta_min": 0.2}, "sde.beta_min"),
+    (
+      {
+        "control.objective": "reward_weighted",
+        "control.reward_weighted.behaviour": "payoff",
+        "control.reward_weighted.max_weight": 3.0,
+      },
+      "control.reward_weighted.max_weight",
+    ),
     ({"control.head": (), "control.all_labels": True}, "control.all_labels"),
   ],
 )

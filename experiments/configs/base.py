@@ -100,8 +100,9 @@ def common() -> dict[str, Any]:
       },
       adjoint_matching={},
       reward_weighted={
-        "behaviour": "policy",  # whose paths: policy or pretrained
-        "max_weight": 20.0,  # the largest weight of a path
+        "behaviour": "policy",  # whose paths: policy, pretrained or payoff
+        "likelihood": "path",  # of payoff: path, or denoising of its end
+        "max_weight": 20.0,  # the largest weight of a path that is not drawn
       },
       ppo={
         "group": 16,  # chains of one (c, y) that advantages are compared in

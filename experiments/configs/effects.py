@@ -73,6 +73,15 @@ def _compared(name: str) -> Needs:
   )
 
 
+def _behaving(*names: str) -> Needs:
+  """Needs some behaviour of reward-weighted likelihood."""
+  field = "control.reward_weighted.behaviour"
+  return Needs(
+    lambda config: config.control.reward_weighted.behaviour in names,
+    " or ".join(f"{field}={name}" for name in names),
+  )
+
+
 _HEAD = Needs(lambda config: bool(config.control.head), "control.head")
 _GIVEN = Needs(
   lambda config: config.problem.name != "own" or bool(config.model.path),
@@ -121,6 +130,8 @@ TABLE: dict[str, Needs] = {
     "control.head and control.objective=ctrl",
   ),
   **{f"control.{name}": _updated(name) for name in OBJECTIVES},
+  "control.reward_weighted.likelihood": _behaving("payoff"),
+  "control.reward_weighted.max_weight": _behaving("policy", "pretrained"),
   "data.dir": Needs(
     lambda config: config.problem.name != "digits",
     "a problem that reads files; the digits are scikit-learn's own",

@@ -182,7 +182,8 @@ CHOICES = {
   "control.optimizer": ("adam", "muon"),
   "control.adapt": ("none", "lora", "full"),
   "control.objective": OBJECTIVES,
-  "control.reward_weighted.behaviour": ("policy", "pretrained"),
+  "control.reward_weighted.behaviour": ("policy", "pretrained", "payoff"),
+  "control.reward_weighted.likelihood": ("path", "denoising"),
 }
 
 

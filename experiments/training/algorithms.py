@@ -9,7 +9,7 @@ import optax
 import optax.contrib as contrib
 from ml_collections import ConfigDict
 
-from ctrl_jax import parallel, sampling
+from ctrl_jax import choices, parallel, sampling
 from ctrl_jax.learner import Learner
 from ctrl_jax.objectives import (
   adjoint_matching,
@@ -37,9 +37,32 @@ EVALUATIONS = {
   "ctrl": 4,  # 1 forward, 1 recomputed, 2 backward
   "path_consistency": 3,  # 1 to sample, 2 to compare (once recomputed)
   "adjoint_matching": 6,  # 1 to sample, 3 for the adjoint, 2 to regress
-  "reward_weighted": 3,  # as path_consistency
+  "reward_weighted": 3,  # as path_consistency; but see `evaluations`
   "ppo": 9,  # 1 to sample, 2 for each of 4 inner steps
 }
+
+
+def evaluations(control: ConfigDict, name: str, *, steps: int) -> int:
+  """How often an update evaluates the frozen network for each chain.
+
+  Args:
+    control: config.control.
+    name: of the policy update.
+    steps: K.
+  """
+  if name == "reward_weighted" and denoises(control):
+    return 1
+  return steps * EVALUATIONS[name]
+
+
+def draws(control: ConfigDict) -> bool:
+  """Whether reward-weighted likelihood is of paths that are drawn."""
+  return bool(control.reward_weighted.behaviour == "payoff")
+
+
+def denoises(control: ConfigDict) -> bool:
+  """Whether it is judged at a step of the noised ends of those alone."""
+  return draws(control) and control.reward_weighted.likelihood == "denoising"
 
 
 def _schedule(
@@ -136,9 +159,12 @@ def check(problem: Problem, config: ConfigDict, *, devices: int) -> None:
   """
   control = config.control
   objectives = {control.objective, *config.compare.objectives}
-  paid = control.num_steps * EVALUATIONS[control.objective]
+  steps = problem.kernel.num_steps
+  paid = control.num_steps * evaluations(
+    control, control.objective, steps=steps
+  )
   for name in config.compare.objectives:
-    if paid < EVALUATIONS[name]:
+    if paid < evaluations(control, name, steps=steps):
       raise ValueError(
         f"control.num_steps is {control.num_steps}, whose cost pays for no "
         f"update of {name} in compare.objectives: use more, or leave it out"
@@ -146,6 +172,12 @@ def check(problem: Problem, config: ConfigDict, *, devices: int) -> None:
   if "ctrl" in objectives and control.ctrl.backprop_steps is not None:
     with _named("control.ctrl"):
       sampling.check_backprop(problem.kernel, control.ctrl.backprop_steps)
+  drawn = "reward_weighted" in objectives and draws(control)
+  if drawn and not choices.are_labels(problem.controls):
+    raise ValueError(
+      "control.reward_weighted.behaviour is payoff, whose paths are drawn for "
+      "every label, and y is a real number here: use policy"
+    )
   if "path_consistency" in objectives:
     with _named("control.path_consistency"):
       chains = control.batch_size // devices
@@ -179,6 +211,10 @@ def control_learner(
     axis_name: mapped axis of devices; None on one device without it.
   """
   settings = config.control
+  own = dict(settings[settings.objective])
+  if "likelihood" in own:
+    del own["likelihood"]
+    own["sde"] = problem.sde if denoises(settings) else None
   return MAKE_LEARNER[settings.objective](
     policy,
     reward_fn,
@@ -188,5 +224,5 @@ def control_learner(
     sample_shape=problem.sample_shape,
     ema_decay=settings.ema_decay,
     axis_name=axis_name,
-    **settings[settings.objective],
+    **own,
   )

@@ -11,7 +11,7 @@ from ctrl_jax.types import Params
 from experiments.measures import evaluation
 from experiments.measures.evaluation import Chains, Reference
 from experiments.runtime import keys, loop
-from experiments.training import algorithms
+from experiments.training import algorithms, payoff
 from experiments.training.pretraining import Learned, Run, loop_settings
 
 
@@ -33,6 +33,9 @@ def train(
     start: parameters to start from; None: no control at all.
   """
   problem, config = this.problem, this.config.control
+  rows = problem.requests(np.asarray(reference.evidence.table.mean))
+  if config.objective == "reward_weighted" and algorithms.draws(config):
+    rows = payoff.drawn(this.config, problem, reference, rows)
   if start is None:
     key = keys.stage_key(this.config.seed, f"{stage}/init")
     start = jax.jit(learned.policy.init)(key)
@@ -43,7 +46,7 @@ def train(
     ),
     start,
     labelled.batches(
-      problem.requests(np.asarray(reference.evidence.table.mean)),
+      rows,
       seed=this.config.seed,
       batch_size=config.batch_size,
       repeats=algorithms.group_size(config),
