@@ -87,6 +87,8 @@ def common() -> dict[str, Any]:
       ctrl={
         # Last reverse steps to differentiate; None: all.
         "backprop_steps": config_dict.placeholder(int),
+        # Of each chain a number from this to that one is drawn; None: not.
+        "backprop_least": config_dict.placeholder(int),
         "accumulate": 1,  # parts of a batch, one after another; saves memory
         # Compute steps again in the backward pass. Without it memory grows with
         # their number; on a CPU with large pages a small Stable Diffusion then

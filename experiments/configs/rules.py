@@ -129,6 +129,10 @@ RULES: dict[str, Rule] = {
     "use 1 or more, or None for all",
   ),
   "accumulate": _AT_LEAST_1,
+  "backprop_least": (
+    lambda v: v is None or v >= 1,
+    "use 1 or more, or None for no draw",
+  ),
   "group": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
   "control.ppo.group": (lambda v: v >= 3, "use 3 or more"),
   "temper": (
@@ -164,7 +168,7 @@ RULES: dict[str, Rule] = {
 }
 
 # Fields that None is a value of.
-OPTIONAL = ("control.ctrl.backprop_steps",)
+OPTIONAL = ("control.ctrl.backprop_steps", "control.ctrl.backprop_least")
 
 # Files and folders that share a last name with something else.
 PATHS = ("aesthetic.clip", "aesthetic.head", "data.clip")

@@ -9,7 +9,7 @@ import optax
 import optax.contrib as contrib
 from ml_collections import ConfigDict
 
-from ctrl_jax import choices, parallel, sampling
+from ctrl_jax import choices, parallel
 from ctrl_jax.learner import Learner
 from ctrl_jax.objectives import (
   adjoint_matching,
@@ -169,9 +169,10 @@ def check(problem: Problem, config: ConfigDict, *, devices: int) -> None:
         f"control.num_steps is {control.num_steps}, whose cost pays for no "
         f"update of {name} in compare.objectives: use more, or leave it out"
       )
-  if "ctrl" in objectives and control.ctrl.backprop_steps is not None:
+  if "ctrl" in objectives:
+    steps = control.ctrl.backprop_steps, control.ctrl.backprop_least
     with _named("control.ctrl"):
-      sampling.check_backprop(problem.kernel, control.ctrl.backprop_steps)
+      ctrl.check_truncation(problem.kernel, *steps)
   drawn = "reward_weighted" in objectives and draws(control)
   if drawn and not choices.are_labels(problem.controls):
     raise ValueError(
