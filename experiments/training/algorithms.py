@@ -200,6 +200,7 @@ def control_learner(
   reward_fn: RewardFn,
   config: ConfigDict,
   *,
+  optimizer: optax.GradientTransformation | None = None,
   axis_name: str | None = parallel.AXIS,
 ) -> Learner:
   """The policy update of config.control.objective.
@@ -209,6 +210,7 @@ def control_learner(
     policy: what is trained.
     reward_fn: log p(y | x, c).
     config: of the experiment.
+    optimizer: None: that of config.control.
     axis_name: mapped axis of devices; None on one device without it.
   """
   settings = config.control
@@ -220,7 +222,7 @@ def control_learner(
     policy,
     reward_fn,
     problem.kernel,
-    control_optimizer(settings),
+    optimizer or control_optimizer(settings),
     gamma=config.reward.gamma,
     sample_shape=problem.sample_shape,
     ema_decay=settings.ema_decay,
