@@ -125,7 +125,8 @@ def common() -> dict[str, Any]:
     },
     "compare": {  # with others; only if guidance, gammas or objectives has some
       "guidance": (),  # reconstruction, reconstruction_plain, classifier,
-      # classifier_free, classifier_free_product, smc, value, best_of_n
+      # soft_value, classifier_free, classifier_free_product, smc, value,
+      # best_of_n
       "strengths": (0.03, 0.1, 0.25, 0.5, 1.0, 3.0, 10.0),  # each is tried
       "gammas": (),  # other targets that the control is trained for
       "num_steps": 100,  # updates for each of these, from the nearest control
@@ -139,7 +140,7 @@ def common() -> dict[str, Any]:
       },
       "particles": 64,  # of a system of smc
       "candidates": 4,  # of a step of value
-      "classifier": optimiser(  # of noisy samples
+      "classifier": optimiser(  # of noisy samples, and the soft value
         num_steps=2000, hidden=(128, 128), ema_decay=0.99
       ),
       "classifier_free": optimiser(

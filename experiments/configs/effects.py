@@ -175,7 +175,7 @@ TABLE: dict[str, Needs] = {
   **{f"compare.rates.{name}": _compared(name) for name in OBJECTIVES},
   "compare.particles": _guided("smc"),
   "compare.candidates": _guided("value"),
-  "compare.classifier": _guided("classifier"),
+  "compare.classifier": _guided("classifier", "soft_value"),
   "compare.classifier_free": _guided(
     "classifier_free", "classifier_free_product"
   ),

@@ -49,6 +49,7 @@ GUIDANCE = (
   "reconstruction",
   "reconstruction_plain",
   "classifier",
+  "soft_value",
   "classifier_free",
   "classifier_free_product",
   "smc",
@@ -128,11 +129,11 @@ RULES: dict[str, Rule] = {
     lambda v: v is None or v >= 1,
     "use 1 or more, or None for all",
   ),
-  "accumulate": _AT_LEAST_1,
   "backprop_least": (
     lambda v: v is None or v >= 1,
     "use 1 or more, or None for no draw",
   ),
+  "accumulate": _AT_LEAST_1,
   "group": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
   "control.ppo.group": (lambda v: v >= 3, "use 3 or more"),
   "temper": (
