@@ -138,6 +138,14 @@ def test_a_field_that_means_nothing_in_an_experiment_is_refused(
       },
       "control.reward_weighted.max_weight",
     ),
+    (
+      {
+        "control.objective": "path_consistency",
+        "control.path_consistency.form": "step",
+        "control.path_consistency.temper": (1.0, 0.5),
+      },
+      "control.path_consistency.temper",
+    ),
     ({"control.head": (), "control.all_labels": True}, "control.all_labels"),
   ],
 )

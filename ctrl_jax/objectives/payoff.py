@@ -86,8 +86,8 @@ def make_loss(
         share=jnp.zeros(len(y)),
       )
       pair_fn = policy.pair_fn(params, c, y)
-      x, log_ratio = chain.x, transitions.compare(path, kernel, pair_fn)[0]
-      log_ratio = log_ratio.sum(0)
+      log_ratio = transitions.compare(path, kernel, pair_fn).log_ratio
+      x = chain.x
     else:
       x = drawn
       log_ratio = denoised(policy, params, keys, x, kernel, sde, c, y)

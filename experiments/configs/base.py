@@ -96,6 +96,7 @@ def common() -> dict[str, Any]:
         "remat": True,
       },
       path_consistency={
+        "form": "trajectory",  # or step: of every piece, with a learned value
         "group": 0,  # chains of one (c, y) that estimate log Z; 0: known
         "temper": (1.0,),  # shares of the control that chains follow in turn
         "max_residual": 5.0,  # nats, from which on the loss is linear

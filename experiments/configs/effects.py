@@ -130,6 +130,13 @@ TABLE: dict[str, Needs] = {
     "control.head and control.objective=ctrl",
   ),
   **{f"control.{name}": _updated(name) for name in OBJECTIVES},
+  **{
+    f"control.path_consistency.{name}": Needs(
+      lambda config: config.control.path_consistency.form == "trajectory",
+      "control.path_consistency.form=trajectory",
+    )
+    for name in ("group", "temper")
+  },
   "control.reward_weighted.likelihood": _behaving("payoff"),
   "control.reward_weighted.max_weight": _behaving("policy", "pretrained"),
   "data.dir": Needs(

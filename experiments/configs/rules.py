@@ -187,6 +187,7 @@ CHOICES = {
   "control.optimizer": ("adam", "muon"),
   "control.adapt": ("none", "lora", "full"),
   "control.objective": OBJECTIVES,
+  "control.path_consistency.form": ("trajectory", "step"),
   "control.reward_weighted.behaviour": ("policy", "pretrained", "payoff"),
   "control.reward_weighted.likelihood": ("path", "denoising"),
 }

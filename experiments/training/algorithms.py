@@ -17,10 +17,12 @@ from ctrl_jax.objectives import (
   path_consistency,
   ppo,
   reward_weighted,
+  subtrajectory,
 )
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import RewardFn
 from experiments.problems.problem import Problem
+from experiments.training import values
 
 # By control.objective; control.<objective> holds each one's own settings.
 MAKE_LEARNER: dict[str, Callable[..., Learner]] = {
@@ -126,6 +128,7 @@ def control_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     "lora": config.learning_rate,
     "change": config.learning_rate,
     "head": config.head_learning_rate,
+    subtrajectory.VALUE: config.head_learning_rate,
   }
   inner_steps = config[config.objective].get("inner_steps", 1)
   optimizer = {"adam": adam, "muon": muon}[config.optimizer]
@@ -173,11 +176,17 @@ def check(problem: Problem, config: ConfigDict, *, devices: int) -> None:
     steps = control.ctrl.backprop_steps, control.ctrl.backprop_least
     with _named("control.ctrl"):
       ctrl.check_truncation(problem.kernel, *steps)
-  drawn = "reward_weighted" in objectives and draws(control)
-  if drawn and not choices.are_labels(problem.controls):
+  labels = choices.are_labels(problem.controls)
+  if "reward_weighted" in objectives and draws(control) and not labels:
     raise ValueError(
       "control.reward_weighted.behaviour is payoff, whose paths are drawn for "
       "every label, and y is a real number here: use policy"
+    )
+  step = control.path_consistency.form == "step"
+  if "path_consistency" in objectives and step and not labels:
+    raise ValueError(
+      "control.path_consistency.form is step, whose value is learned for every "
+      "label, and y is a real number here: use trajectory"
     )
   if "path_consistency" in objectives:
     with _named("control.path_consistency"):
@@ -218,6 +227,8 @@ def control_learner(
   if "likelihood" in own:
     del own["likelihood"]
     own["sde"] = problem.sde if denoises(settings) else None
+  if own.pop("form", "") == "step":
+    own["values_fn"] = values.values_fn(problem, settings)
   return MAKE_LEARNER[settings.objective](
     policy,
     reward_fn,

@@ -11,7 +11,7 @@ from ctrl_jax.types import Params
 from experiments.measures import evaluation
 from experiments.measures.evaluation import Chains, Reference
 from experiments.runtime import keys, loop
-from experiments.training import algorithms, payoff
+from experiments.training import algorithms, payoff, values
 from experiments.training.pretraining import Learned, Run, loop_settings
 
 
@@ -39,6 +39,9 @@ def train(
   if start is None:
     key = keys.stage_key(this.config.seed, f"{stage}/init")
     start = jax.jit(learned.policy.init)(key)
+  if values.are_learned(config):
+    key = keys.stage_key(this.config.seed, f"{stage}/value")
+    start = values.with_value(start, key, problem, config)
   trained = loop.fit(
     stage,
     algorithms.control_learner(
@@ -55,7 +58,7 @@ def train(
     most=training.most(before(reference, this.config.reward.gamma)),
     **loop_settings(this, config),
   )
-  return jax.device_get(trained.ema_params)
+  return values.without(jax.device_get(trained.ema_params))
 
 
 def before(reference: Reference, gamma: float) -> float:
