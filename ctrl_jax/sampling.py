@@ -202,7 +202,7 @@ def rollout(
       f"{len(x_init)} chains need a key each, got keys of shape {keys.shape}"
     )
   steps = kernel.num_steps
-  first = None  # step of each chain that is differentiated
+  first: jax.Array | None = None  # step of each chain that is differentiated
   if isinstance(backprop_steps, jax.Array):
     first, backprop_steps = steps - backprop_steps, None
   backprop_steps = steps if backprop_steps is None else backprop_steps

@@ -46,3 +46,15 @@ def test_every_module_of_experiments_is_on_the_map():
   modules = {p for f in {folder} | packages - described for p in f.glob("*.py")}
   there = {path.stem for path in modules | packages}
   assert named == there - {"__init__"}
+
+
+def test_what_families_are_told_to_be_in_is_there():
+  page = ROOT / "docs" / "families.md"
+  links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text())
+  assert len(links) > 30
+  assert all((page.parent / link).is_file() for link in links)
+  parts = ("objectives", "guidance")
+  modules = [m for p in parts for m in (ROOT / "ctrl_jax" / p).glob("*.py")]
+  helpers = {"__init__", "progress", "denoising"}
+  there = {pathlib.Path(link).stem for link in links}
+  assert {module.stem for module in modules} - helpers <= there

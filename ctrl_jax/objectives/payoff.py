@@ -114,7 +114,8 @@ def denoised(
 ) -> PerExample:
   """The bound (3) of the pre-trained model less the policy's, [B], nats.
 
-  One draw of (k, eps) for each example: unbiased.
+  One draw of (k, eps) for each example: unbiased. Where a control changes the
+  network's weights by a scale that varies with t, each example has a copy.
 
   Args:
     policy: that is compared with its reference.

@@ -186,9 +186,10 @@ def measure(
   policy, points = trained(problem, first, table)
   found: dict[str, dict[int, tuple[float, float]]] = {}
   for name in names:
-    config, rows = configs[name], problem.requests(table)
+    config, requests = configs[name], problem.requests(table)
+    rows: Mapping[str, Any] = requests
     if algorithms.draws(config.control):
-      rows = payoff.drawn(config, problem, reference, rows)
+      rows = payoff.drawn(config, problem, reference, requests)
     drawn = gradients(problem, policy, points, config, rows, number=number)
     found[name] = {mark: noise(one) for mark, one in drawn.items()}
     print(f"{name}, seed {seed}: {found[name]}", flush=True)

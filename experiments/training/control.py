@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a control and samples from it, as a run's config says."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
 from ctrl_jax import training
 from ctrl_jax.datasets import labelled
+from ctrl_jax.datasets.labelled import Rows
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params
 from experiments.measures import evaluation
@@ -33,9 +36,10 @@ def train(
     start: parameters to start from; None: no control at all.
   """
   problem, config = this.problem, this.config.control
-  rows = problem.requests(np.asarray(reference.evidence.table.mean))
+  requests = problem.requests(np.asarray(reference.evidence.table.mean))
+  rows: Mapping[str, np.ndarray | Rows] = requests
   if config.objective == "reward_weighted" and algorithms.draws(config):
-    rows = payoff.drawn(this.config, problem, reference, rows)
+    rows = payoff.drawn(this.config, problem, reference, requests)
   if start is None:
     key = keys.stage_key(this.config.seed, f"{stage}/init")
     start = jax.jit(learned.policy.init)(key)
