@@ -113,7 +113,9 @@ def test_an_update_evaluates_the_network_as_often_as_is_said(name, settings):
 
 def test_an_update_that_can_train_nothing_is_refused_before_anything_costs():
   config = base.mixture_config().unlock()
-  problem = types.SimpleNamespace(kernel=toy.make_kernel(6))
+  problem = types.SimpleNamespace(
+    kernel=toy.make_kernel(6), controls=np.arange(3)
+  )
   check = lambda devices: algorithms.check(problem, config, devices=devices)
   check(64)
   config.control.ctrl.backprop_steps = 1
@@ -145,7 +147,9 @@ def test_paths_are_not_drawn_for_a_real_number():
 def test_updates_that_a_run_pays_none_of_are_refused():
   """An update of PPO costs nine evaluations a step, one of CTRL four."""
   config = base.mixture_config().unlock()
-  problem = types.SimpleNamespace(kernel=toy.make_kernel(6))
+  problem = types.SimpleNamespace(
+    kernel=toy.make_kernel(6), controls=np.arange(3)
+  )
   config.compare.objectives = ("ppo",)
   config.control.num_steps = 3
   algorithms.check(problem, config, devices=1)

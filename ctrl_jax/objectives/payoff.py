@@ -96,8 +96,9 @@ def make_loss(
     found = progress.metrics(
       log_evidence - apart, jnp.zeros(len(y)), log_likelihood, log_evidence
     )
-    del found["kl"]  # that of the policy's own paths, which nobody made
-    return -log_ratio.mean(), found
+    # The KL would be that of the policy's own paths, which nobody made.
+    known = {name: value for name, value in found.items() if name != "kl"}
+    return -log_ratio.mean(), known
 
   return loss_fn
 

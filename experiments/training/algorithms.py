@@ -173,9 +173,9 @@ def check(problem: Problem, config: ConfigDict, *, devices: int) -> None:
         f"update of {name} in compare.objectives: use more, or leave it out"
       )
   if "ctrl" in objectives:
-    steps = control.ctrl.backprop_steps, control.ctrl.backprop_least
+    most, least = control.ctrl.backprop_steps, control.ctrl.backprop_least
     with _named("control.ctrl"):
-      ctrl.check_truncation(problem.kernel, *steps)
+      ctrl.check_truncation(problem.kernel, most, least)
   labels = choices.are_labels(problem.controls)
   if "reward_weighted" in objectives and draws(control) and not labels:
     raise ValueError(
