@@ -201,7 +201,7 @@ def test_chains_are_drawn_by_their_rewards_and_made_again(tmp_path, capsys):
   config, problem, found = _run(tmp_path)
   table = problem.requests(np.asarray(found.evidence.table.mean))
   again = draws.drawn(config, problem, found, table)
-  assert not capsys.readouterr().err
+  assert "warning" not in capsys.readouterr().err
   config.control.reward_weighted.likelihood = "denoising"
   ends = draws.drawn(config, problem, found, table)
   each = len(ends["y"]) // 6
