@@ -148,6 +148,23 @@ def check_backprop(
     )
 
 
+def draw_backprop(keys: Keys, least: int, most: int) -> jax.Array:
+  """How many last steps of each chain to differentiate, [batch], even odds."""
+  # Steps fold in 0 ... K-1 and starts 2^32 - 1.
+  draw = jax.vmap(lambda key: jax.random.randint(key, (), least, most + 1))
+  return draw(fold_in(keys, 2**32 - 2))
+
+
+def _held(tree: Any, held: jax.Array) -> Any:
+  """The same values, [batch, ...] each; of held chains without a gradient."""
+
+  def stop(a: jax.Array) -> jax.Array:
+    rows = held.reshape(-1, *(1,) * (a.ndim - 1))
+    return jnp.where(rows, jax.lax.stop_gradient(a), a)
+
+  return jax.tree.map(stop, tree)
+
+
 def rollout(
   keys: Keys,
   x_init: Sample,
@@ -156,7 +173,7 @@ def rollout(
   *,
   reference_fn: EpsFn | None = None,
   remat: bool = True,
-  backprop_steps: int | None = None,
+  backprop_steps: int | jax.Array | None = None,
   keep_path: bool = False,
 ) -> Rollout:
   """Runs the chain (1) from x_init and compares it with a reference.
@@ -172,7 +189,8 @@ def rollout(
     remat: recompute each step in the backward pass, so that memory does not
       grow with K; no effect on values or gradients.
     backprop_steps: gradients flow through the last so many steps only, one cut
-      per trajectory; None: all of them.
+      per trajectory; None: all of them. An array [batch] has a cut for each
+      chain, as `draw_backprop` draws them: the time is that of all steps.
     keep_path: also return states, noise and predictions, [K, batch, ...] each.
 
   Raises:
@@ -184,6 +202,9 @@ def rollout(
       f"{len(x_init)} chains need a key each, got keys of shape {keys.shape}"
     )
   steps = kernel.num_steps
+  first: jax.Array | None = None  # step of each chain that is differentiated
+  if isinstance(backprop_steps, jax.Array):
+    first, backprop_steps = steps - backprop_steps, None
   backprop_steps = steps if backprop_steps is None else backprop_steps
   check_backprop(kernel, backprop_steps, compared=False)
   dtype = precision(x_init.dtype)
@@ -208,7 +229,8 @@ def rollout(
       log_ratio = log_ratio - noise_coef * score - kl
     path = Path(x, noise, eps) if keep_path else None
     x = (a * x + b * eps + s * noise).astype(x.dtype)
-    return (x, log_ratio), (kl, path)
+    after = (x, log_ratio), (kl, path)
+    return after if first is None else _held(after, index < first)
 
   rows = (jnp.arange(steps),) + tuple(
     jnp.asarray(column, dtype)

@@ -43,6 +43,7 @@ class Comparison(NamedTuple):
 
   step_log_ratio: PerStep  # (2)
   step_kl: PerStep  # of its step from the reference's, at the given states
+  step_control: PerStep  # (2) less that of the reference: log p_theta / p_pre
 
   @property
   def log_ratio(self) -> PerExample:
@@ -68,10 +69,14 @@ def compare(path: Path, kernel: Kernel, pair_fn: PairFn) -> Comparison:
   def step(carry, row):
     (x, noise, behaviour), t, weight, noise_coef = row
     eps, reference, _ = pair_fn(x, t)
-    change = (eps - behaviour).astype(dtype)
-    log_ratio = noise_coef * _sum(change * noise) - weight * _sum(change**2)
-    control = (eps - reference).astype(dtype)
-    return carry, Comparison(log_ratio, weight * _sum(control**2))
+
+    def ratio(eps):
+      change = (eps - behaviour).astype(dtype)
+      return noise_coef * _sum(change * noise) - weight * _sum(change**2)
+
+    kl = weight * _sum((eps - reference).astype(dtype) ** 2)
+    found = ratio(eps)
+    return carry, Comparison(found, kl, found - ratio(reference))
 
   columns = [
     jnp.asarray(column, dtype)

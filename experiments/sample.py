@@ -192,8 +192,8 @@ def resampled(
     told = run.described(int(cells[cell][0]), cells[cell][1])
     if not jnp.isfinite(log_w).any():
       raise ValueError(
-        f"{told}: none of {length} paths has a weight to be drawn by: ask for y "
-        "nearer to those trained, or use --method=ctrl"
+        f"{told}: none of {length} paths has a weight to be drawn by: ask for "
+        "y nearer to those trained, or use --method=ctrl"
       )
     mine = np.flatnonzero(which == cell)
     picked = paths.resample(key, log_w, num=len(mine))

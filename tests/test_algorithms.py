@@ -51,7 +51,9 @@ def _counted(slope):
       counts[kind] += 1
       return np.asarray(x)
 
-    return jax.pure_callback(count, jax.typeof(x), x)
+    return jax.pure_callback(
+      count, jax.typeof(x), x, vmap_method="broadcast_all"
+    )
 
   def forward(x, t):
     inside = counting("forward", x)
@@ -67,8 +69,15 @@ def _counted(slope):
   return network, counts
 
 
-@pytest.mark.parametrize("name", algorithms.MAKE_LEARNER)
-def test_an_update_evaluates_the_network_as_often_as_is_said(name):
+@pytest.mark.parametrize(
+  ("name", "settings"),
+  [
+    *((name, {}) for name in algorithms.MAKE_LEARNER),
+    ("reward_weighted", {"behaviour": "payoff"}),
+    ("reward_weighted", {"behaviour": "payoff", "likelihood": "denoising"}),
+  ],
+)
+def test_an_update_evaluates_the_network_as_often_as_is_said(name, settings):
   network, counts = _counted(toy.SDE.std)
   control = toy.make_policy()
 
@@ -83,25 +92,30 @@ def test_an_update_evaluates_the_network_as_often_as_is_said(name):
 
   policy = Policy(lambda key: {"head": control.init(key)}, pair_fn)
   problem = types.SimpleNamespace(
-    kernel=toy.make_kernel(5), sample_shape=toy.SHAPE
+    kernel=toy.make_kernel(5), sample_shape=toy.SHAPE, sde=toy.SDE
   )
   config = digits.get_config()
   config.control.objective = name
+  config.control[name].update(settings)
   learner = algorithms.control_learner(
     problem, policy, toy.reward, config, axis_name=None
   )
   state = learner.init(policy.init(jax.random.key(0)))
   chains = 2 * algorithms.group_size(config.control)
   keys = jax.random.split(jax.random.key(1), chains)
-  jax.block_until_ready(learner.update(state, keys, toy.make_batch(chains)))
+  batch = toy.make_batch(chains)
+  ends = settings.get("likelihood") == "denoising"
+  batch["drawn"] = jnp.zeros((2, 1)) if ends else jax.random.key_data(keys)
+  jax.block_until_ready(learner.update(state, keys, batch))
   found = counts["forward"] + 2 * counts["backward"]
-  expected = problem.kernel.num_steps * algorithms.EVALUATIONS[name]
-  assert found == expected, counts
+  assert found == algorithms.evaluations(config.control, name, steps=5), counts
 
 
 def test_an_update_that_can_train_nothing_is_refused_before_anything_costs():
   config = base.mixture_config().unlock()
-  problem = types.SimpleNamespace(kernel=toy.make_kernel(6))
+  problem = types.SimpleNamespace(
+    kernel=toy.make_kernel(6), controls=np.arange(3)
+  )
   check = lambda devices: algorithms.check(problem, config, devices=devices)
   check(64)
   config.control.ctrl.backprop_steps = 1
@@ -119,10 +133,23 @@ def test_an_update_that_can_train_nothing_is_refused_before_anything_costs():
     check(64)
 
 
+def test_paths_are_not_drawn_for_a_real_number():
+  config = base.gaussian_config()
+  config.control.objective = "reward_weighted"
+  config.control.reward_weighted.behaviour = "payoff"
+  problem = types.SimpleNamespace(
+    kernel=toy.make_kernel(6), controls=np.linspace(-1, 1, 3)
+  )
+  with pytest.raises(ValueError, match="y is a real number here: use policy"):
+    algorithms.check(problem, config, devices=1)
+
+
 def test_updates_that_a_run_pays_none_of_are_refused():
   """An update of PPO costs nine evaluations a step, one of CTRL four."""
   config = base.mixture_config().unlock()
-  problem = types.SimpleNamespace(kernel=toy.make_kernel(6))
+  problem = types.SimpleNamespace(
+    kernel=toy.make_kernel(6), controls=np.arange(3)
+  )
   config.compare.objectives = ("ppo",)
   config.control.num_steps = 3
   algorithms.check(problem, config, devices=1)

@@ -132,6 +132,40 @@ def test_truncation_changes_the_gradient_and_not_the_loss():
   assert np.linalg.norm(whole - cut) > 0.05 * np.linalg.norm(whole)
 
 
+def test_a_chain_has_the_gradient_of_as_many_steps_as_were_drawn():
+  control, n = _control(), 24
+
+  def gradients(**settings):
+    def one(key, y):
+      batch = {
+        "c": jnp.zeros(1, int),
+        "y": y[None],
+        "log_evidence": jnp.ones(1),
+      }
+      return jax.grad(_loss(**settings), has_aux=True)(
+        control, key[None], batch
+      )
+
+    found, _ = jax.jit(jax.vmap(one))(lg.keys(n), jnp.arange(n) % 3)
+    leaves = [leaf.reshape(n, -1) for leaf in jax.tree.leaves(found)]
+    return np.concatenate(leaves, axis=1)
+
+  found = gradients(backprop_least=2, backprop_steps=4)
+  drawn = np.asarray(sampling.draw_backprop(lg.keys(n), 2, 4))
+  assert set(drawn) == {2, 3, 4}
+  for steps in (2, 3, 4):
+    expected = gradients(backprop_steps=steps)[drawn == steps]
+    np.testing.assert_allclose(
+      found[drawn == steps], expected, rtol=1e-4, atol=1e-5
+    )
+    assert np.abs(expected).max() > 0.1
+  # None: up to all of them, each as often.
+  many = np.asarray(sampling.draw_backprop(lg.keys(6000), 2, 6))
+  counts = np.bincount(many, minlength=7)
+  assert not counts[:2].any() and counts.argmax() >= 2
+  np.testing.assert_allclose(counts[2:], 1200, atol=4 * 1200**0.5)
+
+
 def test_keeping_activations_changes_memory_and_not_the_gradient():
   def compiled(**settings):
     gradient = jax.grad(_loss(**settings), has_aux=True)
@@ -144,6 +178,13 @@ def test_keeping_activations_changes_memory_and_not_the_gradient():
     lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
     *(c(_control(), KEYS, BATCH)[0] for c in (recomputed, kept)),
   )
+
+
+def test_more_steps_at_least_than_at_most_are_refused():
+  with pytest.raises(ValueError, match="backprop_least is 5: .* the 4 steps"):
+    _loss(backprop_least=5, backprop_steps=4)
+  with pytest.raises(ValueError, match="no noise"):
+    _loss(backprop_least=1)
 
 
 def test_bad_settings_are_refused_before_anything_runs():

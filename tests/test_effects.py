@@ -37,6 +37,14 @@ CASES: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
   (mixture, {"control.ctrl.remat": False}, {"control.objective": "ctrl"}),
   (
     mixture,
+    {"control.reward_weighted.likelihood": "denoising"},
+    {
+      "control.objective": "reward_weighted",
+      "control.reward_weighted.behaviour": "payoff",
+    },
+  ),
+  (
+    mixture,
     {"control.differentiate_inputs": False},
     {"control.objective": "ctrl"},
   ),
@@ -123,6 +131,22 @@ def test_a_field_that_means_nothing_in_an_experiment_is_refused(
     ({"kernel.name": "ddpm", "kernel.eta": 0.5}, "kernel.eta"),
     ({"kernel.num_steps": 1, "kernel.shift": 3.0}, "kernel.shift"),
     ({"sde.name": "flow", "sde.beta_min": 0.2}, "sde.beta_min"),
+    (
+      {
+        "control.objective": "reward_weighted",
+        "control.reward_weighted.behaviour": "payoff",
+        "control.reward_weighted.max_weight": 3.0,
+      },
+      "control.reward_weighted.max_weight",
+    ),
+    (
+      {
+        "control.objective": "path_consistency",
+        "control.path_consistency.form": "step",
+        "control.path_consistency.temper": (1.0, 0.5),
+      },
+      "control.path_consistency.temper",
+    ),
     ({"control.head": (), "control.all_labels": True}, "control.all_labels"),
   ],
 )

@@ -54,3 +54,15 @@ def test_what_it_links_to_is_there(page):
   inside = [link for link in links if "://" not in link]
   assert inside
   assert [link for link in inside if not (ROOT / link).exists()] == []
+
+
+def test_what_families_are_told_to_be_in_is_there():
+  page = ROOT / "docs" / "families.md"
+  links = re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", page.read_text())
+  assert len(links) > 30
+  assert all((page.parent / link).is_file() for link in links)
+  parts = ("objectives", "guidance")
+  modules = [m for p in parts for m in (ROOT / "ctrl_jax" / p).glob("*.py")]
+  helpers = {"__init__", "progress", "denoising"}
+  there = {pathlib.Path(link).stem for link in links}
+  assert {module.stem for module in modules} - helpers <= there

@@ -68,6 +68,31 @@ def test_backprop_steps_cut_the_gradient_once_and_no_value(steps):
   np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_every_chain_has_a_cut_of_its_own_and_no_other_value():
+  cuts = (2, 4, 3)
+
+  def of_chain(i):
+    def only(theta, **options):
+      return tuple(column[i] for column in _by_rollout(theta, **options))
+
+    return only
+
+  (_, aux), found = _value_and_gradient(
+    lambda theta: _by_rollout(theta, backprop_steps=jnp.array(cuts))
+  )
+  expected = 0.0
+  for i, steps in enumerate(cuts):
+    _, one = _value_and_gradient(
+      lambda theta, i=i, steps=steps: of_chain(i)(theta, backprop_steps=steps)
+    )
+    expected += one
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
+  (_, plain), whole = _value_and_gradient(_by_rollout)
+  for a, b in zip(aux, plain, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
+  assert abs(whole - found) > 0.01 * abs(whole)
+
+
 def test_gradients_through_steps_without_noise_alone_are_refused():
   # There a policy is its reference, and its gradient would be exactly 0.
   with pytest.raises(ValueError, match="last 1 steps .* no noise.* use 2 or"):

@@ -44,6 +44,8 @@ SMALLEST = {
   " --config.kernel.num_steps=3 --config.control.num_steps=2"
   " --config.evaluate.num_samples=600 --config.evaluate.num_reference=4000",
   "benchmarks.faults": "--only kill --kills 1 --others 0",
+  "benchmarks.gradient_variance": "--seeds 0 --batches 10 --chains 12"
+  " --updates 40 --only ppo 'payoff, denoising'",
   "benchmarks.host_overhead": "--steps 2 --batch 4 --rounds 1",
   "benchmarks.memory_plan": "--attention xla --batch 1 --parts 1 --steps 2"
   " --backprop-steps 1",

@@ -7,6 +7,7 @@ same global batch and keeps its share of the rows.
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -70,14 +71,15 @@ def batch_indices(
   start = step * batch_size
   last = start + batch_size - 1
   epochs = range(start // num_examples, last // num_examples + 1)
-  stream = np.concatenate(
-    [
-      np.random.default_rng((seed, epoch)).permutation(num_examples)
-      for epoch in epochs
-    ]
-  )
+  stream = np.concatenate([_order(num_examples, seed, e) for e in epochs])
   offset = start - epochs[0] * num_examples
   return stream[offset : offset + batch_size]
+
+
+@functools.lru_cache(maxsize=4)
+def _order(num_examples: int, seed: int, epoch: int) -> np.ndarray:
+  """Of the examples of an epoch; kept, for a large one takes milliseconds."""
+  return np.random.default_rng((seed, epoch)).permutation(num_examples)
 
 
 @dataclasses.dataclass(frozen=True)

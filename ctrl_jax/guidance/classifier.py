@@ -21,9 +21,10 @@ whose minimiser it is. At strength 1, with an exact classifier and many steps,
 Bias. At another strength gamma, (2) follows gamma grad log E[p | x_t], while
 the target p^gamma asks for grad log E[p^gamma | x_t]: the two agree near the
 data only. A function fitted to log E[p^gamma | x_t] and used at strength 1 has
-no such bias. What is left is the error of the classifier, whose gradient
-nothing in (3) controls, and that of finite steps (see `linear_quadratic`,
-equation (5)); the certificate of `paths` measures all of it.
+no such bias (`soft_value`). What is left is the error of the classifier, whose
+gradient nothing in (3) controls, and that of finite steps (see
+`linear_quadratic`, equation (5)); the certificate of `paths` measures all of
+it.
 
 Cost. One network evaluation a step, and a forward and backward pass through
 the noisy classifier; before that, its training, on labelled samples. Samples

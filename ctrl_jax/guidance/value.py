@@ -16,8 +16,8 @@ The value h is one of
 
     posterior mean: h = gamma log p(y | x0(x', t'), c), with the predicted end
       x0 of `guidance.reconstruction`;                                    (3)
-    Monte Carlo: a regression fitted beforehand to log E[p^gamma | x_t],
-      which for gamma = 1 a noisy classifier is (`guidance.classifier`). (4)
+    Monte Carlo: a regression fitted beforehand to log E[p^gamma | x_t]
+      (`guidance.soft_value`; for gamma = 1 also `guidance.classifier`).  (4)
 
 The paper's temperature alpha is 1 / gamma here: its value is h / gamma, in
 nats, and its weights exp(value / alpha) are those of (2). As alpha falls to 0,

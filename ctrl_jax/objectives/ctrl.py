@@ -24,6 +24,14 @@ out of the gradient, and nothing holds them where parameters are shared. With 5
 of 50 steps a mixture's gap rose from 0.9 to 15 nats
 (`experiments.benchmarks.recipe`). Use it for rewards without a KL, or for a
 control that is off in the earlier steps.
+
+The authors draw how many steps, anew for every update, as AlignProp does
+(arXiv 2310.03739); here anew for every chain, so that a batch means the same on
+any number of devices. Every step then has its KL and its reward in the
+gradient, times the probability of being among the last: what each step would
+be without the others is unchanged, and what parameters shared by all of them
+compromise on moves towards the later ones. It takes the time of all steps, for
+some chain needs each of them (docs/families.md).
 """
 
 import jax
@@ -44,6 +52,7 @@ def make_loss(
   gamma: float,
   sample_shape: tuple[int, ...],
   backprop_steps: int | None = None,
+  backprop_least: int | None = None,
   remat: bool = True,
 ) -> LossFn:
   """The negative of (1) in nats, as a loss.
@@ -55,6 +64,8 @@ def make_loss(
     gamma: guidance strength; nats against nats.
     sample_shape: shape of one sample.
     backprop_steps: back-propagate through the last so many steps only.
+    backprop_least: of each chain through a number of them that is drawn, from
+      this to backprop_steps; None: none is drawn.
     remat: compute each step again in the backward pass; see `sampling.rollout`.
 
   Returns:
@@ -62,24 +73,27 @@ def make_loss(
     "log_evidence": [B]}, the last in nats and used for the metric `gap` only.
 
   Raises:
-    ValueError: gamma <= 0, a kernel without noise, or backprop_steps outside
-      [1, K] or all without noise.
+    ValueError: gamma <= 0, a kernel without noise, or what `check_truncation`
+      refuses.
   """
   paths.check_gamma(gamma)
   paths.check_stochastic(kernel)
-  if backprop_steps is not None:
-    sampling.check_backprop(kernel, backprop_steps)
+  check_truncation(kernel, backprop_steps, backprop_least)
+  most = backprop_steps or kernel.num_steps
 
   def loss_fn(
     params: Params, keys: jax.Array, batch: dict[str, jax.Array]
   ) -> tuple[jax.Array, Metrics]:
     c, y = batch["c"], batch["y"]
+    cuts: int | jax.Array | None = backprop_steps
+    if backprop_least is not None:
+      cuts = sampling.draw_backprop(keys, backprop_least, most)
     chain = sampling.rollout(
       keys,
       sampling.initial_noise(keys, sample_shape, kernel),
       kernel,
       policy.pair_fn(params, c, y),
-      backprop_steps=backprop_steps,
+      backprop_steps=cuts,
       remat=remat,
     )
     log_likelihood = reward_fn(chain.x, c, y)
@@ -91,6 +105,27 @@ def make_loss(
     return loss, found
 
   return loss_fn
+
+
+def check_truncation(
+  kernel: Kernel, backprop_steps: int | None, backprop_least: int | None
+) -> None:
+  """Raises ValueError unless these say which steps to differentiate.
+
+  Args:
+    kernel: the K steps.
+    backprop_steps: in [1, K], with a step that has noise among them, or None.
+    backprop_least: the same, and no more than backprop_steps, or None.
+  """
+  most = kernel.num_steps if backprop_steps is None else backprop_steps
+  if backprop_least is not None and backprop_least > most:
+    raise ValueError(
+      f"backprop_least is {backprop_least}: use no more than the {most} steps "
+      "that it is drawn up to"
+    )
+  for number in (backprop_steps, backprop_least):
+    if number is not None:
+      sampling.check_backprop(kernel, number)
 
 
 # As a Learner: (policy, reward_fn, kernel, optimizer, **settings).

@@ -33,6 +33,8 @@ Choose `ctrl` when the dimension is high and training starts far from the
 target: the variance of (3) grows with both, as one number a path is all it
 learns from.
 
+`subtrajectory` asks the same of every piece of a path, with a learned value.
+
 Residuals beyond `max_residual` nats count linearly (Huber's loss), so that the
 first updates, of residuals of ten and more, do not blow up.
 """
@@ -46,7 +48,7 @@ import optax
 
 from ctrl_jax import learner, paths, transitions
 from ctrl_jax.kernels import Kernel
-from ctrl_jax.objectives import progress
+from ctrl_jax.objectives import progress, subtrajectory
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import LossFn, Metrics, Params, RewardFn
 
@@ -61,6 +63,7 @@ def make_loss(
   group: int = 0,
   temper: Sequence[float] = (1.0,),
   max_residual: float = 5.0,
+  values_fn: subtrajectory.ValuesFn | None = None,
 ) -> LossFn:
   """The loss (2) with Huber's bound, in nats squared.
 
@@ -75,6 +78,8 @@ def make_loss(
     temper: shares of the control that chains follow in turn; 1 is the policy
       itself, 0 the pre-trained model. Metrics are those of share 1.
     max_residual: nats, from which on the loss is linear.
+    values_fn: the value of `subtrajectory.make_loss`, whose loss it then is, of
+      the policy's own paths and with the batch's log Z; None: of whole paths.
 
   Returns:
     loss(params, keys [B], batch), as `ctrl.make_loss`.
@@ -95,6 +100,14 @@ def make_loss(
   if not 0 < max_residual < np.inf:
     raise ValueError(
       f"max_residual must be positive and finite, got {max_residual}"
+    )
+  if values_fn is not None:
+    return subtrajectory.make_loss(
+      *(policy, reward_fn, kernel),
+      gamma=gamma,
+      sample_shape=sample_shape,
+      values_fn=values_fn,
+      max_residual=max_residual,
     )
 
   def loss_fn(

@@ -18,12 +18,18 @@ avoid what the target avoids. b is
   whose variance vanishes at the optimum. That gradient is
   `path_consistency`'s but for e^r - 1 in place of the residual r = log w - log
   Z: both agree near the optimum, and far from it this one listens to a few
-  lucky paths.
+  lucky paths;
+- the target itself ("payoff"), b = P* and w = Z: paths drawn beforehand, in
+  place of weighed, as RGDM has it; see `payoff`.
+
+RGDM's target is p ~ exp(reward / temperature), of a maximum-entropy policy;
+this is RGDM with p_pre as base measure and the temperature 1 / gamma.
 
 Weights w / Z are cut at `max_weight`, a bias that fades as they approach 1.
 
 Choose it when the reward has no gradient and modes must not be lost, and the
-target is not rare: with gamma = 10 hardly a path of a batch has any weight.
+target is not rare: with gamma = 10 hardly a path of a batch has any weight, and
+"payoff" is what is left.
 """
 
 import jax
@@ -31,11 +37,13 @@ import jax.numpy as jnp
 
 from ctrl_jax import learner, paths, transitions
 from ctrl_jax.kernels import Kernel
-from ctrl_jax.objectives import progress
+from ctrl_jax.objectives import payoff, progress
 from ctrl_jax.policy import Policy
+from ctrl_jax.sde import SDE
 from ctrl_jax.types import LossFn, Metrics, Params, RewardFn
 
-BEHAVIOURS = {"policy": 1.0, "pretrained": 0.0}  # shares of the control
+# Shares of the control.
+BEHAVIOURS = {"policy": 1.0, "pretrained": 0.0, "payoff": 0.0}
 
 
 def make_loss(
@@ -47,6 +55,7 @@ def make_loss(
   sample_shape: tuple[int, ...],
   behaviour: str = "policy",
   max_weight: float = 20.0,
+  sde: SDE | None = None,
 ) -> LossFn:
   """The loss (1) in nats; other arguments and errors as `ctrl.make_loss`.
 
@@ -58,12 +67,14 @@ def make_loss(
     sample_shape: shape of one sample.
     behaviour: whose paths are weighed, "policy" or "pretrained". Of the latter
       the metrics `objective` and `gap` are those of the untrained model, and
-      `forward_kl` tells of progress: KL(P* || P_theta) in nats.
-    max_weight: the largest w / Z.
+      `forward_kl` tells of progress: KL(P* || P_theta) in nats. Or "payoff":
+      paths are drawn; batches and metrics are those of `payoff.make_loss`.
+    max_weight: the largest w / Z; draws have none.
+    sde: of "payoff" alone, as of `payoff.make_loss`.
 
   Raises:
-    ValueError: as `ctrl.make_loss`, an unknown behaviour, or a largest weight
-      that is not above 0.
+    ValueError: as `ctrl.make_loss`, an unknown behaviour, a largest weight that
+      is not above 0, or an sde where nothing is drawn.
   """
   paths.check_gamma(gamma)
   paths.check_stochastic(kernel)
@@ -71,9 +82,20 @@ def make_loss(
     raise ValueError(
       f"behaviour is {behaviour!r}: use one of {', '.join(BEHAVIOURS)}"
     )
-
   if not max_weight > 0:
     raise ValueError(f"max_weight must be positive, got {max_weight}")
+  if behaviour == "payoff":
+    return payoff.make_loss(
+      *(policy, reward_fn, kernel),
+      gamma=gamma,
+      sample_shape=sample_shape,
+      sde=sde,
+    )
+  if sde is not None:
+    raise ValueError(
+      f"a denoising likelihood is that of end points which are drawn, and "
+      f"behaviour is {behaviour!r}: use payoff"
+    )
 
   def loss_fn(
     params: Params, keys: jax.Array, batch: dict[str, jax.Array]

@@ -16,8 +16,7 @@ from experiments.baselines import guided, particles
 from experiments.measures import evaluation, methods
 from experiments.measures.evaluation import Reference
 from experiments.measures.methods import Method
-from experiments.training import control
-from experiments.training.algorithms import EVALUATIONS
+from experiments.training import algorithms, control
 from experiments.training.pretraining import Learned, Run
 
 TWISTS = (0.1, 0.3, 1.0)  # strengths of SMC's twist, in units of gamma
@@ -165,13 +164,15 @@ def _updates(
 ) -> Iterator[Candidate]:
   """Other policy updates, of as many evaluations as the run's own."""
   config, gamma = this.config.control, this.config.reward.gamma
-  whole = config.num_steps * EVALUATIONS[config.objective]
+  steps = this.problem.kernel.num_steps
+  cost = functools.partial(algorithms.evaluations, config, steps=steps)
+  whole = config.num_steps * cost(config.objective)
   for name in this.config.compare.objectives:
     changed = _change(
       this,
       objective=name,
       head_learning_rate=this.config.compare.rates[name],
-      num_steps=whole // EVALUATIONS[name],
+      num_steps=whole // cost(name),
     )
     stage = f"control_{name}"
     tuned = control.train(changed, learned, reference, stage=stage)
@@ -196,8 +197,9 @@ def _change(this: Run, **settings: Any) -> Run:
 def _budget(this: Run) -> int:
   """Evaluations of the network that training its control takes."""
   config = this.config.control
-  chains = config.num_steps * config.batch_size
-  return chains * this.problem.kernel.num_steps * EVALUATIONS[config.objective]
+  steps = this.problem.kernel.num_steps
+  each = algorithms.evaluations(config, config.objective, steps=steps)
+  return int(config.num_steps * config.batch_size * each)
 
 
 def _sample(

@@ -3,7 +3,8 @@
 
 Two need no training. The classifier of noisy samples is trained on the labelled
 pairs (x, y) that the reward's own has, classifier-free guidance on triples
-(c, x, y) of the same examples, or, as a product of experts, on the pairs.
+(c, x, y) of the same examples, or, as a product of experts, on the pairs; a
+soft value on samples of the pre-trained model and what the reward says of them.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,12 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import learner, policy
 from ctrl_jax.datasets import labelled
-from ctrl_jax.guidance import classifier, classifier_free, reconstruction
+from ctrl_jax.guidance import (
+  classifier,
+  classifier_free,
+  reconstruction,
+  soft_value,
+)
 from ctrl_jax.models.noisy_classifier import NoisyClassifier
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import LossFn, Params
@@ -83,6 +89,17 @@ def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
   return {name: column[known] for name, column in found.items()}
 
 
+def weighed(this: Run, reference: Reference) -> dict[str, np.ndarray]:
+  """Samples x of the pre-trained model, and their log w of every y."""
+  table = np.asarray(reference.evidence.table.mean)
+  table = np.where(np.isfinite(table), table, 0.0)  # no sample has that y
+  log_w = this.config.reward.gamma * reference.log_likelihood - table
+  log_w = log_w.reshape(-1, log_w.shape[-1])
+  known = ~np.isnan(log_w).any(1)
+  x = reference.samples.reshape(-1, *this.problem.sample_shape)
+  return {"x": x[known], "log_weight": log_w[known].astype(np.float32)}
+
+
 def _reconstruction(
   this: Run, learned: Learned, reference: Reference, *, through: bool
 ) -> Guide:
@@ -101,42 +118,42 @@ def _reconstruction(
   return Guide(_policy(pair_fn), {}, 3 if through else 1, 0)
 
 
-def _classifier(this: Run, learned: Learned, reference: Reference) -> Guide:
+def _noisy(
+  this: Run, learned: Learned, reference: Reference, *, soft: bool
+) -> Guide:
+  """The gradient of a classifier of noisy samples, or of a soft value."""
   settings, sde = this.config.compare.classifier, this.problem.sde
   network = NoisyClassifier(
     this.problem.num_controls, sde, tuple(settings.hidden)
   )
 
-  def logits_fn(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
-    logits: Any = network.apply(params, x, t)
-    return logits
+  def outputs_fn(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
+    outputs: Any = network.apply(params, x, t)
+    return outputs
 
+  stage = "guide_soft_value" if soft else "guide_classifier"
   start = jax.jit(network.init)(
-    keys.stage_key(this.config.seed, "guide_classifier/init"),
+    keys.stage_key(this.config.seed, f"{stage}/init"),
     jnp.zeros((1, *this.problem.sample_shape)),
     jnp.zeros(1),
   )
-  loss_fn = classifier.make_loss(logits_fn, sde)
-  params = _fit(
-    this,
-    pairs(this, reference),
-    "guide_classifier",
-    loss_fn,
-    start,
-    settings,
-  )
+  examples = (weighed if soft else pairs)(this, reference)
+  make_loss = soft_value.make_loss if soft else classifier.make_loss
+  read = soft_value.value if soft else classifier.noisy_reward
+  loss_fn = make_loss(outputs_fn, sde)
+  params = _fit(this, examples, stage, loss_fn, start, settings)
 
   def pair_fn(control, c, y):
     return classifier.pair_fn(
       learned.reference_fn(c),
-      classifier.noisy_reward(logits_fn, control["classifier"]),
+      read(outputs_fn, control["noisy"]),
       sde,
       c,
       y,
       strength=control["strength"],
     )
 
-  return Guide(_policy(pair_fn), {"classifier": params}, 1, 0)
+  return Guide(_policy(pair_fn), {"noisy": params}, 1, 0)
 
 
 def _classifier_free(
@@ -213,7 +230,8 @@ def _fit(
 GUIDES: dict[str, Callable[[Run, Learned, Reference], Guide]] = {
   "reconstruction": lambda *run: _reconstruction(*run, through=True),
   "reconstruction_plain": lambda *run: _reconstruction(*run, through=False),
-  "classifier": _classifier,
+  "classifier": lambda *run: _noisy(*run, soft=False),
+  "soft_value": lambda *run: _noisy(*run, soft=True),
   "classifier_free": lambda *run: _classifier_free(*run, triples=True),
   "classifier_free_product": lambda *run: _classifier_free(*run, triples=False),
 }

@@ -40,6 +40,7 @@ from experiments.benchmarks.recipe_variants import (
 )
 from experiments.configs import mixture
 from experiments.measures import evaluation
+from experiments.measures.evaluation import Reference
 from experiments.problems import exact
 from experiments.problems.problem import Problem
 from experiments.reporting import tables
@@ -106,10 +107,10 @@ def alternate(trainer: Trainer, default: Trainer) -> tuple[float, float]:
   return 1e3 * float(np.median(times[:, 0])), float(ratio)
 
 
-def log_evidence(problem: Problem, config: ConfigDict) -> dict[str, Any]:
-  """log Z(c, y) from chains of the pre-trained model, nats."""
+def sample(problem: Problem, config: ConfigDict) -> Reference:
+  """Chains of the pre-trained model, which know log Z(c, y)."""
   with tempfile.TemporaryDirectory() as folder:
-    found = evaluation.reference(
+    return evaluation.reference(
       problem,
       problem.reference_fn,
       problem.reward_fn,
@@ -120,6 +121,11 @@ def log_evidence(problem: Problem, config: ConfigDict) -> dict[str, Any]:
       mesh=parallel.make_mesh(),
       path=pathlib.Path(folder) / "reference.npz",
     )
+
+
+def log_evidence(problem: Problem, config: ConfigDict) -> dict[str, Any]:
+  """log Z(c, y) from chains of the pre-trained model, nats."""
+  found = sample(problem, config)
   total = found.evidence.mean
   return {
     "table": np.asarray(found.evidence.table.mean).tolist(),

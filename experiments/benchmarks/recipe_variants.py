@@ -20,6 +20,8 @@ backprop_5: only the last steps are differentiated, which is biased;
   2310.03739). Nothing then holds the earlier steps, which share the parameters:
   their KL has no gradient. The last step has no noise, hence no control: 5 are
   4 in truth.
+backprop_drawn: of each chain a number of last steps that is drawn, from 2 to
+  all of them; CTRL's authors draw one for an update, from 0 on.
 no_scale: d_k = h, wherever the step has noise.
 window: d_k = h where m_k >= 0.2 and 0 in the last steps: a control that other
   libraries can follow without knowing m_k.
@@ -132,6 +134,7 @@ VARIANTS = {
   "landing": Variant(make_loss=landing_loss),
   "path_consistency": Variant(changes={"objective": "path_consistency"}),
   "backprop_5": Variant(changes={"ctrl": {"backprop_steps": 5}}),
+  "backprop_drawn": Variant(changes={"ctrl": {"backprop_least": 2}}),
   "no_scale": Variant(scale=unscaled),
   "window": Variant(scale=window),
   "gradient_scale": Variant(scale=unscaled, wrap=scale_gradient),

@@ -11,7 +11,10 @@ from experiments.configs import stable_diffusion
 # Guidance that learns from examples (x, y), and of it what tunes the network.
 _TUNED = ("classifier_free", "classifier_free_product")
 _LEARNED = ("classifier", *_TUNED)
-_STRONG = ("reconstruction", "reconstruction_plain", "value", *_LEARNED)
+_STRONG = (
+  *("reconstruction", "reconstruction_plain", "soft_value", "value"),
+  *_LEARNED,
+)
 _EXACT = ("gaussian", "mixture")
 
 
@@ -100,11 +103,12 @@ def _check_exact(config: ConfigDict) -> None:
       "fine-tune; leave it out"
     )
   if config.problem.name == "gaussian":
-    if "classifier" in config.compare.guidance:
-      raise ValueError(
-        "compare.guidance has classifier, and y is a real number here; leave "
-        "it out"
-      )
+    for name in ("classifier", "soft_value"):
+      if name in config.compare.guidance:
+        raise ValueError(
+          f"compare.guidance has {name}, and y is a real number here; leave it "
+          "out"
+        )
     if config.control.all_labels:
       raise ValueError(
         "control.all_labels is True, and y is a real number here; use False"

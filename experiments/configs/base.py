@@ -87,6 +87,8 @@ def common() -> dict[str, Any]:
       ctrl={
         # Last reverse steps to differentiate; None: all.
         "backprop_steps": config_dict.placeholder(int),
+        # Of each chain a number from this to that one is drawn; None: not.
+        "backprop_least": config_dict.placeholder(int),
         "accumulate": 1,  # parts of a batch, one after another; saves memory
         # Compute steps again in the backward pass. Without it memory grows with
         # their number; on a CPU with large pages a small Stable Diffusion then
@@ -94,14 +96,16 @@ def common() -> dict[str, Any]:
         "remat": True,
       },
       path_consistency={
+        "form": "trajectory",  # or step: of every piece, with a learned value
         "group": 0,  # chains of one (c, y) that estimate log Z; 0: known
         "temper": (1.0,),  # shares of the control that chains follow in turn
         "max_residual": 5.0,  # nats, from which on the loss is linear
       },
       adjoint_matching={},
       reward_weighted={
-        "behaviour": "policy",  # whose paths: policy or pretrained
-        "max_weight": 20.0,  # the largest weight of a path
+        "behaviour": "policy",  # whose paths: policy, pretrained or payoff
+        "likelihood": "path",  # of payoff: path, or denoising of its end
+        "max_weight": 20.0,  # the largest weight of a path that is not drawn
       },
       ppo={
         "group": 16,  # chains of one (c, y) that advantages are compared in
@@ -122,7 +126,8 @@ def common() -> dict[str, Any]:
     },
     "compare": {  # with others; only if guidance, gammas or objectives has some
       "guidance": (),  # reconstruction, reconstruction_plain, classifier,
-      # classifier_free, classifier_free_product, smc, value, best_of_n
+      # soft_value, classifier_free, classifier_free_product, smc, value,
+      # best_of_n
       "strengths": (0.03, 0.1, 0.25, 0.5, 1.0, 3.0, 10.0),  # each is tried
       "gammas": (),  # other targets that the control is trained for
       "num_steps": 100,  # updates for each of these, from the nearest control
@@ -136,7 +141,7 @@ def common() -> dict[str, Any]:
       },
       "particles": 64,  # of a system of smc
       "candidates": 4,  # of a step of value
-      "classifier": optimiser(  # of noisy samples
+      "classifier": optimiser(  # of noisy samples, and the soft value
         num_steps=2000, hidden=(128, 128), ema_decay=0.99
       ),
       "classifier_free": optimiser(

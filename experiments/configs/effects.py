@@ -78,6 +78,15 @@ def _compared(name: str) -> Needs:
   )
 
 
+def _behaving(*names: str) -> Needs:
+  """Needs some behaviour of reward-weighted likelihood."""
+  field = "control.reward_weighted.behaviour"
+  return Needs(
+    lambda config: config.control.reward_weighted.behaviour in names,
+    " or ".join(f"{field}={name}" for name in names),
+  )
+
+
 _HEAD = Needs(lambda config: bool(config.control.head), "control.head")
 _GIVEN = Needs(
   lambda config: config.problem.name != "own" or bool(config.model.path),
@@ -141,6 +150,15 @@ TABLE: dict[str, Needs] = {
     "control.head and control.objective=ctrl",
   ),
   **{f"control.{name}": _updated(name) for name in OBJECTIVES},
+  **{
+    f"control.path_consistency.{name}": Needs(
+      lambda config: config.control.path_consistency.form == "trajectory",
+      "control.path_consistency.form=trajectory",
+    )
+    for name in ("group", "temper")
+  },
+  "control.reward_weighted.likelihood": _behaving("payoff"),
+  "control.reward_weighted.max_weight": _behaving("policy", "pretrained"),
   "data.dir": Needs(
     lambda config: config.problem.name != "digits",
     "a problem that reads files; the digits are scikit-learn's own",
@@ -184,7 +202,7 @@ TABLE: dict[str, Needs] = {
   **{f"compare.rates.{name}": _compared(name) for name in OBJECTIVES},
   "compare.particles": _guided("smc"),
   "compare.candidates": _guided("value"),
-  "compare.classifier": _guided("classifier"),
+  "compare.classifier": _guided("classifier", "soft_value"),
   "compare.classifier_free": _guided(
     "classifier_free", "classifier_free_product"
   ),

@@ -49,6 +49,7 @@ GUIDANCE = (
   "reconstruction",
   "reconstruction_plain",
   "classifier",
+  "soft_value",
   "classifier_free",
   "classifier_free_product",
   "smc",
@@ -128,6 +129,10 @@ RULES: dict[str, Rule] = {
     lambda v: v is None or v >= 1,
     "use 1 or more, or None for all",
   ),
+  "backprop_least": (
+    lambda v: v is None or v >= 1,
+    "use 1 or more, or None for no draw",
+  ),
   "accumulate": _AT_LEAST_1,
   "group": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
   "control.ppo.group": (lambda v: v >= 3, "use 3 or more"),
@@ -164,7 +169,7 @@ RULES: dict[str, Rule] = {
 }
 
 # Fields that None is a value of.
-OPTIONAL = ("control.ctrl.backprop_steps",)
+OPTIONAL = ("control.ctrl.backprop_steps", "control.ctrl.backprop_least")
 
 # Files and folders that share a last name with something else.
 PATHS = ("aesthetic.clip", "aesthetic.head", "data.clip")
@@ -182,7 +187,9 @@ CHOICES = {
   "control.optimizer": ("adam", "muon"),
   "control.adapt": ("none", "lora", "full"),
   "control.objective": OBJECTIVES,
-  "control.reward_weighted.behaviour": ("policy", "pretrained"),
+  "control.path_consistency.form": ("trajectory", "step"),
+  "control.reward_weighted.behaviour": ("policy", "pretrained", "payoff"),
+  "control.reward_weighted.likelihood": ("path", "denoising"),
 }
 
 

@@ -22,6 +22,7 @@ LOOKS = {
   "reconstruction": (style.BLUE, "s-"),
   "reconstruction_plain": ("#56b4e9", "s-"),
   "classifier": ("#009e73", "^-"),
+  "soft_value": ("#004d38", "^-"),
   "classifier_free": ("#7fbf3f", "^-"),
   "classifier_free_product": ("#b5d98a", "^-"),
   "smc": (style.INK, "D-"),

@@ -9,7 +9,7 @@ import optax
 import optax.contrib as contrib
 from ml_collections import ConfigDict
 
-from ctrl_jax import parallel, sampling
+from ctrl_jax import choices, parallel
 from ctrl_jax.learner import Learner
 from ctrl_jax.objectives import (
   adjoint_matching,
@@ -17,10 +17,12 @@ from ctrl_jax.objectives import (
   path_consistency,
   ppo,
   reward_weighted,
+  subtrajectory,
 )
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import RewardFn
 from experiments.problems.problem import Problem
+from experiments.training import values
 
 # By control.objective; control.<objective> holds each one's own settings.
 MAKE_LEARNER: dict[str, Callable[..., Learner]] = {
@@ -37,9 +39,32 @@ EVALUATIONS = {
   "ctrl": 4,  # 1 forward, 1 recomputed, 2 backward
   "path_consistency": 3,  # 1 to sample, 2 to compare (once recomputed)
   "adjoint_matching": 6,  # 1 to sample, 3 for the adjoint, 2 to regress
-  "reward_weighted": 3,  # as path_consistency
+  "reward_weighted": 3,  # as path_consistency; but see `evaluations`
   "ppo": 9,  # 1 to sample, 2 for each of 4 inner steps
 }
+
+
+def evaluations(control: ConfigDict, name: str, *, steps: int) -> int:
+  """How often an update evaluates the frozen network for each chain.
+
+  Args:
+    control: config.control.
+    name: of the policy update.
+    steps: K.
+  """
+  if name == "reward_weighted" and denoises(control):
+    return 1
+  return steps * EVALUATIONS[name]
+
+
+def draws(control: ConfigDict) -> bool:
+  """Whether reward-weighted likelihood is of paths that are drawn."""
+  return bool(control.reward_weighted.behaviour == "payoff")
+
+
+def denoises(control: ConfigDict) -> bool:
+  """Whether it is judged at a step of the noised ends of those alone."""
+  return draws(control) and control.reward_weighted.likelihood == "denoising"
 
 
 def _schedule(
@@ -110,6 +135,7 @@ def control_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     "lora": config.learning_rate,
     "change": config.learning_rate,
     "head": config.head_learning_rate,
+    subtrajectory.VALUE: config.head_learning_rate,
   }
   inner_steps = config[config.objective].get("inner_steps", 1)
   optimizer = {"adam": adam, "muon": muon}[config.optimizer]
@@ -143,16 +169,32 @@ def check(problem: Problem, config: ConfigDict, *, devices: int) -> None:
   """
   control = config.control
   objectives = {control.objective, *config.compare.objectives}
-  paid = control.num_steps * EVALUATIONS[control.objective]
+  steps = problem.kernel.num_steps
+  paid = control.num_steps * evaluations(
+    control, control.objective, steps=steps
+  )
   for name in config.compare.objectives:
-    if paid < EVALUATIONS[name]:
+    if paid < evaluations(control, name, steps=steps):
       raise ValueError(
         f"control.num_steps is {control.num_steps}, whose cost pays for no "
         f"update of {name} in compare.objectives: use more, or leave it out"
       )
-  if "ctrl" in objectives and control.ctrl.backprop_steps is not None:
+  if "ctrl" in objectives:
+    most, least = control.ctrl.backprop_steps, control.ctrl.backprop_least
     with _named("control.ctrl"):
-      sampling.check_backprop(problem.kernel, control.ctrl.backprop_steps)
+      ctrl.check_truncation(problem.kernel, most, least)
+  labels = choices.are_labels(problem.controls)
+  if "reward_weighted" in objectives and draws(control) and not labels:
+    raise ValueError(
+      "control.reward_weighted.behaviour is payoff, whose paths are drawn for "
+      "every label, and y is a real number here: use policy"
+    )
+  step = control.path_consistency.form == "step"
+  if "path_consistency" in objectives and step and not labels:
+    raise ValueError(
+      "control.path_consistency.form is step, whose value is learned for every "
+      "label, and y is a real number here: use trajectory"
+    )
   if "path_consistency" in objectives:
     with _named("control.path_consistency"):
       chains = control.batch_size // devices
@@ -174,6 +216,7 @@ def control_learner(
   reward_fn: RewardFn,
   config: ConfigDict,
   *,
+  optimizer: optax.GradientTransformation | None = None,
   axis_name: str | None = parallel.AXIS,
 ) -> Learner:
   """The policy update of config.control.objective.
@@ -183,17 +226,24 @@ def control_learner(
     policy: what is trained.
     reward_fn: log p(y | x, c).
     config: of the experiment.
+    optimizer: None: that of config.control.
     axis_name: mapped axis of devices; None on one device without it.
   """
   settings = config.control
+  own = dict(settings[settings.objective])
+  if "likelihood" in own:
+    del own["likelihood"]
+    own["sde"] = problem.sde if denoises(settings) else None
+  if own.pop("form", "") == "step":
+    own["values_fn"] = values.values_fn(problem, settings)
   return MAKE_LEARNER[settings.objective](
     policy,
     reward_fn,
     problem.kernel,
-    control_optimizer(settings),
+    optimizer or control_optimizer(settings),
     gamma=config.reward.gamma,
     sample_shape=problem.sample_shape,
     ema_decay=settings.ema_decay,
     axis_name=axis_name,
-    **settings[settings.objective],
+    **own,
   )

@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Trains a control and samples from it, as a run's config says."""
 
+from collections.abc import Mapping
+
 import jax
 import numpy as np
 
 from ctrl_jax import training
 from ctrl_jax.datasets import labelled
+from ctrl_jax.datasets.labelled import Rows
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params
 from experiments.measures import evaluation
 from experiments.measures.evaluation import Chains, Reference
 from experiments.runtime import keys, loop
-from experiments.training import algorithms
+from experiments.training import algorithms, payoff, values
 from experiments.training.pretraining import Learned, Run, loop_settings
 
 
@@ -33,9 +36,16 @@ def train(
     start: parameters to start from; None: no control at all.
   """
   problem, config = this.problem, this.config.control
+  requests = problem.requests(np.asarray(reference.evidence.table.mean))
+  rows: Mapping[str, np.ndarray | Rows] = requests
+  if config.objective == "reward_weighted" and algorithms.draws(config):
+    rows = payoff.drawn(this.config, problem, reference, requests)
   if start is None:
     key = keys.stage_key(this.config.seed, f"{stage}/init")
     start = jax.jit(learned.policy.init)(key)
+  if values.are_learned(config):
+    key = keys.stage_key(this.config.seed, f"{stage}/value")
+    start = values.with_value(start, key, problem, config)
   trained = loop.fit(
     stage,
     algorithms.control_learner(
@@ -43,7 +53,7 @@ def train(
     ),
     start,
     labelled.batches(
-      problem.requests(np.asarray(reference.evidence.table.mean)),
+      rows,
       seed=this.config.seed,
       batch_size=config.batch_size,
       repeats=algorithms.group_size(config),
@@ -52,7 +62,7 @@ def train(
     most=training.most(before(reference, this.config.reward.gamma)),
     **loop_settings(this, config),
   )
-  return jax.device_get(trained.ema_params)
+  return values.without(jax.device_get(trained.ema_params))
 
 
 def before(reference: Reference, gamma: float) -> float:
