@@ -50,7 +50,8 @@ def test_every_row_is_measured_and_the_run_is_left_alone(
   assert results["nats"]["mean"] > 0 and results["nats"]["stderr"] > 0
   assert all(f"\n{row}  " in out for row in rows)
   assert "an estimate and no certificate" in out
-  assert Image.open(run / "distilled" / "samples.png").size[0] > 500
+  with Image.open(run / "distilled" / "samples.png") as picture:
+    assert picture.size[0] > 500
   before = toy_runs.finished("digits", tmp_path_factory)[0] / "results.json"
   assert (run / "results.json").read_text() == before.read_text()
 
