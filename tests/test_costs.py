@@ -37,8 +37,7 @@ def test_what_the_table_lacks_is_told():
 
 def test_the_page_has_a_row_for_each():
   page = pathlib.Path(__file__).parents[1] / costs.PAGE
-  _, _, rest = page.read_text().partition(f"<!-- table: {costs.TABLE} -->")
-  table = costs.read(rest.partition(studies.END)[0])
+  table = costs.read(studies.read(costs.TABLE, page))
   assert set(table) == {*costs.UPDATES, costs.SMOKE}
 
 

@@ -35,6 +35,12 @@ def test_quickstart(capsys):
   assert (names["samples"][:, 0] > 0).mean() > 0.8
 
 
+def test_the_site_begins_with_the_same_example():
+  code = re.findall(r"```python\n.*?```", README, re.DOTALL)
+  page = (ROOT / "docs" / "index.md").read_text()
+  assert code == re.findall(r"```python\n.*?```", page, re.DOTALL)
+
+
 def test_every_module_of_experiments_is_on_the_map():
   text = (ROOT / "CONTRIBUTING.md").read_text()
   _, _, table = text.partition("| what | where |\n")

@@ -89,7 +89,7 @@ def markdown(costs: Costs) -> str:
 def read(text: str) -> Costs:
   """The costs that a table has."""
   found = {}
-  for line in text.strip().splitlines()[2:]:
+  for line in text.splitlines()[2:]:
     name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
     found[name] = tuple(
       None if cell == tables.DASH else float(cell) for cell in cells
@@ -115,9 +115,7 @@ def main() -> None:
   names = [*UPDATES, SMOKE]
   parser.add_argument("--only", nargs="+", choices=names, default=names)
   given = parser.parse_args()
-  head, _ = studies.around(TABLE, PAGE)
-  rest = PAGE.read_text(encoding="utf-8").removeprefix(head)
-  allowed = read(rest.partition(studies.END)[0])
+  allowed = read(studies.read(TABLE, PAGE))
   costs = {name: measure(name) for name in given.only}
   print(markdown(costs))
   if given.write:

@@ -77,6 +77,13 @@ def write(text: str, name: str, page: pathlib.Path) -> None:
   page.write_text(f"{head}\n{text}\n{tail}", encoding="utf-8")
 
 
+def read(name: str, page: pathlib.Path) -> str:
+  """The table of this name on a page; errors as of `around`."""
+  head, tail = around(name, page)
+  text = page.read_text(encoding="utf-8")
+  return text.removeprefix(head).removesuffix(tail).strip()
+
+
 def around(name: str, page: pathlib.Path) -> tuple[str, str]:
   """What a page has before and after the table of this name, with markers.
 

@@ -15,14 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import paths
+from ctrl_jax import paths, trust
 from ctrl_jax.datasets.labelled import Rows
 from experiments.measures.evaluation import Reference
 from experiments.problems.problem import Problem
 from experiments.runtime import keys
 from experiments.training import algorithms
-
-ENOUGH = 25  # effective samples of a request, from which on draws are many
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +78,7 @@ def drawn(
     rows = paths.resample(jax.random.fold_in(key, i), log_w, num=each)
     chosen.append(np.asarray(rows) * conditions + c)
     effective.append(number * paths.effective_sample_size(log_w).item())
-  if min(effective) < ENOUGH:
+  if min(effective) < trust.LEAST:
     c, y = (requests[name][int(np.argmin(effective))] for name in ("c", "y"))
     print(
       f"warning: {number} samples under c = {c} are worth {min(effective):.1f} "
