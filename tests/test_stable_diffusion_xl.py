@@ -180,7 +180,7 @@ def test_half_precision_is_read_where_there_is_nothing_else(folder):
 
 
 def test_what_is_not_whole_is_refused(folder):
-  assert "needs a size of images" in refusal(encode, folder, TEXTS)
+  assert "large its images are: give a size" in refusal(encode, folder, TEXTS)
   config = folder / "text_encoder_2" / "config.json"
   change(config, architectures=["CLIPTextModel"])
   tensors = config.with_name("model.safetensors")

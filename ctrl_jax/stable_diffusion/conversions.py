@@ -30,7 +30,7 @@ pipeline.save_pretrained({target!r})"""
 
 def of_pickle(file: pathlib.Path) -> str:
   """Why a pickle is refused, and the command that converts it."""
-  why = f"{file} is a pickle, which could run code"
+  why = f"{file} is a pickle, which could run code; convert it"
   if file.suffix == ".ckpt":
     return _told(why, file, _TO_FOLDER, "StableDiffusionPipeline")
   stem = file.stem.replace("pytorch_model", "model")
@@ -47,13 +47,13 @@ def of_pipeline(file: pathlib.Path, kind: str) -> str:
   """
   if file.suffix == ".gguf":
     why = (
-      f"{file} has one network of a pipeline, its weights rounded for good: "
-      "name the folder of the model that it was made from"
+      f"{file} has one network of a pipeline, its weights rounded for good; "
+      "give the folder of the ORIGINAL that it was made from, which is saved"
     )
     return _told(why, file, _ORIGINAL)
   if file.suffix == ".ckpt":
     return of_pickle(file)
-  why = f"{file} is one file, and the folder that diffusers writes is needed"
+  why = f"{file} is one file, and diffusers' folder is needed; convert it"
   return _told(why, file, _TO_FOLDER, kind)
 
 
@@ -65,4 +65,4 @@ def _told(
   code = script.format(file=str(file), target=str(to), kind=kind)
   # The statements of the scripts need no line of their own.
   command = shlex.quote("; ".join(code.splitlines()))
-  return f"{why}; convert it where torch is installed: python -c {command}"
+  return f"{why} where torch is installed: python -c {command}"

@@ -66,7 +66,10 @@ def encode(
   texts = (*prompts, "")
   if model_index.is_xl(index):
     if size is None:
-      raise ValueError(f"{folder} needs a size of images: it is told theirs")
+      raise ValueError(
+        f"{folder} holds a Stable Diffusion XL, which is told how large its "
+        "images are: give a size"
+      )
     tokens, encoded = _encode_xl(folder, texts, size, dtype)
     zeros = index.get("force_zeros_for_empty_prompt", True)
   else:

@@ -67,20 +67,16 @@ ODD = {
   "flip_sin_to_cos": False,
   "freq_shift": 1,
 }
-# As in XL: pooled prompts and sizes, several layers a transformer.
+# As in XL: pooled prompts and sizes, several layers a transformer; and others on
+# the way up, of which no released model has any.
 XL = SD2 | {
-  "block_out_channels": (32, 32, 64),
-  "down_block_types": ("DownBlock2D", *SD2["down_block_types"]),
-  "up_block_types": (*SD2["up_block_types"], "UpBlock2D"),
-  "attention_head_dim": [2, 4, 8],
-  "transformer_layers_per_block": [1, 2, 3],
+  "transformer_layers_per_block": [1, 2],
+  "reverse_transformer_layers_per_block": [3, 1],
   "addition_embed_type": "text_time",
   "addition_time_embed_dim": 8,
   "projection_class_embeddings_input_dim": 5 + 6 * 8,
 }
-# With other transformers on the way up.
-BACK = XL | {"reverse_transformer_layers_per_block": [2, 1, 1]}
-CONFIGS = {"sd1": SD1, "sd2": SD2, "odd": ODD, "xl": XL, "back": BACK}
+CONFIGS = {"sd1": SD1, "sd2": SD2, "odd": ODD, "xl": XL}
 
 
 def load_ours(theirs: torch.nn.Module, folder: pathlib.Path):
