@@ -67,8 +67,8 @@ ODD = {
   "flip_sin_to_cos": False,
   "freq_shift": 1,
 }
-# As in XL: pooled prompts and sizes, several layers a transformer; and others on
-# the way up, of which no released model has any.
+# As in XL: pooled prompts and sizes, several layers a transformer; and on the
+# way up other numbers of them.
 XL = SD2 | {
   "transformer_layers_per_block": [1, 2],
   "reverse_transformer_layers_per_block": [3, 1],
