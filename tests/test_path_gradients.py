@@ -142,7 +142,7 @@ def test_adjoint_matching_regresses_on_the_slope_of_the_tempered_reward():
   end = GAMMA * (np.asarray(toy.TARGETS)[Y] - np.asarray(chain.x)[:, 0])
   expected = np.zeros(N)
   for k in np.flatnonzero(KERNEL.std > 0):
-    eps, reference, _ = POLICY.pair_fn(CONTROL, None, Y)(
+    eps, reference, *_ = POLICY.pair_fn(CONTROL, None, Y)(
       path.x[k], jnp.float32(KERNEL.times[k])
     )
     slope = end * np.prod(factor[k + 1 :])
