@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import generators, kernels, parallel
+from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn, Params
 from experiments import outputs, stages
 from experiments.measures import (
@@ -173,16 +174,17 @@ def _generators(
   student = generator.student(problem)
   start = student.init(keys.stage_key(0, "untrained"))
   one, own = (generators.chain(sde, times, n) for n in (1, num_steps))
-  policy = learned.policy.eps_fn
+  # How far noise is squeezed is learned of these steps, not of longer ones.
+  policy = learned.policy
   fewer = {
     f"ctrl, {n} step{'s' * (n > 1)}": Generator(
-      policy, control, kernels.coarser(kernel, sde, n)
+      policy.eps_fn, control, kernels.coarser(kernel, sde, n)
     )
     for n in FEWER
     if n < kernel.num_steps
   }
   return {
-    "ctrl": Generator(policy, control, kernel),
+    "ctrl": Generator(policy.pair_fn, control, kernel),
     **fewer,
     "untrained": Generator(student.eps_fn, start, one),
     "regression": Generator(student.eps_fn, regressed, one),
@@ -196,7 +198,7 @@ def _speeds(
   """Samples a second on one device, the best of a few rounds."""
 
   def of(one: Generator) -> speed.Sampler:
-    def sampler(c: jax.Array, y: jax.Array) -> EpsFn:
+    def sampler(c: jax.Array, y: jax.Array) -> EpsFn | PairFn:
       return one.eps_fn(one.params, c, y)
 
     return sampler
