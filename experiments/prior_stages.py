@@ -22,6 +22,7 @@ from experiments.measures import evaluation, prior_quality
 from experiments.problems import families, judges
 from experiments.problems.chunks import Look, in_chunks
 from experiments.problems.problem import Problem
+from experiments.runtime import workdir
 from experiments.runtime.logs import Log
 from experiments.training import pretraining, pruning
 from experiments.training.algorithms import adam
@@ -29,6 +30,7 @@ from experiments.training.pretraining import Clock, Run
 from experiments.training.pruning import Chosen
 
 HIDDEN = (128, 16)  # widths of the judge, whose last layer are the features
+SHOWN, FEW = "shown.npz", 8  # images and samples of each class, for a look
 SETS = 4  # of samples, over which figures are averaged
 SPLIT = (0.8, 0.1, 0.1)  # of the pool: train, calibrate, test
 
@@ -131,6 +133,8 @@ def run(
   copied = prior_quality.copies(
     samples.reshape(flat), shared.held_out.reshape(flat), x[chosen.rows]
   )
+  some = _some(x, chosen)
+  workdir.write_arrays(folder / SHOWN, images=some, samples=samples[0, :, :FEW])
   return {
     **outputs.provenance(),
     "num_images": len(chosen.rows),
@@ -139,6 +143,16 @@ def run(
     **prior_quality.figures(samples, shared.held_out, shared.features),
     "copies": copied,
   }
+
+
+def _some(x: np.ndarray, chosen: Chosen) -> np.ndarray:
+  """Of every class as many chosen images, from the first to the last [C, n]."""
+  classes = chosen.classes[chosen.rows]
+  rows = [chosen.rows[classes == c] for c in range(chosen.classes.max() + 1)]
+  num = min(FEW, *map(len, rows))
+  return np.stack(
+    [x[row[np.linspace(0, len(row) - 1, num).astype(int)]] for row in rows]
+  )
 
 
 def images(config: ConfigDict, shared: Bench) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.configs import rules
@@ -52,6 +53,7 @@ OWN = (
   ),
 )
 IMAGES = "images"
+PICTURES = 5  # axes of some of each class
 CONFIGS = pathlib.Path("experiments/configs")
 
 
@@ -222,19 +224,28 @@ def main() -> None:
   entries = {name: [one[name] for one in found] for name in found[0]}
   headings, lines = pruning.table(entries)
   print(studies.markdown(headings, lines, seeds, found[0][study.arms[0].name]))
-  _draw(study, entries)
+  _draw(study, entries, seeds[0])
 
 
-def _draw(study: Study, entries: Mapping[str, Any]) -> None:
-  """prune.png: figures against the share of the images."""
+def _draw(study: Study, entries: Mapping[str, Any], seed: int) -> None:
+  """prune.png, figures by the share of images; of pictures shown.png, some."""
   lines: dict[str, dict[float, Any]] = {}
+  least = min(arm.fraction for arm in study.arms)
+  shown = {}
   for arm in study.arms:
     name = (arm.rule or "all images") + ", weighed" * arm.reweigh
     lines.setdefault(name, {})[arm.fraction] = entries[arm.name]
-  path = study.root / "prune.png"
+    if arm.fraction == least and not arm.reweigh:
+      with np.load(study.folder(seed, arm.folder) / "shown.npz") as saved:
+        shown[arm.name] = dict(saved)
   with matplotlib.rc_context(style.STYLE):
-    pruning.by_fraction(lines, entries[IMAGES]).savefig(path, dpi=80)
-  print(f"figure      {path}")
+    drawn = {"prune": pruning.by_fraction(lines, entries[IMAGES])}
+    if next(iter(shown.values()))["images"].ndim == PICTURES:
+      drawn["shown"] = pruning.pictures(shown)
+    for name, figure in drawn.items():
+      path = study.root / f"{name}.png"
+      figure.savefig(path, dpi=80)
+      print(f"figure      {path}")
 
 
 if __name__ == "__main__":

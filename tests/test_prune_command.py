@@ -29,7 +29,8 @@ def check_table(out, folder):
   assert [row.split(" |")[0] for row in rows] == [
     *("| prior", "| ---", "| images", "| all", "| stratified 30 %")
   ]
-  assert (folder / "prune.png").is_file()
+  for name in ("prune.png", "shown.png"):
+    assert (folder / name).is_file()
   figures = json.loads((folder / "0" / "all" / "results.json").read_text())
   assert figures["num_images"] == 1438 and figures["copies"] is not None
 

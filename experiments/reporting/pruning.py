@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments.reporting import style, tables
+from experiments.reporting import comparison_figures, style, tables
 
 COLUMNS = (
   tables.Column("images", "num_images", 0),
@@ -31,6 +31,8 @@ PANELS = {
   "coverage": ("held-out images reached (%)", 100.0),
   "copies": ("samples that are copies (%)", 100.0),
 }
+
+CLASSES = 4  # that pictures are shown of
 
 Entries = Sequence[Mapping[str, Any]]  # of a prior, one a seed
 
@@ -102,6 +104,26 @@ def by_fraction(
   handles, names = fig.axes[0].get_legend_handles_labels()
   fig.legend(handles, names, loc="outside lower center", ncols=5)
   return fig
+
+
+def pictures(shown: Mapping[str, Mapping[str, np.ndarray]]) -> Figure:
+  """Images that were chosen, and samples of their prior, of a few classes.
+
+  Args:
+    shown: of every prior "images" and "samples" [C, n, H, W, ...] in [-1, 1].
+  """
+  rows = {
+    f"{name}: {what}": arrays[what]
+    for what in ("images", "samples")
+    for name, arrays in shown.items()
+  }
+  num = min(each.shape[1] for each in rows.values())
+  total = len(next(iter(rows.values())))
+  few = np.linspace(0, total - 1, min(total, CLASSES)).astype(int)
+  return comparison_figures.method_rows(
+    {name: each[few, :num] for name, each in rows.items()},
+    control_names=[f"class {c}" for c in few],
+  )
 
 
 def _means(
