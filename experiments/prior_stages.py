@@ -31,6 +31,7 @@ from experiments.training.pruning import Chosen
 
 HIDDEN = (128, 16)  # widths of the judge, whose last layer are the features
 SHOWN, FEW = "shown.npz", 8  # images and samples of each class, for a look
+MOST = 100  # of a class that are sampled in a set
 SETS = 4  # of samples, over which figures are averaged
 SPLIT = (0.8, 0.1, 0.1)  # of the pool: train, calibrate, test
 
@@ -72,7 +73,7 @@ def bench(config: ConfigDict, folder: pathlib.Path, log: Log) -> Bench:
 
 
 def _equally(chosen: Chosen) -> np.ndarray:
-  """Held-out rows [C, n], of every class as many as of the rarest."""
+  """Held-out rows [C, n], of every class as many as of the rarest, or MOST."""
   classes = chosen.classes[chosen.held_out]
   counts = np.bincount(classes, minlength=chosen.classes.max() + 1)
   if counts.min() < 2:
@@ -80,7 +81,7 @@ def _equally(chosen: Chosen) -> np.ndarray:
       f"held out are {counts.tolist()} images of each class, and 2 are the "
       "fewest: use more images, or more --held-out"
     )
-  num = counts.min()
+  num = min(counts.min(), MOST)
   return np.stack(
     [chosen.held_out[classes == c][:num] for c in range(len(counts))]
   )

@@ -17,9 +17,10 @@ pytestmark = pytest.mark.filterwarnings(
 SMALL = "--config digits.py:smoke --fractions 0.3 --rules stratified"
 
 
-def said_of(folder):
-  command = [sys.executable, "-m", "experiments.prune", *SMALL.split()]
-  ((out, error, code),) = finish([start([*command, f"--workdir={folder}"])])
+def said_of(folder, *more):
+  words = [*SMALL.split(), f"--workdir={folder}", *more]
+  command = [sys.executable, "-m", "experiments.prune", *words]
+  ((out, error, code),) = finish([start(command)])
   assert code == 0, error
   return out
 
@@ -42,12 +43,14 @@ def test_a_table_of_priors(tmp_path):
 
 @pytest.mark.long
 def test_what_is_missing_of_a_table_is_measured_again(tmp_path):
-  out = said_of(tmp_path)
+  out = said_of(tmp_path, "--control")
   check_table(out, tmp_path)
+  headings = out[out.index("| prior") :].splitlines()[0]
+  assert "| gap (nats) | oracle % |" in headings
   all_images = tmp_path / "0" / "all" / "results.json"
   before = all_images.stat().st_mtime_ns
   (tmp_path / "0" / "stratified-0.3" / "results.json").unlink()
-  again = said_of(tmp_path)
+  again = said_of(tmp_path, "--control")
   assert all_images.stat().st_mtime_ns == before
   table = lambda text: text[text.index("| prior") :]
   assert table(again) == table(out)
