@@ -31,7 +31,7 @@ from experiments.training.pruning import Chosen
 
 HIDDEN = (128, 16)  # widths of the judge, whose last layer are the features
 SHOWN, FEW = "shown.npz", 8  # images and samples of each class, for a look
-MOST = 100  # of a class that are sampled in a set
+MOST = 1000  # samples in a set
 SETS = 4  # of samples, over which figures are averaged
 SPLIT = (0.8, 0.1, 0.1)  # of the pool: train, calibrate, test
 
@@ -65,26 +65,30 @@ def bench(config: ConfigDict, folder: pathlib.Path, log: Log) -> Bench:
       "the model is there and no prior is trained: leave out model.path"
     )
   chosen = pruning.choose(problem, config.prior, seed=config.seed)
-  rows = _equally(chosen)
+  rows = _equally(_groups(problem, chosen), chosen.held_out)
   this = Run(config, folder, problem, mesh, log)
   features, accuracy = _judge(this, chosen)
   data = problem.data
   return Bench(problem, mesh, features, accuracy, data.x[rows], data.c[rows])
 
 
-def _equally(chosen: Chosen) -> np.ndarray:
-  """Held-out rows [C, n], of every class as many as of the rarest, or MOST."""
-  classes = chosen.classes[chosen.held_out]
-  counts = np.bincount(classes, minlength=chosen.classes.max() + 1)
+def _groups(problem: Problem, chosen: Chosen) -> np.ndarray:
+  """What samples can be asked for, of every example: its class, or all one."""
+  conditional = problem.num_conditions > 1
+  return chosen.classes if conditional else np.zeros_like(chosen.classes)
+
+
+def _equally(groups: np.ndarray, held_out: np.ndarray) -> np.ndarray:
+  """Held-out rows [C, n], of every group as many as of the rarest, or MOST."""
+  of_rows = groups[held_out]
+  counts = np.bincount(of_rows, minlength=groups.max() + 1)
   if counts.min() < 2:
     raise ValueError(
       f"held out are {counts.tolist()} images of each class, and 2 are the "
       "fewest: use more images, or more --held-out"
     )
-  num = min(counts.min(), MOST)
-  return np.stack(
-    [chosen.held_out[classes == c][:num] for c in range(len(counts))]
-  )
+  num = min(counts.min(), MOST // len(counts))
+  return np.stack([held_out[of_rows == c][:num] for c in range(len(counts))])
 
 
 def _judge(this: Run, chosen: Chosen) -> tuple[Look, float | None]:
@@ -134,7 +138,8 @@ def run(
   copied = prior_quality.copies(
     samples.reshape(flat), shared.held_out.reshape(flat), x[chosen.rows]
   )
-  some = _some(x, chosen)
+  groups = _groups(shared.problem, chosen)
+  some = _some(x, groups, chosen.rows)
   workdir.write_arrays(folder / SHOWN, images=some, samples=samples[0, :, :FEW])
   return {
     **outputs.provenance(),
@@ -146,11 +151,10 @@ def run(
   }
 
 
-def _some(x: np.ndarray, chosen: Chosen) -> np.ndarray:
-  """Of every class as many chosen images, from the first to the last [C, n]."""
-  classes = chosen.classes[chosen.rows]
-  rows = [chosen.rows[classes == c] for c in range(chosen.classes.max() + 1)]
-  num = min(FEW, *map(len, rows))
+def _some(x: np.ndarray, groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+  """Of every group as many chosen images, from the first to the last [C, n]."""
+  rows = [chosen[groups[chosen] == c] for c in range(groups.max() + 1)]
+  num = min([FEW, *map(len, rows)])
   return np.stack(
     [x[row[np.linspace(0, len(row) - 1, num).astype(int)]] for row in rows]
   )
@@ -160,8 +164,9 @@ def images(config: ConfigDict, shared: Bench) -> dict[str, Any]:
   """The same figures of images of the pool; none, if it has too few."""
   chosen = pruning.choose(shared.problem, config.prior, seed=config.seed)
   rng, num = np.random.default_rng(config.seed), shared.held_out.shape[1]
+  of_pool = _groups(shared.problem, chosen)[chosen.pool]
   pool = [
-    rng.permutation(chosen.pool[chosen.classes[chosen.pool] == c])
+    rng.permutation(chosen.pool[of_pool == c])
     for c in range(len(shared.held_out))
   ]
   sets = min(SETS, min(map(len, pool)) // num)

@@ -42,6 +42,14 @@ def test_a_table_of_priors(tmp_path):
 
 
 @pytest.mark.long
+def test_a_model_without_conditions_has_no_worst_class(tmp_path):
+  out = said_of(tmp_path, "--config", "own.py:smoke")
+  headings = out[out.index("| prior") :].splitlines()[0]
+  assert "Fréchet" in headings and "worst" not in headings
+  assert (tmp_path / "shown.png").is_file()
+
+
+@pytest.mark.long
 def test_what_is_missing_of_a_table_is_measured_again(tmp_path):
   out = said_of(tmp_path, "--control")
   check_table(out, tmp_path)
