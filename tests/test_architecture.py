@@ -17,19 +17,19 @@ MAX_LINES = 260
 
 # A part of ctrl_jax imports from itself and from layers before its own, alone.
 LIBRARY = """
-types choices, files json_file sde metrics weights parallel nearest squeeze,
-kernels, truncation learner flow predictions models datasets checkpoint
-control_file, sampling linear_quadratic training fitting hypotheses, paths,
-rewards policy trust doubt alternatives, pretrained steering transitions units
-composition, students, generators divergence, objectives guidance bridge
-distillation self_labels, evidence, labels certification headed, controlled
-self_fitted, tuning, stable_diffusion, diffusers
+types choices, files json_file sde metrics frechet weights parallel nearest
+squeeze coresets, kernels, truncation learner flow predictions models datasets
+checkpoint control_file, sampling linear_quadratic group_dro training fitting
+hypotheses, paths, rewards policy trust doubt alternatives, pretrained steering
+transitions units composition, students, generators divergence, objectives
+guidance bridge distillation self_labels, evidence, labels certification headed,
+controlled self_fitted, tuning, stable_diffusion, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
 configs reporting, runtime, problems, measures, training, baselines, outputs
-sampler, stages, generator_stages, run compare exactness export sample distill,
-benchmarks
+sampler, stages prior_stages, generator_stages, run compare exactness export
+sample distill prune, benchmarks
 """
 # Only experiments know configs, flags, logs and figures.
 NOT_IN_LIBRARY = {

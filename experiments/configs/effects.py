@@ -180,6 +180,13 @@ TABLE: dict[str, Needs] = {
     for section in _CLASSIFIERS
   },
   **{field: _TRAINED for field in ("sde", "prior", "data.size")},
+  "prior.select": Needs(
+    lambda config: config.prior.fraction < 1, "prior.fraction below 1"
+  ),
+  "prior.reweigh": Needs(
+    lambda config: config.problem.name != "own",
+    "conditions c; without, weights would change what is learned",
+  ),
   **{f"model.{name}": _TRAINED for name in ("dims", "num_layers", "num_heads")},
   "model.patch": _TRAINED,
   **{f"model.{name}": _GIVEN for name in ("conditions", "guidance_scale")},
