@@ -20,10 +20,10 @@ LIBRARY = """
 types choices, files json_file sde metrics weights parallel nearest, kernels
 learner flow predictions models datasets checkpoint control_file, sampling
 linear_quadratic training fitting hypotheses, paths, rewards policy trust doubt
-alternatives, pretrained steering transitions units composition, students,
-generators divergence, objectives guidance bridge distillation self_labels,
-evidence, labels certification headed, controlled self_fitted, tuning,
-stable_diffusion, diffusers
+alternatives, pretrained steering transitions units composition, students
+interpolation, generators divergence, objectives guidance bridge distillation
+self_labels, evidence, labels certification headed, controlled self_fitted,
+tuning, stable_diffusion, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
