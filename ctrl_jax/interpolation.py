@@ -59,9 +59,9 @@ def parameters(trees: Sequence[Params], weights: Weights) -> Params:
   """
   trees = tuple(trees)
   _check(weights, len(trees))
-  first = jax.tree.structure(trees[0])
-  for number, tree in enumerate(trees):
-    if jax.tree.structure(tree) != first:
+  structures = [jax.tree.structure(tree) for tree in trees]
+  for number, structure in enumerate(structures):
+    if structures.index(structure) != 0:
       raise ValueError(f"network {number} has other parameters than network 0")
 
   def mean(path, *leaves):

@@ -28,8 +28,8 @@ tuning, stable_diffusion, diffusers
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
 configs reporting, runtime, problems, measures, training, baselines, outputs
-sampler, stages, generator_stages, run compare exactness export sample distill,
-benchmarks
+sampler, stages, generator_stages interpolation_stages, run compare exactness
+export sample distill interpolate, benchmarks
 """
 # Only experiments know configs, flags, logs and figures.
 NOT_IN_LIBRARY = {
