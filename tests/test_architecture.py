@@ -21,15 +21,16 @@ types choices, files json_file sde metrics frechet weights parallel nearest
 squeeze coresets, kernels, truncation learner flow predictions models datasets
 checkpoint control_file, sampling linear_quadratic group_dro training fitting
 hypotheses, paths, rewards policy trust doubt alternatives, pretrained steering
-transitions units composition, students, generators divergence, objectives
-guidance bridge distillation self_labels, evidence, labels certification headed,
-controlled self_fitted, tuning, stable_diffusion, diffusers
+transitions units composition, students interpolation, generators
+divergence, objectives guidance bridge distillation self_labels, evidence,
+labels certification headed, controlled self_fitted, tuning, stable_diffusion,
+diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
 configs reporting, runtime, problems, measures, training, baselines, outputs
-sampler, stages prior_stages, generator_stages, run compare exactness export
-sample distill prune, benchmarks
+sampler, stages prior_stages, generator_stages interpolation_stages, run compare
+exactness export sample distill prune interpolate, benchmarks
 """
 # Only experiments know configs, flags, logs and figures.
 NOT_IN_LIBRARY = {

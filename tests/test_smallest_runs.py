@@ -67,6 +67,7 @@ ELSEWHERE = {  # runs in a test of its own
   "distill": "test_distill_command.py",
   "export": "test_export_command.py",
   "prune": "test_prune_command.py",
+  "interpolate": "test_interpolate_command.py",
   "sample": "test_sample_command.py",
 }
 FILES = (
