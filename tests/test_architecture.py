@@ -23,7 +23,7 @@ linear_quadratic training fitting hypotheses, paths, rewards policy trust doubt
 alternatives, pretrained steering transitions units composition, students,
 generators divergence, objectives guidance bridge distillation self_labels,
 evidence, labels certification headed, controlled self_fitted, tuning,
-stable_diffusion, diffusers
+stable_diffusion, stable_diffusion_3, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
