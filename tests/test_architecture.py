@@ -17,9 +17,10 @@ MAX_LINES = 260
 
 # A part of ctrl_jax imports from itself and from layers before its own, alone.
 LIBRARY = """
-types choices, files json_file sde metrics weights parallel nearest, kernels
-learner flow predictions models datasets checkpoint control_file, sampling
-linear_quadratic training fitting hypotheses, paths, rewards policy trust doubt
+types choices, files json_file sde metrics weights placement divided nearest,
+parallel kernels learner flow predictions models datasets checkpoint
+control_file, sampling linear_quadratic training fitting hypotheses, paths,
+rewards policy trust doubt
 alternatives, pretrained steering transitions units composition, students,
 generators divergence, objectives guidance bridge distillation self_labels,
 evidence, labels certification headed, controlled self_fitted, tuning,

@@ -21,7 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ctrl_jax import alternatives, learner, rewards
+from ctrl_jax import alternatives, learner, parallel, rewards
 from ctrl_jax.datasets import labelled
 from ctrl_jax.objectives import denoising
 from ctrl_jax.policy import Policy
@@ -166,7 +166,7 @@ def _prior(this: Run, settings: dict[str, Any]) -> Params:
     live=("loss",),
     **settings,
   )
-  return jax.device_get(trained.ema_params)
+  return parallel.gather(trained.ema_params)
 
 
 @contextlib.contextmanager
