@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend import core
@@ -63,6 +62,13 @@ def check_groups(num_devices: int, model: int) -> None:
 def shares(mesh: Mesh) -> int:
   """Equal parts that a batch is cut in."""
   return int(mesh.shape[AXIS])
+
+
+def alone(mesh: Mesh) -> Mesh:
+  """One device of this host; where devices share weights, all of the mesh."""
+  if placement.MODEL in mesh.shape:
+    return mesh
+  return make_mesh(jax.local_devices()[:1])
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, name: str) -> None:
@@ -183,24 +189,9 @@ def _description(args: tuple[Any, ...]) -> str:
 
 
 def shard(tree: Any, mesh: Mesh) -> Any:
-  """Splits arrays that every host has, along the first axis, over `AXIS`.
-
-  Each host passes on the rows of its own devices only.
-  """
+  """Splits arrays that every host has, along their first axis, over `AXIS`."""
   sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-
-  def put(leaf: Any) -> jax.Array:
-    if jax.process_count() == 1:
-      return jax.device_put(leaf, sharding)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      data = put(jax.random.key_data(leaf))
-      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    whole = np.asarray(leaf)
-    return jax.make_array_from_callback(
-      whole.shape, sharding, whole.__getitem__
-    )
-
-  return jax.tree.map(put, tree)
+  return jax.tree.map(lambda leaf: placement.put(leaf, sharding), tree)
 
 
 def gather(tree: Any) -> Any:

@@ -20,6 +20,9 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 MODEL = "model"
@@ -28,8 +31,26 @@ WASTE = 0.1  # share of the large arrays that may be copied all the same
 
 
 def place(tree: Any, mesh: Mesh) -> Any:
-  """Puts arrays that every host has where `shardings` says."""
-  return jax.device_put(tree, shardings(tree, mesh))
+  """Puts arrays where `shardings` says, as `put` does."""
+  return jax.tree.map(put, tree, shardings(tree, mesh))
+
+
+def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+  """Puts an array that every host has on the devices of a sharding.
+
+  Each host passes on the parts of its own devices only.
+  """
+  if jax.process_count() == 1:
+    return jax.device_put(leaf, sharding)
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    data = put(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+  if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+    if not sharding.is_fully_addressable:
+      return jax.device_put(leaf, sharding)
+    leaf = multihost_utils.process_allgather(leaf, tiled=True)
+  whole = np.asarray(leaf)
+  return jax.make_array_from_callback(whole.shape, sharding, whole.__getitem__)
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

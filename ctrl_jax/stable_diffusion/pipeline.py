@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ctrl_jax.stable_diffusion import (
   clip_text,
@@ -74,6 +75,7 @@ def load(
   dtype: Any = jnp.float32,
   attention: Implementation = None,
   remat: bool = False,
+  mesh: Mesh | None = None,
 ) -> Pipeline:
   """Reads U-Net, autoencoder and schedule.
 
@@ -82,6 +84,7 @@ def load(
     dtype: of parameters and computation.
     attention: see `unet.UNet`.
     remat: whether each block is computed again in the backward pass.
+    mesh: of devices that share the parameters; see `weights.load`.
 
   Raises:
     FileNotFoundError: something is missing.
@@ -99,9 +102,15 @@ def load(
     (1, 1, config.cross_attention_dim),
   )
   unet_params = weights.load(
-    folder / "unet", unet_shapes, dtype=dtype, ignore=("class_embedding.",)
+    folder / "unet",
+    unet_shapes,
+    dtype=dtype,
+    ignore=("class_embedding.",),
+    mesh=mesh,
   )
-  autoencoder, vae_params = load_vae(folder / "vae", dtype=dtype, remat=remat)
+  autoencoder, vae_params = load_vae(
+    folder / "vae", dtype=dtype, remat=remat, mesh=mesh
+  )
   return Pipeline(
     unet=network,
     vae=autoencoder,
@@ -112,13 +121,17 @@ def load(
 
 
 def load_vae(
-  folder: pathlib.Path, *, dtype: Any = jnp.float32, remat: bool = False
+  folder: pathlib.Path,
+  *,
+  dtype: Any = jnp.float32,
+  remat: bool = False,
+  mesh: Mesh | None = None,
 ) -> tuple[vae.VAE, Params]:
   """The autoencoder in a folder "vae", and its parameters; as `load` does."""
   config = folders.read_config(folder / "config.json", vae.Config.from_json)
   autoencoder, side = vae.VAE(config, remat, dtype), config.downsampling
   shapes = shapes_of(autoencoder, (1, side, side, config.in_channels))
-  return autoencoder, weights.load(folder, shapes, dtype=dtype)
+  return autoencoder, weights.load(folder, shapes, dtype=dtype, mesh=mesh)
 
 
 def decode(
