@@ -134,22 +134,22 @@ def test_large_arrays_are_cut_along_the_longest_dimension_that_divides():
 
 def test_a_state_is_continued_on_any_mesh(tmp_path):
   """Saved where two share the weights, restored where four do, or none."""
-  straight = fit(tmp_path / "straight", 4, **_wide(1))
+  straight = fit(tmp_path / "straight", 4, **wide(1))
   for begun, ended in ((2, 4), (4, 1), (1, 2)):
     folder = tmp_path / f"{begun}-{ended}"
-    fit(folder, 2, **_wide(begun))
-    final = fit(folder, 4, **_wide(ended))
+    fit(folder, 2, **wide(begun))
+    final = fit(folder, 4, **wide(ended))
     assert _share(final) < 1 / ended + 0.01
     jax.tree.map(
       lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5),
       final.params,
       straight.params,
     )
-  again = fit(folder, 4, **_wide(4))
+  again = fit(folder, 4, **wide(4))
   assert bits(again) == bits(final)
 
 
-def _wide(model):
+def wide(model):
   """A regression whose parameters are large."""
 
   def loss_fn(params, keys, batch):
