@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ctrl_jax import generators, kernels, parallel
@@ -32,7 +33,7 @@ from experiments.measures.methods import Method
 from experiments.problems import families
 from experiments.problems.problem import Problem
 from experiments.reporting import comparison_figures, sample_figures, style
-from experiments.runtime import finished_run, keys
+from experiments.runtime import devices, finished_run, keys
 from experiments.runtime.logs import Log
 from experiments.training import generator, pretraining
 from experiments.training.pretraining import Clock, Learned, Run
@@ -71,7 +72,7 @@ def run(
       policy has fewer steps.
     errors.DivergedError: training did, at every rate; says where.
   """
-  mesh = parallel.make_mesh()
+  mesh = devices.mesh(config)
   parallel.check_batch_size(batch, mesh, name="--batch")
   problem = families.make(config, source)
   _check(problem, steps)
@@ -133,7 +134,7 @@ def _measure(
   entries = generated.judge(
     setting, drawn, policy, target, learned.looking, found
   )
-  rates = _speeds(problem, made, chunk=setting.chunk)
+  rates = _speeds(problem, made, chunk=setting.chunk, mesh=setting.mesh)
   return {
     name: entry | {"samples_per_second": rates[name]}
     for name, entry in entries.items()
@@ -193,7 +194,7 @@ def _generators(
 
 
 def _speeds(
-  problem: Problem, made: dict[str, Generator], *, chunk: int
+  problem: Problem, made: dict[str, Generator], *, chunk: int, mesh: Mesh
 ) -> dict[str, float]:
   """Samples a second on one device, the best of a few rounds."""
 
@@ -207,6 +208,7 @@ def _speeds(
     problem,
     {name: of(one) for name, one in made.items()},
     chunk=chunk,
+    mesh=mesh,
     kernels={name: one.kernel for name, one in made.items()},
   )
   return {name: float(1 / found.min()) for name, found in seconds.items()}

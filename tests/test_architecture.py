@@ -17,14 +17,14 @@ MAX_LINES = 260
 
 # A part of ctrl_jax imports from itself and from layers before its own, alone.
 LIBRARY = """
-types choices, files json_file sde metrics frechet weights parallel nearest
-squeeze coresets, kernels, truncation learner flow predictions models datasets
-checkpoint control_file, sampling linear_quadratic group_dro training fitting
-hypotheses, paths, rewards policy trust doubt alternatives, pretrained steering
-transitions units composition, students interpolation, generators divergence,
-objectives guidance bridge distillation self_labels, evidence, labels
-certification headed, controlled self_fitted, tuning, stable_diffusion,
-stable_diffusion_3, diffusers
+types choices, files json_file sde metrics frechet weights placement divided
+nearest squeeze coresets, parallel kernels, truncation learner flow predictions
+models datasets checkpoint control_file, sampling linear_quadratic group_dro
+training fitting hypotheses, paths, rewards policy trust doubt alternatives,
+pretrained steering transitions units composition, students interpolation,
+generators divergence, objectives guidance bridge distillation self_labels,
+evidence, labels certification headed, controlled self_fitted, tuning,
+stable_diffusion, stable_diffusion_3, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from ctrl_jax.stable_diffusion import (
   folders,
@@ -64,6 +65,7 @@ def load(
   dtype: Any = jnp.float32,
   attention: Implementation = None,
   remat: bool = False,
+  mesh: Mesh | None = None,
 ) -> Pipeline:
   """Reads U-Net, autoencoder and schedule.
 
@@ -73,6 +75,7 @@ def load(
       float32.
     attention: see `unet.UNet`.
     remat: whether each block is computed again in the backward pass.
+    mesh: of devices that share the parameters; see `weights.load`.
 
   Raises:
     FileNotFoundError: something is missing.
@@ -84,10 +87,18 @@ def load(
   network = unet.UNet(config, attention, remat, dtype)
   unet_shapes = shapes_of(network, *config.smallest_inputs)
   unet_params = weights.load(
-    folder / "unet", unet_shapes, dtype=dtype, ignore=("class_embedding.",)
+    folder / "unet",
+    unet_shapes,
+    dtype=dtype,
+    ignore=("class_embedding.",),
+    mesh=mesh,
   )
   autoencoder, vae_params = load_vae(
-    folder / "vae", dtype=dtype, remat=remat, upcast=model_index.is_xl(index)
+    folder / "vae",
+    dtype=dtype,
+    remat=remat,
+    upcast=model_index.is_xl(index),
+    mesh=mesh,
   )
   return Pipeline(
     unet=network,
@@ -104,6 +115,7 @@ def load_vae(
   dtype: Any = jnp.float32,
   remat: bool = False,
   upcast: bool = False,
+  mesh: Mesh | None = None,
 ) -> tuple[vae.VAE, Params]:
   """The autoencoder in a folder "vae", and its parameters; as `load` does.
 
@@ -113,13 +125,14 @@ def load_vae(
     remat: see `vae.VAE`.
     upcast: whether it is float32, whatever dtype says, where its config asks
       for that, as that of Stable Diffusion XL.
+    mesh: of devices that share the parameters; see `weights.load`.
   """
   config = folders.read_config(folder / "config.json", vae.Config.from_json)
   if upcast and config.force_upcast:
     dtype = jnp.float32
   autoencoder, side = vae.VAE(config, remat, dtype), config.downsampling
   shapes = shapes_of(autoencoder, (1, side, side, config.in_channels))
-  return autoencoder, weights.load(folder, shapes, dtype=dtype)
+  return autoencoder, weights.load(folder, shapes, dtype=dtype, mesh=mesh)
 
 
 def decode(

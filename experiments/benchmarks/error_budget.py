@@ -51,7 +51,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import parallel
 from experiments import stages
 from experiments.benchmarks import (
   compared_policies,
@@ -61,7 +60,7 @@ from experiments.benchmarks import (
 from experiments.benchmarks.compared_policies import Controlled
 from experiments.benchmarks.optimal_control import Grid, Optimum
 from experiments.configs import mixture, rules
-from experiments.runtime import arguments, flags, logs, outcome
+from experiments.runtime import arguments, devices, flags, logs, outcome
 from experiments.runtime.workdir import write_json
 from experiments.training import control, pretraining
 from experiments.training.pretraining import Run
@@ -115,7 +114,7 @@ def measure(
   """All rows for one seed and one gamma; files go under workdir."""
   problem, gamma = compared_policies.plane(config, workdir), config.reward.gamma
   log = logs.Log(workdir, enabled=False)
-  this = Run(config, workdir, problem, parallel.make_mesh(), log)
+  this = Run(config, workdir, problem, devices.mesh(config), log)
   learned = pretraining.learn(pretraining.Clock(this))
   reference = stages.sample_reference(this, learned)
   x, log_p = reference.samples[:, 0], reference.log_likelihood[:, 0]

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctrl_jax import parallel
 from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn
 from experiments import outputs
@@ -105,10 +106,10 @@ def measure(name: str, *, steps: int, rounds: int) -> Row:
   """Compiles and times the two samplers of a row."""
   chunk, make = CONTROLS[name]
   sizes = Sizes(chunk, 1, steps, steps, "float32")
-  made = make(sizes).make(None)
+  made, mesh = make(sizes).make(None), parallel.make_mesh()
   with turns.alone():
     seconds = speed.seconds_per_sample(
-      made.problem, _samplers(made), chunk=chunk, rounds=rounds
+      made.problem, _samplers(made), chunk=chunk, mesh=mesh, rounds=rounds
     )
   # Of other kernels than its own XLA counts nothing.
   flops = _flops(make(sizes._replace(attention="xla")).make(None), chunk)

@@ -50,6 +50,7 @@ def common() -> dict[str, Any]:
     "variant": "",  # what follows the colon in --config=FILE:VARIANT
     "seed": 0,  # of everything random
     "devices": 0,  # of a host; 0: its accelerators, or one for each CPU core
+    "sharding": {"model": 1},  # devices that share weights too large for one
     "sde": {
       "name": "vp",  # vp, ve or flow
       "beta_min": 0.1,  # vp: noise rate at time 0

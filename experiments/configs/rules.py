@@ -78,6 +78,7 @@ RULES: dict[str, Rule] = {
   # Above, it would share its noise with what 32 bits leave of it.
   "seed": (lambda v: 0 <= v < 2**32, "use a number from 0 to 4294967295"),
   "devices": _NOT_NEGATIVE,
+  "sharding.model": _AT_LEAST_1,
   "beta_min": _POSITIVE,
   "beta_max": _POSITIVE,
   "std_min": _POSITIVE,

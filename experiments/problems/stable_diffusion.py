@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import parallel, paths, sampling
+from ctrl_jax import paths, sampling
 from ctrl_jax.datasets import image_folder
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.pretrained import Pretrained
@@ -37,7 +37,7 @@ from experiments.problems import (
 )
 from experiments.problems.factors import control_names
 from experiments.problems.problem import Problem
-from experiments.runtime import inputs
+from experiments.runtime import devices, inputs
 
 PAINTED = "labelled"  # images of the model's own, in the run's folder
 
@@ -125,6 +125,7 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     dtype=dtype,
     attention=settings.attention or None,
     remat=settings.remat,
+    mesh=devices.mesh(config) if config.sharding.model > 1 else None,
   )
   return assemble(config, parts, encoded)
 
@@ -219,5 +220,5 @@ def _paint(problem: Problem, config: ConfigDict, folder: pathlib.Path) -> None:
     folder,
     seed=config.seed,
     chunk=config.evaluate.chunk,
-    mesh=parallel.make_mesh(),
+    mesh=devices.mesh(config),
   )

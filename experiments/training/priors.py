@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from ctrl_jax import group_dro, learner
+from ctrl_jax import group_dro, learner, parallel
 from ctrl_jax.datasets import labelled
 from ctrl_jax.learner import Learner
 from ctrl_jax.objectives import denoising
@@ -102,7 +102,7 @@ def _fit(
     ema_decay=prior.ema_decay,
   )
   trained = _loop(stage, problem, made, arrays, config.seed, settings)
-  return jax.device_get(trained.ema_params)
+  return parallel.gather(trained.ema_params)
 
 
 def _loop(
