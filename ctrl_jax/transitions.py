@@ -120,9 +120,10 @@ def log_density(
 
   def step(total, row):
     x, x_next, t, a, b, s = row
-    eps, squeezed = eps_fn(x, t), None
-    if isinstance(eps, Predictions):
-      eps, squeezed = eps.eps, eps.squeeze
+    found: Any = eps_fn(x, t)
+    if not isinstance(found, Predictions):
+      found = Predictions(found, found)
+    eps, squeezed = found.eps, found.squeeze
     noise = (x_next - a * x - b * eps) / s
     residual = noise.reshape(len(x), -1)
     dims = residual.shape[1]
