@@ -144,6 +144,7 @@ TABLE: dict[str, Needs] = {
   "control.embedding_learning_rate": _is("control.adapt", "lora", "full"),
   "control.head_learning_rate": _HEAD,
   "control.all_labels": _HEAD,
+  "control.squeeze": _HEAD,
   # Only this update follows a gradient through the chain.
   "control.differentiate_inputs": Needs(
     lambda config: bool(config.control.head and "ctrl" in _objectives(config)),
