@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data parallelism over every device of every host.
 
-The only module that names a device axis. An update is written for one
-device's share of the batch and averages its gradients over `AXIS`; `pmap`
-maps it over a mesh of all devices. That is what `jax.pmap` has been since JAX
-0.8 (a `shard_map` under `jit`), called directly because replicated outputs of
-`jax.pmap` live on one host only: on several hosts they can be neither donated
-nor checkpointed. The state is replicated: no leading device axis.
+An update is written for one device's share of the batch and averages its
+gradients over `AXIS`; `pmap` maps it over a mesh of all devices. Where weights
+are larger than a chip, a group of devices stands for the one: they lie side by
+side along a second axis of the mesh, share the weights as `placement` says,
+and have one share of the batch, whose computation XLA divides (`divided`).
+
+The map is what `jax.pmap` has been since JAX 0.8 (a `shard_map` under `jit`),
+called directly because replicated outputs of `jax.pmap` live on one host only:
+on several hosts they can be neither donated nor checkpointed. The state has no
+leading device axis.
 
 Arrays that a mapped function closes over, such as the weights of a frozen
 network, are handed to the compiled program as arguments. JAX would write them
@@ -18,26 +22,63 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.extend import core
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from ctrl_jax import divided, placement
+
 AXIS = "batch"
 
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-  """One axis over the given devices, by default all of all hosts."""
-  return Mesh(np.array(jax.devices() if devices is None else devices), (AXIS,))
+def make_mesh(devices: Sequence[Any] | None = None, *, model: int = 1) -> Mesh:
+  """A mesh over the given devices, by default all of all hosts.
+
+  Args:
+    devices: neighbours share weights.
+    model: devices that share them; 1: each has all, and there is one axis only.
+
+  Raises:
+    ValueError: these devices are no groups of so many.
+  """
+  row = np.array(jax.devices() if devices is None else devices)
+  check_groups(len(row), model)
+  if model == 1:
+    return Mesh(row, (AXIS,))
+  return Mesh(row.reshape(-1, model), (AXIS, placement.MODEL))
+
+
+def check_groups(num_devices: int, model: int) -> None:
+  """Raises ValueError unless the devices are groups of so many."""
+  if model < 1 or num_devices % model:
+    fit = [n for n in range(1, num_devices + 1) if num_devices % n == 0]
+    raise ValueError(
+      f"sharding.model is {model}, and {num_devices} devices are no groups of "
+      f"{model}: use {' or '.join(map(str, fit))}"
+    )
+
+
+def shares(mesh: Mesh) -> int:
+  """Equal parts that a batch is cut in."""
+  return int(mesh.shape[AXIS])
+
+
+def alone(mesh: Mesh) -> Mesh:
+  """One device of this host; where devices share weights, all of the mesh."""
+  if placement.MODEL in mesh.shape:
+    return mesh
+  return make_mesh(jax.local_devices()[:1])
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, name: str) -> None:
   """Raises ValueError unless the devices share the global batch equally."""
-  if batch_size < 1 or batch_size % mesh.size:
+  parts = shares(mesh)
+  if batch_size < 1 or batch_size % parts:
+    who = "devices" if parts == mesh.size else "groups of devices"
     raise ValueError(
-      f"{name} = {batch_size} is not divisible by {mesh.size} devices: use "
-      f"a multiple of {mesh.size}"
+      f"{name} = {batch_size} is not divisible by {parts} {who}: use a "
+      f"multiple of {parts}"
     )
 
 
@@ -46,8 +87,9 @@ def pmap(
 ) -> "Mapped":
   """Maps (state, keys, batch) -> (state, metrics) over the mesh, compiled.
 
-  State and metrics are replicated, keys and batch split along their first
-  axis. The state is donated: the one passed in is gone after the call.
+  State and metrics lie as `placement` says, keys and batch are split along
+  their first axis. The state is donated: the one passed in is gone after the
+  call.
   """
   batch = PartitionSpec(AXIS)
   return Mapped(
@@ -60,7 +102,7 @@ def map_examples(
 ) -> Callable[[Any, Any, Any], Any]:
   """Maps (params, keys, batch) -> results, one row an example, compiled.
 
-  Parameters are replicated; all else is split along its first axis.
+  Parameters lie as `placement` says; all else is split along its first axis.
   """
   batch = PartitionSpec(AXIS)
   return Mapped(function, mesh, (PartitionSpec(), batch, batch), batch)
@@ -83,17 +125,22 @@ class Mapped:
     donate: bool = False,
   ) -> None:
     """Prepares; nothing is traced yet. donate: the first argument."""
-    # check_vma=False: an update does its own pmean. With the check on,
-    # gradients of a per-shard loss arrive already summed and a pmean would be
-    # N times off.
-    self.function = jax.shard_map(
-      function,
-      mesh=mesh,
-      in_specs=in_specs,
-      out_specs=out_specs,
-      check_vma=False,
-    )
-    self.mesh = mesh
+    if placement.MODEL in mesh.shape:
+      self.function = divided.over_groups(
+        function, mesh, in_specs, out_specs, axis=AXIS
+      )
+    else:
+      # check_vma=False: an update does its own pmean. With the check on,
+      # gradients of a per-shard loss arrive already summed and a pmean would be
+      # N times off.
+      self.function = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=in_specs,
+        out_specs=out_specs,
+        check_vma=False,
+      )
+    self.mesh, self.out_specs = mesh, out_specs
     self.donated = (1,) if donate else ()
     self.captured: Any = None
 
@@ -112,7 +159,7 @@ class Mapped:
   def _trace(self, args: tuple[Any, ...]) -> None:
     """Makes the captured arrays an argument, the first."""
     traced, shape = jax.make_jaxpr(self.function, return_shape=True)(*args)
-    self.captured = replicate(traced.consts, self.mesh)
+    self.captured = placement.place(traced.consts, self.mesh)
     form, expected = jax.tree.structure(shape), _description(args)
 
     def call(captured, *args):
@@ -125,7 +172,15 @@ class Mapped:
       run = core.jaxpr_as_fun(closed)
       return jax.tree.unflatten(form, run(*jax.tree.leaves(args)))
 
-    self.compiled = jax.jit(call, donate_argnums=self.donated)
+    self.compiled = jax.jit(
+      call, donate_argnums=self.donated, out_shardings=self._results(shape)
+    )
+
+  def _results(self, shape: Any) -> Any:
+    """Where results lie: what was donated must come back as it was."""
+    if AXIS in self.out_specs:
+      return NamedSharding(self.mesh, self.out_specs)
+    return placement.shardings(shape, self.mesh)
 
 
 def _description(args: tuple[Any, ...]) -> str:
@@ -133,43 +188,32 @@ def _description(args: tuple[Any, ...]) -> str:
   return str(jax.tree.map(lambda leaf: jax.typeof(leaf).str_short(), args))
 
 
-def replicate(tree: Any, mesh: Mesh) -> Any:
-  """Puts a copy of every array on every device."""
-  return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
-
-
 def shard(tree: Any, mesh: Mesh) -> Any:
-  """Splits arrays that every host has over all devices, along the first axis.
-
-  Each host passes on the rows of its own devices only.
-  """
+  """Splits arrays that every host has, along their first axis, over `AXIS`."""
   sharding = NamedSharding(mesh, PartitionSpec(AXIS))
-
-  def put(leaf: Any) -> jax.Array:
-    if jax.process_count() == 1:
-      return jax.device_put(leaf, sharding)
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      data = put(jax.random.key_data(leaf))
-      return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-    whole = np.asarray(leaf)
-    return jax.make_array_from_callback(
-      whole.shape, sharding, whole.__getitem__
-    )
-
-  return jax.tree.map(put, tree)
+  return jax.tree.map(lambda leaf: placement.put(leaf, sharding), tree)
 
 
 def gather(tree: Any) -> Any:
-  """What `shard` split, whole and on every host, as NumPy arrays."""
-  if jax.process_count() == 1:
-    return jax.device_get(tree)
-  return multihost_utils.process_allgather(tree, tiled=True)
+  """What lies on several devices, whole and on every host, as NumPy arrays."""
+
+  def whole(leaf: Any) -> Any:
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+      return jax.device_get(leaf)
+    if leaf.is_fully_replicated:
+      return jax.device_get(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)
+
+  return jax.tree.map(whole, tree)
 
 
 def check_replicated(tree: Any) -> None:
-  """Raises ValueError if devices of this host hold different values."""
+  """Raises ValueError if copies on devices of this host differ."""
   for path, leaf in jax.tree.leaves_with_path(tree):
-    copies = [np.asarray(part.data) for part in leaf.addressable_shards]
-    if not all(np.array_equal(copies[0], c, equal_nan=True) for c in copies):
-      name = jax.tree_util.keystr(path)
-      raise ValueError(f"{name} differs between the devices of this host")
+    firsts: dict[str, np.ndarray] = {}
+    for part in leaf.addressable_shards:
+      copy = np.asarray(part.data)
+      first = firsts.setdefault(str(part.index), copy)
+      if not np.array_equal(first, copy, equal_nan=True):
+        name = jax.tree_util.keystr(path)
+        raise ValueError(f"{name} differs between the devices of this host")

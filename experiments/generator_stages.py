@@ -12,9 +12,11 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ctrl_jax import generators, kernels, parallel
+from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn, Params
 from experiments import outputs, stages
 from experiments.measures import (
@@ -31,7 +33,7 @@ from experiments.measures.methods import Method
 from experiments.problems import families
 from experiments.problems.problem import Problem
 from experiments.reporting import comparison_figures, sample_figures, style
-from experiments.runtime import finished_run, keys
+from experiments.runtime import devices, finished_run, keys
 from experiments.runtime.logs import Log
 from experiments.training import generator, pretraining
 from experiments.training.pretraining import Clock, Learned, Run
@@ -70,7 +72,7 @@ def run(
       policy has fewer steps.
     errors.DivergedError: training did, at every rate; says where.
   """
-  mesh = parallel.make_mesh()
+  mesh = devices.mesh(config)
   parallel.check_batch_size(batch, mesh, name="--batch")
   problem = families.make(config, source)
   _check(problem, steps)
@@ -132,7 +134,7 @@ def _measure(
   entries = generated.judge(
     setting, drawn, policy, target, learned.looking, found
   )
-  rates = _speeds(problem, made, chunk=setting.chunk)
+  rates = _speeds(problem, made, chunk=setting.chunk, mesh=setting.mesh)
   return {
     name: entry | {"samples_per_second": rates[name]}
     for name, entry in entries.items()
@@ -173,16 +175,17 @@ def _generators(
   student = generator.student(problem)
   start = student.init(keys.stage_key(0, "untrained"))
   one, own = (generators.chain(sde, times, n) for n in (1, num_steps))
-  policy = learned.policy.eps_fn
+  # How far noise is squeezed is learned of these steps, not of longer ones.
+  policy = learned.policy
   fewer = {
     f"ctrl, {n} step{'s' * (n > 1)}": Generator(
-      policy, control, kernels.coarser(kernel, sde, n)
+      policy.eps_fn, control, kernels.coarser(kernel, sde, n)
     )
     for n in FEWER
     if n < kernel.num_steps
   }
   return {
-    "ctrl": Generator(policy, control, kernel),
+    "ctrl": Generator(policy.pair_fn, control, kernel),
     **fewer,
     "untrained": Generator(student.eps_fn, start, one),
     "regression": Generator(student.eps_fn, regressed, one),
@@ -191,12 +194,12 @@ def _generators(
 
 
 def _speeds(
-  problem: Problem, made: dict[str, Generator], *, chunk: int
+  problem: Problem, made: dict[str, Generator], *, chunk: int, mesh: Mesh
 ) -> dict[str, float]:
   """Samples a second on one device, the best of a few rounds."""
 
   def of(one: Generator) -> speed.Sampler:
-    def sampler(c: jax.Array, y: jax.Array) -> EpsFn:
+    def sampler(c: jax.Array, y: jax.Array) -> EpsFn | PairFn:
       return one.eps_fn(one.params, c, y)
 
     return sampler
@@ -205,6 +208,7 @@ def _speeds(
     problem,
     {name: of(one) for name, one in made.items()},
     chunk=chunk,
+    mesh=mesh,
     kernels={name: one.kernel for name, one in made.items()},
   )
   return {name: float(1 / found.min()) for name, found in seconds.items()}

@@ -24,13 +24,13 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ctrl_jax import choices, parallel, sampling
+from ctrl_jax import choices, sampling
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params
 from experiments.measures import evaluation
 from experiments.problems import restored
 from experiments.problems.problem import Problem
-from experiments.runtime import finished_run, workdir
+from experiments.runtime import devices, finished_run, workdir
 from experiments.training import generator, policies
 from experiments.training.pretraining import Learned, Run
 
@@ -179,7 +179,7 @@ class Sampler:
       seed=seed,
       name="sample",
       chunk=min(self.config.evaluate.chunk, len(c)),
-      mesh=mesh or parallel.make_mesh(),
+      mesh=mesh or devices.mesh(self.config),
       first=first,
     )
     return Drawn(*found)

@@ -13,6 +13,7 @@ import functools
 import pathlib
 from typing import Any
 
+import jax
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
@@ -31,6 +32,7 @@ from experiments.measures import (
 from experiments.measures.doubting import Doubted
 from experiments.measures.evaluation import Chains, Reference
 from experiments.problems import families
+from experiments.runtime import devices
 from experiments.runtime.logs import Log
 from experiments.training import algorithms, control, pretraining
 from experiments.training.pretraining import Clock, Learned, Run
@@ -43,11 +45,12 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
     ValueError: a setting that cannot be run, named with its remedy.
     errors.DivergedError: training did, at every rate; says where.
   """
-  mesh = parallel.make_mesh()
-  agreement.check_devices(config, mesh.size)
+  parallel.check_groups(jax.device_count(), config.sharding.model)
+  mesh = devices.mesh(config)
+  agreement.check_devices(config, parallel.shares(mesh))
   multihost_utils.sync_global_devices("workdir")  # the first host prepares it
   problem = families.make(config, workdir)
-  algorithms.check(problem, config, devices=mesh.size)
+  algorithms.check(problem, config, devices=parallel.shares(mesh))
   timed = Clock(Run(config, workdir, problem, mesh, log))
   learned = pretraining.learn(timed)
   this = timed.this
@@ -68,9 +71,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
     problem,
     {
       "pretrained": lambda c, y: learned.reference_fn(c),
-      "ctrl": lambda c, y: learned.policy.eps_fn(params, c, y),
+      "ctrl": lambda c, y: learned.policy.pair_fn(params, c, y),
     },
     chunk=config.evaluate.chunk,
+    mesh=mesh,
   )
   best = {name: float(seconds.min()) for name, seconds in speeds.items()}
   results = outputs.collect(

@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ctrl_jax import checkpoint, parallel
+from ctrl_jax import checkpoint, parallel, placement
 
 
 class State(NamedTuple):
@@ -67,7 +67,7 @@ def test_starts_where_there_is_nothing(tmp_path: pathlib.Path) -> None:
 def test_restores_into_the_sharding_asked_for(tmp_path: pathlib.Path) -> None:
   save_steps(tmp_path, 1)
   mesh = parallel.make_mesh()
-  like = parallel.replicate(make_state(0), mesh)
+  like = placement.place(make_state(0), mesh)
   restored = checkpoint.restore_or_start(tmp_path, like)
   expected = NamedSharding(mesh, PartitionSpec())
   assert {leaf.sharding for leaf in jax.tree.leaves(restored.state)} == {

@@ -55,3 +55,19 @@ def test_every_batch_is_shared_and_no_group_is_torn() -> None:
   assert devices.shared(config) == 3
   config.control.objective, config.compare.objectives = "ctrl", ("ppo",)
   assert devices.shared(config) == 3
+
+
+def test_groups_of_devices_share_a_batch_and_one_group_is_told() -> None:
+  config = base.get_config()
+  config.sharding.model = 4
+  for field in devices.batch_sizes(config):
+    config.update_from_flattened_dict({field: 6})
+  devices._check_devices(config, 8, 8)  # two groups
+  with pytest.raises(ValueError, match="is 6, which 4 groups of 4 devices"):
+    devices._check_devices(config, 8, 16)
+  # A run that is looked at where there are fewer.
+  assert devices.mesh(config).shape == {"batch": 1, "model": 4}
+  config.sharding.model = 8
+  assert devices.mesh(config).shape == {"batch": 1, "model": 4}
+  config.sharding.model = 1
+  assert devices.mesh(config).shape == {"batch": 4}

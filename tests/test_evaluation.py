@@ -68,7 +68,10 @@ def test_a_chunk_is_timed(problem: Problem, chunk: int) -> None:
   seen: set[int] = set()
   policy = noting(problem, seen)
   sampler = lambda c, y: policy.eps_fn({}, c, y)
-  found = speed.seconds_per_sample(problem, {"one": sampler}, chunk=chunk)
+  mesh = parallel.make_mesh()
+  found = speed.seconds_per_sample(
+    problem, {"one": sampler}, chunk=chunk, mesh=mesh
+  )
   assert seen == {chunk}
   assert found["one"].shape == (3,) and (found["one"] > 0).all()
 

@@ -55,8 +55,8 @@ from experiments.runtime import devices
 from experiments.configs import base
 devices.start(base.get_config(), distributed=True)
 import jax, numpy as np
-from ctrl_jax import checkpoint, parallel
-state = parallel.replicate(np.arange(200_000.0), parallel.make_mesh())
+from ctrl_jax import checkpoint, parallel, placement
+state = placement.place(np.arange(200_000.0), parallel.make_mesh())
 checkpoint.save(pathlib.Path(sys.argv[1]), 1, state)
 if jax.process_index() == 0:
   limit = resource.getrlimit(resource.RLIMIT_FSIZE)[1]

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from ctrl_jax import learner, parallel
+from ctrl_jax import learner, parallel, placement
 from experiments.runtime import keys
 from experiments.runtime.errors import DivergedError, NonFiniteError
 from tests.toy_training import (
@@ -166,7 +166,7 @@ def test_update_is_traced_once(tmp_path: pathlib.Path) -> None:
 
 def test_params_of_the_caller_survive(tmp_path: pathlib.Path) -> None:
   mesh = parallel.make_mesh()
-  params = parallel.replicate(init_params(), mesh)
+  params = placement.place(init_params(), mesh)
   fit(tmp_path, 2, params=params)
   assert bits(params) == bits(init_params())
 

@@ -8,7 +8,7 @@ import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ctrl_jax import parallel
+from ctrl_jax import parallel, placement
 from ctrl_jax.objectives import ctrl
 from tests import linear_gaussian as lg
 from tests import toy_control as toy
@@ -52,7 +52,7 @@ def _train(update, state, place=lambda tree: tree, steps=3):
 
 def _on_mesh(num_devices):
   mesh, learner = parallel.make_mesh(jax.devices()[:num_devices]), _learner()
-  state = parallel.replicate(_init(learner), mesh)
+  state = placement.place(_init(learner), mesh)
   update = parallel.pmap(learner.update, mesh)
   return _train(update, state, lambda tree: parallel.shard(tree, mesh))
 
@@ -64,7 +64,7 @@ def _alone():
 
 def _global_view():
   mesh, learner = parallel.make_mesh(), _learner(axis_name=None)
-  state = parallel.replicate(_init(learner), mesh)
+  state = placement.place(_init(learner), mesh)
   copies = NamedSharding(mesh, PartitionSpec())
   update = jax.jit(learner.update, out_shardings=copies)
   sharding = NamedSharding(mesh, SPLIT)
@@ -111,7 +111,7 @@ def test_an_update_is_traced_once_and_gives_its_state_away():
 
   mesh, learner = parallel.make_mesh(), _learner(reward_fn=reward)
   update = parallel.pmap(learner.update, mesh)
-  first = state = parallel.replicate(_init(learner), mesh)
+  first = state = placement.place(_init(learner), mesh)
   for step in range(3):
     keys, batch = (parallel.shard(tree, mesh) for tree in _inputs(step))
     state, _ = update(state, keys, batch)
@@ -168,7 +168,7 @@ def test_shares_and_copies():
   rows = [s.data for s in sharded["x"].addressable_shards]
   assert [row.shape for row in rows] == [(2, 2)] * 4
   np.testing.assert_array_equal(np.concatenate(rows), tree["x"])
-  copies = parallel.replicate(tree, mesh)["x"].addressable_shards
+  copies = placement.place(tree, mesh)["x"].addressable_shards
   assert [copy.data.shape for copy in copies] == [(8, 2)] * 4
   assert parallel.make_mesh().size == jax.device_count()
 

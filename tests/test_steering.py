@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ctrl_jax import policy, steering
+from ctrl_jax.models.heads import Change
 from ctrl_jax.sde import VE, VP
 
 CONTROLS, SHAPE, T = 3, (2,), jnp.float32(0.4)
@@ -29,7 +30,8 @@ class Echo(nn.Module):
   @nn.compact
   def __call__(self, inputs: Any) -> jax.Array:
     weight = self.param("weight", nn.initializers.ones, ())
-    return weight * inputs.context[:, self.column, None] * jnp.ones((1, *SHAPE))
+    seen = inputs.context[:, self.column, None]
+    return Change(weight * seen * jnp.ones((1, *SHAPE)))
 
 
 def reward(x, c, y):
@@ -71,7 +73,7 @@ class Repeat(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Any) -> jax.Array:
-    return getattr(inputs, self.name_of)
+    return Change(getattr(inputs, self.name_of))
 
 
 @pytest.mark.parametrize("sde", [VP(), VE(std_max=4.0)], ids=["vp", "ve"])

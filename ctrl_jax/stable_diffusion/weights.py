@@ -28,7 +28,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from ctrl_jax import placement
 from ctrl_jax.json_file import plain
 from ctrl_jax.stable_diffusion import folders
 from ctrl_jax.types import Params
@@ -57,8 +59,9 @@ def load(
   *,
   dtype: Any = None,
   ignore: tuple[str, ...] = (),
+  mesh: Mesh | None = None,
 ) -> Params:
-  """Parameters of the tree and shapes of template, on the default device.
+  """Parameters of the tree and shapes of template, on a device or several.
 
   Tensor by tensor, the largest first: what is held twice for a moment is then
   small by the time that memory is full.
@@ -68,6 +71,8 @@ def load(
     template: jax.eval_shape(model.init, ...)["params"].
     dtype: of the parameters; by default each keeps what it has in the file.
     ignore: beginnings of names that belong to other networks in the file.
+    mesh: of devices that share them by `placement`, each of which is sent its
+      parts alone; None: the default device has all.
 
   Raises:
     FileNotFoundError: there is no such folder, or no weights in it.
@@ -90,8 +95,12 @@ def load(
       source = sources[name]
       value = folders.read_array(files[0], owners[source], source)
       value = _to_parameter(value, *wanted[name], dtype)
+      if mesh is None:
+        leaf = jax.device_put(value)
+      else:
+        leaf = placement.place(value, mesh)
       # Waits, lest the host's copies of many tensors queue for one device.
-      loaded[name] = jax.device_put(value).block_until_ready()
+      loaded[name] = leaf.block_until_ready()
   return jax.tree_util.tree_map_with_path(
     lambda keys, _: loaded[tensor_name(_keys(keys))], template
   )

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import learner, policy
+from ctrl_jax import learner, parallel, policy
 from ctrl_jax.datasets import labelled
 from ctrl_jax.guidance import (
   classifier,
@@ -224,7 +224,7 @@ def _fit(
     live=("loss",),
     **loop_settings(this, settings),
   )
-  return jax.device_get(trained.ema_params)
+  return parallel.gather(trained.ema_params)
 
 
 GUIDES: dict[str, Callable[[Run, Learned, Reference], Guide]] = {

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Memory of one CTRL update of Stable Diffusion 1.5, without its weights.
+r"""Memory of one CTRL update of a large model, without its weights.
 
-  python -m experiments.benchmarks.memory_plan [--backprop-steps 1 10 50]
-    [--attention xla cudnn] [--batch 4] [--parts 4] [--steps 50] [--json FILE]
+  python -m experiments.benchmarks.memory_plan [--model sd15]
+    [--backprop-steps 1 10 50] [--parts 4] [--sharding 1 2 4] [--keep-blocks]
+    [--attention xla cudnn] [--batch 4] [--steps 50] [--json FILE]
 
 The update of configs/sd15_compressibility.py at full size, that is 512x512
 images, guidance 7.5, bfloat16, adapters of rank 4 and a label embedding, blocks
@@ -13,7 +14,14 @@ the compiled program:
 
     total = arguments + outputs - those that share memory + temporaries    (1)
 
-Compiled is for the device that JAX finds.
+on each device. `--sharding N` cuts weights and state over N of them, which
+compute the same chains together (`ctrl_jax.placement`); `--keep-blocks` has a
+row of blocks that are kept beside one of those that are computed again. A
+second table has for each chip the flags of the first plan that fits: with the
+fewest devices, then the most differentiated steps, then the fewest parts.
+
+Compiled is for the devices that JAX finds; a CPU is divided into as many as
+needed.
 
 A CPU's plan asks for far more than a GPU's. XLA's attention writes out its
 logits, 4096 by 4096 for each of 8 heads and both prompts in float32, which
@@ -24,6 +32,7 @@ again long before their gradient needs them: 49 GB of temporaries in place of
 18. Here it orders for memory.
 """
 
+import argparse
 import itertools
 import sys
 import time
@@ -37,7 +46,8 @@ from experiments.benchmarks import weightless
 from experiments.reporting import tables
 from experiments.runtime import arguments, outcome, workdir
 
-BAR = 24e9  # bytes
+CHIPS = {"TPU v5e, 16 GB": 16e9, "24 GB": 24e9, "40 GB": 40e9, "80 GB": 80e9}
+MODELS = {"sd15": weightless.configure}  # -> the experiment, of these sizes
 # Memory before speed; and the machine code, which no one will run, unoptimised.
 FOR_CPU = {
   "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
@@ -45,8 +55,8 @@ FOR_CPU = {
   "xla_llvm_disable_expensive_passes": True,
 }
 COLUMNS = (
-  "attention,backprop_steps,arguments (GB),temporaries (GB),total (GB),"
-  "within 24 GB,compiling (s)"
+  "model,attention,backprop_steps,parts,blocks,devices,arguments (GB),"
+  "temporaries (GB),total (GB),compiling (s)"
 )
 STEPS = (1, 10, 50)  # that are differentiated
 
@@ -77,13 +87,14 @@ def memory(compiled: jax.stages.Compiled) -> Row:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-  """The table, in units of 1e9 bytes."""
+  """The table of all plans, of a device, in units of 1e9 bytes."""
   lines = [
     [
-      row["attention"],
-      str(row["backprop_steps"]),
+      *(row["model"], row["attention"]),
+      *(str(row[n]) for n in ("backprop_steps", "parts")),
+      "again" if row["remat"] else "kept",
+      str(row["devices"]),
       *(f"{row[n] / 1e9:.1f}" for n in ("arguments", "temporaries", "total")),
-      "yes" if row["total"] <= BAR else "no",
       f"{row['compile_seconds']:.0f}",
     ]
     for row in rows
@@ -91,42 +102,104 @@ def markdown(rows: Sequence[Row]) -> str:
   return tables.markdown(COLUMNS.split(","), lines)
 
 
+def fitting(rows: Sequence[Row], size: float) -> Row | None:
+  """The plan to take of those of a model on chips of so many bytes."""
+  ordered = sorted(
+    (row for row in rows if row["total"] <= size),
+    key=lambda row: (
+      *(row["devices"], -row["backprop_steps"]),
+      *(row["parts"], row["remat"]),
+    ),
+  )
+  return ordered[0] if ordered else None
+
+
+def flags(row: Row, *, batch: int) -> str:
+  """What a run is told to take a plan that was made with so many chains."""
+  chains = max(batch // row["parts"], 1)
+  said = {
+    "sharding.model": row["devices"],
+    "model.dtype": "bfloat16",
+    "model.attention": row["attention"],
+    "model.remat": row["remat"],
+    "control.ctrl.backprop_steps": row["backprop_steps"],
+    "control.ctrl.accumulate": f"control.batch_size / {chains}",
+  }
+  return " ".join(f"{field}={value}" for field, value in said.items())
+
+
+def advice(rows: Sequence[Row], *, batch: int) -> str:
+  """The table of what fits which chip."""
+  lines = []
+  for model in dict.fromkeys(row["model"] for row in rows):
+    own = [row for row in rows if row["model"] == model]
+    for chip, size in CHIPS.items():
+      row = fitting(own, size)
+      told = flags(row, batch=batch) if row else "none of these"
+      total = f"{row['total'] / 1e9:.1f}" if row else tables.DASH
+      lines.append([model, chip, total, told])
+  return tables.markdown(("model", "chip", "total (GB)", "config."), lines)
+
+
 def main() -> None:
   """Compiles every row and prints the table."""
+  given = _parse()
+  options = FOR_CPU if jax.default_backend() == "cpu" else {}
+  rows = []
+  for model, attention, devices, back, parts, remat in itertools.product(
+    given.model,
+    given.attention,
+    given.sharding,
+    given.backprop_steps,
+    given.parts,
+    (True, False) if given.keep_blocks else (True,),
+  ):
+    sizes = {"backprop_steps": back, "parts": parts, "remat": remat}
+    config = MODELS[model](
+      batch=given.batch, steps=given.steps, attention=attention, **sizes
+    )
+    lowered = weightless.lower(
+      config, weightless.networks(config), devices=devices
+    )
+    which = {"model": model, "attention": attention, "devices": devices}
+    rows.append({**which, **sizes, **plan(lowered, options)})
+    print(rows[-1], flush=True)
+    if given.json:
+      header = {"batch": given.batch, "steps": given.steps}
+      header = outputs.provenance() | header
+      workdir.write_json(given.json, {**header, "results": rows})
+  print(f"{outputs.device()}\n{markdown(rows)}\n")
+  print(advice(rows, batch=given.batch))
+
+
+def _parse() -> argparse.Namespace:
+  """The command line; a CPU becomes as many devices as it asks for."""
   parser = arguments.Parser(__doc__)
   count = arguments.at_least(1)
+  parser.add_argument("--model", nargs="+", default=["sd15"], choices=MODELS)
   parser.add_argument("--backprop-steps", type=count, nargs="+", default=STEPS)
   parser.add_argument(
     "--attention", nargs="+", default=["xla"], choices=("xla", "cudnn")
   )
   parser.add_argument("--batch", type=count, default=4, help="chains")
-  parser.add_argument("--parts", type=count, default=4, help="of the batch")
+  parser.add_argument(
+    "--parts", type=count, nargs="+", default=[4], help="of the batch"
+  )
+  parser.add_argument(
+    "--sharding", type=count, nargs="+", default=[1], help="devices of a group"
+  )
+  parser.add_argument(
+    "--keep-blocks", action="store_true", help="in place of remat, as well"
+  )
   parser.add_argument("--steps", type=count, default=50, help="K")
   parser.add_argument("--json", type=arguments.writable, help="file to write")
   given = parser.parse_args()
+  jax.config.update("jax_num_cpu_devices", max(given.sharding))
   if "cudnn" in given.attention and jax.default_backend() != "gpu":
     parser.error("--attention cudnn is for a GPU of NVIDIA's: use xla")
-  options = FOR_CPU if jax.default_backend() == "cpu" else {}
-  rows = []
-  for attention, back in itertools.product(
-    given.attention, given.backprop_steps
-  ):
-    config = weightless.configure(
-      batch=given.batch,
-      parts=given.parts,
-      steps=given.steps,
-      backprop_steps=back,
-      attention=attention,
-    )
-    lowered = weightless.lower(config, weightless.networks(config))
-    which = {"attention": attention, "backprop_steps": back}
-    rows.append({**which, **plan(lowered, options)})
-    print(rows[-1], flush=True)
-    if given.json:
-      sizes = {"batch": given.batch, "parts": given.parts, "steps": given.steps}
-      header = outputs.provenance() | sizes
-      workdir.write_json(given.json, {**header, "results": rows})
-  print(f"{outputs.device()}\n{markdown(rows)}")
+  if max(given.sharding) > jax.device_count():
+    parser.error(f"--sharding: there are {jax.device_count()} devices")
+  return given
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ctrl_jax import parallel
+from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn
 from experiments import outputs
 from experiments.benchmarks import programs, weightless
@@ -84,8 +86,8 @@ def _samplers(made: weightless.Control) -> dict[str, speed.Sampler]:
     pair = made.policy.pair_fn(params, c, y)
     return lambda x, t: pair(x, t).reference
 
-  def controlled(c: jax.Array, y: jax.Array) -> EpsFn:
-    return made.policy.eps_fn(params, c, y)
+  def controlled(c: jax.Array, y: jax.Array) -> PairFn:
+    return made.policy.pair_fn(params, c, y)
 
   return {"plain": plain, "ctrl": controlled}
 
@@ -104,10 +106,10 @@ def measure(name: str, *, steps: int, rounds: int) -> Row:
   """Compiles and times the two samplers of a row."""
   chunk, make = CONTROLS[name]
   sizes = Sizes(chunk, 1, steps, steps, "float32")
-  made = make(sizes).make(None)
+  made, mesh = make(sizes).make(None), parallel.make_mesh()
   with turns.alone():
     seconds = speed.seconds_per_sample(
-      made.problem, _samplers(made), chunk=chunk, rounds=rounds
+      made.problem, _samplers(made), chunk=chunk, mesh=mesh, rounds=rounds
     )
   # Of other kernels than its own XLA counts nothing.
   flops = _flops(make(sizes._replace(attention="xla")).make(None), chunk)

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ctrl_jax import parallel
+from ctrl_jax import parallel, placement
 from experiments import outputs
 from experiments.benchmarks import memory_plan, programs
 from experiments.benchmarks.accelerator import turns
@@ -99,7 +99,7 @@ class Compiled:
     """Compiles it."""
     made = program.make(parallel.AXIS)
     state = made.learner.init(jax.jit(made.policy.init)(jax.random.key(0)))
-    self._state = parallel.replicate(state, mesh)
+    self._state = placement.place(state, mesh)
     keys = jax.random.split(jax.random.key(1), sizes.batch)
     labels = np.zeros(sizes.batch, np.int32)
     batch = {"c": labels, "y": labels, "log_evidence": np.zeros(sizes.batch)}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A control's update of Stable Diffusion 1.5 as a program, without its weights.
 
-It is what configs/sd15_compressibility.py runs on one device, traced with
-shapes in place of arrays. Frozen parameters are arguments of the program: as
-constants they would have to exist.
+It is what configs/sd15_compressibility.py runs on a device, or on a group that
+shares the weights, traced with shapes in place of arrays. Frozen parameters are
+arguments of the program: as constants they would have to exist.
 """
 
 from typing import Any, NamedTuple
@@ -12,13 +12,15 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from ctrl_jax import rewards
+from ctrl_jax import parallel, placement, rewards
 from ctrl_jax.learner import Learner, TrainState
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import unet, vae
-from ctrl_jax.stable_diffusion.pipeline import Pipeline, Prompts
+from ctrl_jax.stable_diffusion.pipeline import Pipeline
+from ctrl_jax.stable_diffusion.prompts import Encoded, Prompts
 from ctrl_jax.stable_diffusion.schedule import Schedule
+from ctrl_jax.stable_diffusion.unet_config import Config as UNetConfig
 from experiments.configs import sd15_compressibility
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import stable_diffusion
@@ -26,7 +28,7 @@ from experiments.problems.problem import Problem
 from experiments.training import algorithms, policies
 
 TOKENS = 77  # of a prompt
-UNET = unet.Config(cross_attention_dim=768)
+UNET = UNetConfig(cross_attention_dim=768)
 VAE = vae.Config(
   block_out_channels=(128, 256, 512, 512),
   down_block_types=("DownEncoderBlock2D",) * 4,
@@ -76,6 +78,7 @@ def configure(
   steps: int,
   backprop_steps: int,
   attention: str,
+  remat: bool = True,
 ) -> ConfigDict:
   """The experiment, in bfloat16, with these sizes of an update.
 
@@ -85,9 +88,10 @@ def configure(
     steps: K.
     backprop_steps: that are differentiated.
     attention: of the U-Net, as `model.attention`.
+    remat: whether blocks are computed again, as `model.remat`.
   """
   config = sd15_compressibility.get_config()
-  config.model.update(dtype="bfloat16", attention=attention)
+  config.model.update(dtype="bfloat16", attention=attention, remat=remat)
   config.kernel.num_steps = steps
   config.control.batch_size = batch
   config.control.ctrl.update(accumulate=parts, backprop_steps=backprop_steps)
@@ -97,7 +101,7 @@ def configure(
 def networks(
   config: ConfigDict,
   *,
-  unet_config: unet.Config = UNET,
+  unet_config: UNetConfig = UNET,
   vae_config: vae.Config = VAE,
 ) -> Networks:
   """Those of an experiment, of Stable Diffusion 1.5's sizes."""
@@ -154,7 +158,7 @@ def control(
       unet_params=frozen.unet,
       vae_params=frozen.vae,
     ),
-    Prompts(frozen.prompts, frozen.empty, ()),
+    Prompts(Encoded(frozen.prompts), Encoded(frozen.empty), ()),
   )
   policy = policies.make(problem, config.control, None)
 
@@ -173,13 +177,17 @@ def control(
   return Control(problem, policy, learner)
 
 
-def lower(config: ConfigDict, parts: Networks) -> jax.stages.Lowered:
+def lower(
+  config: ConfigDict, parts: Networks, *, devices: int = 1
+) -> jax.stages.Lowered:
   """The update as a program of (frozen, state, keys, batch), not compiled.
 
   Args:
     config: see `configure`.
     parts: see `networks`.
+    devices: of a group, which share parameters and state; see `placement`.
   """
+  mesh = parallel.make_mesh(jax.devices()[:devices], model=devices)
 
   def init(frozen: Frozen, key: jax.Array) -> TrainState:
     made = control(config, parts, frozen)
@@ -196,8 +204,22 @@ def lower(config: ConfigDict, parts: Networks) -> jax.stages.Lowered:
     batch = {"c": labels, "y": labels, "log_evidence": row}
     return init(frozen, keys[0]), keys, batch
 
+  def placed(tree: Any) -> Any:
+    return jax.tree.map(
+      lambda leaf, place: jax.ShapeDtypeStruct(
+        leaf.shape, leaf.dtype, sharding=place
+      ),
+      tree,
+      placement.shardings(tree, mesh),
+    )
+
   frozen = frozen_shapes(config, parts)
-  arguments = (frozen, *jax.eval_shape(inputs, frozen))
+  arguments = placed((frozen, *jax.eval_shape(inputs, frozen)))
   # What the program does not read, the encoder, is on the device all the same.
-  compiled = jax.jit(update, donate_argnums=1, keep_unused=True)
+  compiled = jax.jit(
+    update,
+    donate_argnums=1,
+    keep_unused=True,
+    out_shardings=placement.shardings(jax.eval_shape(update, *arguments), mesh),
+  )
   return compiled.lower(*arguments)

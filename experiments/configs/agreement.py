@@ -163,7 +163,7 @@ def check_devices(config: ConfigDict, num_devices: int) -> None:
 
   Args:
     config: of a run.
-    num_devices: of all hosts.
+    num_devices: that share a batch, or groups of them.
 
   Raises:
     ValueError: the batch of the control cannot be shared.

@@ -78,6 +78,7 @@ RULES: dict[str, Rule] = {
   # Above, it would share its noise with what 32 bits leave of it.
   "seed": (lambda v: 0 <= v < 2**32, "use a number from 0 to 4294967295"),
   "devices": _NOT_NEGATIVE,
+  "sharding.model": _AT_LEAST_1,
   "beta_min": _POSITIVE,
   "beta_max": _POSITIVE,
   "std_min": _POSITIVE,
@@ -164,6 +165,8 @@ RULES: dict[str, Rule] = {
   "particles": (lambda v: v >= 2, "use 2 or more"),
   "candidates": _AT_LEAST_1,
   "drop_c": _FRACTION,
+  "held_out": _FRACTION,
+  "fraction": (lambda v: 0 < v <= 1, "use a number in (0, 1]"),
   "drop_y": _FRACTION,
   **dict.fromkeys(OBJECTIVES, _POSITIVE),  # of compare.rates
 }
@@ -181,6 +184,7 @@ CHOICES = {
   "data.second_control": ("", "ink", "slant", "jpeg"),
   "data.quantity": QUANTITIES,
   "data.second_quantity": ("", *QUANTITIES),
+  "prior.select": ("random", "density", "stratified"),
   "model.dtype": ("float32", "bfloat16"),
   "model.attention": ("", "xla", "cudnn"),
   "model.control_on": ("guided", "conditional"),

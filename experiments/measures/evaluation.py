@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ctrl_jax import parallel, sampling
+from ctrl_jax import parallel, placement, sampling
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params, RewardFn
 from experiments.measures import evidence
@@ -65,7 +65,7 @@ def run_chains(
     labels: tree of arrays [N]; the last chunk is padded.
     seed: with name, what the chains' keys derive from.
     name: of the evaluation; shown with its progress.
-    chunk: chains at a time, rounded up to a multiple of the devices.
+    chunk: chains at a time, rounded up to what the devices share equally.
     mesh: all devices.
     first: number of the first chain, by which its key is its own.
 
@@ -73,14 +73,15 @@ def run_chains(
     The tree of results as NumPy arrays [N, ...].
   """
   num = len(jax.tree.leaves(labels)[0])
-  chunk = -(-chunk // mesh.size) * mesh.size
+  shares = parallel.shares(mesh)
+  chunk = -(-chunk // shares) * shares
   padded = -(-num // chunk) * chunk
   mapped = parallel.map_examples(function, mesh)
   inputs = (
     keys.example_keys(seed, name, padded, first=first),
     jax.tree.map(lambda a: np.resize(a, (padded,)), labels),
   )
-  params = parallel.replicate(params, mesh)
+  params = placement.place(params, mesh)
   parts = []
   progress = Progress(name, start=0, total=padded // chunk)
   for start in range(0, padded, chunk):

@@ -6,15 +6,18 @@ from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from ctrl_jax import parallel, sampling
 from ctrl_jax.kernels import Kernel
+from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn
 from experiments.measures.evaluation import cell_labels
 from experiments.problems.problem import Problem
 from experiments.runtime import keys
 
-Sampler = Callable[[jax.Array, jax.Array], EpsFn]  # (c, y) -> EpsFn
+# (c, y) -> noise prediction
+Sampler = Callable[[jax.Array, jax.Array], EpsFn | PairFn]
 
 
 def seconds_per_sample(
@@ -22,35 +25,43 @@ def seconds_per_sample(
   samplers: dict[str, Sampler],
   *,
   chunk: int,
+  mesh: Mesh,
   rounds: int = 3,
   kernels: Mapping[str, Kernel] | None = None,
 ) -> dict[str, np.ndarray]:
   """Seconds a sample of each sampler in every round [rounds], on one device.
 
+  Where a group of devices shares the weights, it is the group's seconds.
   They take turns, so that a machine that slows down slows them all.
 
   Args:
     problem: gives the kernel and every (c, y).
     samplers: by name.
     chunk: samples at a time.
+    mesh: of the run.
     rounds: of all samplers.
     kernels: by name, of samplers with steps of their own; None: they have the
       problem's.
   """
   of = {name: problem.kernel for name in samplers} | dict(kernels or {})
-  c, y = (np.resize(a, (chunk,)) for a in cell_labels(chunk, problem))
-  chain_keys = keys.example_keys(0, "speed", len(c))
-  mesh = parallel.make_mesh(jax.local_devices()[:1])
+  mesh = parallel.alone(mesh)
+  shares = parallel.shares(mesh)
+  num = chunk * shares
+  labels = tuple(np.resize(a, (num,)) for a in cell_labels(num, problem))
+  inputs = keys.example_keys(0, "speed", num), labels
+  chain_keys, labels = parallel.shard(inputs, mesh)
 
   def compiled(sampler: Sampler, kernel: Kernel) -> Callable[..., jax.Array]:
     def sample(_, chain_keys, labels):
       c, y = labels
       shape = problem.sample_shape
       start = sampling.initial_noise(chain_keys, shape, kernel)
-      return sampling.rollout(chain_keys, start, kernel, sampler(c, y)).x
+      return sampling.rollout(
+        chain_keys, start, kernel, sampler(c, y), compare=False
+      ).x
 
     function = parallel.map_examples(sample, mesh)
-    jax.block_until_ready(function((), chain_keys, (c, y)))
+    jax.block_until_ready(function((), chain_keys, labels))
     return function
 
   functions = {
@@ -60,6 +71,6 @@ def seconds_per_sample(
   for _ in range(rounds):
     for name, function in functions.items():
       began = time.perf_counter()
-      jax.block_until_ready(function((), chain_keys, (c, y)))
+      jax.block_until_ready(function((), chain_keys, labels))
       seconds[name].append(time.perf_counter() - began)
-  return {name: np.array(found) / len(c) for name, found in seconds.items()}
+  return {name: np.array(found) / chunk for name, found in seconds.items()}

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import optax
 
-from ctrl_jax import learner
+from ctrl_jax import learner, parallel
 from ctrl_jax.datasets import labelled
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.types import LossFn, Params
@@ -75,7 +75,7 @@ def fit(
     live=("loss",),
     **loop_settings,
   )
-  params = jax.device_get(trained.params)
+  params = parallel.gather(trained.params)
 
   def features_fn(x):
     _, sown = network.apply(params, x, mutable="intermediates")

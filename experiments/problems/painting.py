@@ -38,7 +38,7 @@ def paint(
     c: conditions of the images, int32 [N].
     folder: is there when it is complete, and grows beside its place.
     seed: of the images.
-    chunk: images at a time, rounded up to a multiple of the devices.
+    chunk: images at a time, rounded up to what the devices share equally.
     mesh: all devices.
 
   Raises:
@@ -52,7 +52,8 @@ def paint(
   missing = (row for row, file in enumerate(files) if not file.exists())
   done = num if folder.exists() else next(missing, num)
   done = int(multihost_utils.broadcast_one_to_all(np.int32(done)))
-  chunk = -(-chunk // mesh.size) * mesh.size
+  shares = parallel.shares(mesh)
+  chunk = -(-chunk // shares) * shares
   padded = -(-num // chunk) * chunk
   inputs = (
     keys.example_keys(seed, "labelled", padded),

@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import parallel, paths, sampling
+from ctrl_jax import paths, sampling
 from ctrl_jax.datasets import image_folder
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.stable_diffusion import guided, pipeline
+from ctrl_jax.stable_diffusion import prompts as texts
 from ctrl_jax.stable_diffusion.pipeline import Pipeline
+from ctrl_jax.stable_diffusion.prompts import Prompts
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import (
   model_files,
@@ -35,7 +37,7 @@ from experiments.problems import (
 )
 from experiments.problems.factors import control_names
 from experiments.problems.problem import Problem
-from experiments.runtime import inputs
+from experiments.runtime import devices, inputs
 
 PAINTED = "labelled"  # images of the model's own, in the run's folder
 
@@ -91,8 +93,8 @@ def model_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     ValueError: no model was named.
   """
   path = config.model.path
-  if path == "tiny":
-    return tiny_model.write(workdir / "model")
+  if path in tiny_model.KINDS:
+    return tiny_model.write(workdir / "model", kind=path)
   if not path:
     raise ValueError(
       "model.path is empty: give the folder of Stable Diffusion's weights, as "
@@ -115,7 +117,7 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   )
   dtype: Any = jnp.dtype(settings.dtype)
   prompts = schema.all_prompts(config)
-  encoded = pipeline.encode_prompts(folder, prompts, dtype=dtype)
+  encoded = texts.encode(folder, prompts, size=settings.size, dtype=dtype)
   for prompt in encoded.truncated:
     print(f"warning: cut to 77 tokens: {prompt!r}", file=sys.stderr)
   parts = pipeline.load(
@@ -123,13 +125,12 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     dtype=dtype,
     attention=settings.attention or None,
     remat=settings.remat,
+    mesh=devices.mesh(config) if config.sharding.model > 1 else None,
   )
   return assemble(config, parts, encoded)
 
 
-def assemble(
-  config: ConfigDict, parts: Pipeline, encoded: pipeline.Prompts
-) -> Problem:
+def assemble(config: ConfigDict, parts: Pipeline, encoded: Prompts) -> Problem:
   """The problem but for what y means, of networks and prompts."""
   prompts = schema.all_prompts(config)
   sizes = [config.data.num_controls] * (1 + bool(config.data.second_quantity))
@@ -160,7 +161,7 @@ def assemble(
 def pretrained(
   prompts: Sequence[str],
   parts: Pipeline,
-  encoded: pipeline.Prompts,
+  encoded: Prompts,
   *,
   size: int,
   guidance: float,
@@ -219,5 +220,5 @@ def _paint(problem: Problem, config: ConfigDict, folder: pathlib.Path) -> None:
     folder,
     seed=config.seed,
     chunk=config.evaluate.chunk,
-    mesh=parallel.make_mesh(),
+    mesh=devices.mesh(config),
   )

@@ -3,6 +3,7 @@
 
 import math
 import os
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -69,7 +70,8 @@ def start(config: ConfigDict, *, distributed: bool = False) -> bool:
     "XLA_FLAGS", ""
   )
   if not chosen and "JAX_NUM_CPU_DEVICES" not in os.environ:
-    count = config.devices or virtual(shared(config))
+    whole = virtual(shared(config)) if config.sharding.model == 1 else 1
+    count = config.devices or whole * config.sharding.model
     jax.config.update("jax_num_cpu_devices", count)
   if distributed:
     _join()
@@ -127,13 +129,34 @@ def _join() -> None:
   )
 
 
+def mesh(config: ConfigDict) -> Any:
+  """The devices of all hosts, as a `jax.sharding.Mesh`.
+
+  Those of a group share weights: config.sharding.model of them or, where a
+  finished run is looked at elsewhere, as many as divide what is there.
+  """
+  import jax
+
+  from ctrl_jax import parallel
+
+  return parallel.make_mesh(model=_group(config, jax.device_count()))
+
+
+def _group(config: ConfigDict, everywhere: int) -> int:
+  return math.gcd(config.sharding.model, everywhere)
+
+
 def _check_devices(config: ConfigDict, here: int, everywhere: int) -> None:
   """Raises ValueError unless the devices are there and share every batch."""
   if config.devices not in (0, here):
     raise ValueError(f"devices is {config.devices}, but JAX sees {here}: use 0")
+  group = _group(config, everywhere)
+  shares, who = everywhere // group, "devices"
+  if group > 1:
+    who = f"groups of {group} devices"
   for field, size in batch_sizes(config).items():
-    if size % everywhere:
+    if size % shares:
       raise ValueError(
-        f"{field} is {size}, which {everywhere} devices cannot share equally: "
-        f"use a multiple of {everywhere}"
+        f"{field} is {size}, which {shares} {who} cannot share equally: use a "
+        f"multiple of {shares}"
       )

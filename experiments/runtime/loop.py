@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ctrl_jax import checkpoint, parallel, training
+from ctrl_jax import checkpoint, parallel, placement, training
 from ctrl_jax.learner import Learner, TrainState
 from experiments.runtime import interrupts, keys, outcome
 from experiments.runtime.errors import DivergedError, NonFiniteError
@@ -34,8 +34,8 @@ BatchFn = Callable[[int], Any]
 
 def _check_finite(stage: str, step: int, state: TrainState) -> None:
   """Raises NonFiniteError naming the first array that is not finite."""
-  for path, leaf in jax.tree.leaves_with_path(jax.device_get(state)):
-    if not np.isfinite(leaf).all():
+  for path, leaf in jax.tree.leaves_with_path(state):
+    if not np.isfinite(parallel.gather(leaf)).all():
       name = jax.tree_util.keystr(path)
       raise NonFiniteError(stage, step, f"state{name}", "not finite")
 
@@ -79,9 +79,9 @@ def _restore(
 ) -> checkpoint.Restored:
   """The newest checkpoint, or the start; says which ones were skipped."""
   # A copy of params, for updates consume the state.
-  init = jax.jit(lambda: learner.init(jax.tree.map(jnp.copy, params)))
-  state = init()
-  state = parallel.replicate(state, mesh)
+  init = lambda params: learner.init(jax.tree.map(jnp.copy, params))
+  places = placement.shardings(jax.eval_shape(init, params), mesh)
+  state = jax.jit(init, out_shardings=places)(params)
   restored = checkpoint.restore_or_start(directory, state)
   for warning in restored.warnings:
     print(f"warning: {warning}", file=sys.stderr)
@@ -90,7 +90,7 @@ def _restore(
 
 def _at_pace(state: TrainState, pace: float, mesh: Mesh) -> TrainState:
   """The same state, with this on all devices."""
-  return state._replace(pace=parallel.replicate(jnp.float32(pace), mesh))
+  return state._replace(pace=placement.place(jnp.float32(pace), mesh))
 
 
 def fit(
@@ -133,7 +133,7 @@ def fit(
     most: of the metric `gap`, in nats; above it, training diverged.
 
   Returns:
-    The state after `num_steps` updates, replicated over the mesh.
+    The state after `num_steps` updates, on the mesh as `placement` says.
 
   Raises:
     ValueError: the devices cannot share the batch, or a checkpoint is of

@@ -22,7 +22,7 @@ from experiments.runtime import reevaluation
 
 # What may change between runs of a folder, because results do not depend on
 # it, but for rounding in the case of devices and chunks.
-FREE = {"devices", "data.dir", "evaluate.chunk"}
+FREE = {"devices", "sharding.model", "data.dir", "evaluate.chunk"}
 FREE_ENDINGS = ("log_every", "save_every")
 # Places whose content `inputs` knows: it may move, not appear or vanish.
 MOVABLE = {

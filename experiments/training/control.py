@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from ctrl_jax import training
+from ctrl_jax import parallel, training
 from ctrl_jax.datasets import labelled
 from ctrl_jax.datasets.labelled import Rows
 from ctrl_jax.policy import Policy
@@ -62,7 +62,7 @@ def train(
     most=training.most(before(reference, this.config.reward.gamma)),
     **loop_settings(this, config),
   )
-  return values.without(jax.device_get(trained.ema_params))
+  return values.without(parallel.gather(trained.ema_params))
 
 
 def before(reference: Reference, gamma: float) -> float:

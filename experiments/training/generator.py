@@ -20,6 +20,7 @@ from ctrl_jax import (
   generators,
   kernels,
   learner,
+  parallel,
   sampling,
   students,
 )
@@ -143,7 +144,7 @@ def train(
     live=("loss", "difference"),
     **loop_settings(this, config),
   )
-  found: dict[str, Params] = jax.device_get(trained.ema_params)
+  found: dict[str, Params] = parallel.gather(trained.ema_params)
   return found
 
 
@@ -186,7 +187,7 @@ def regress(
     live=("loss",),
     **loop_settings(this, shorter),
   )
-  return jax.device_get(trained.ema_params)
+  return parallel.gather(trained.ema_params)
 
 
 def _pairs(this: Run, teacher: Teacher, rows: Any) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import parallel
+from ctrl_jax import parallel, placement
 from ctrl_jax.stable_diffusion import pipeline
 from experiments.benchmarks import weightless
 from experiments.benchmarks.peers import problem, worker
@@ -42,7 +42,7 @@ def main() -> None:
   made = weightless.control(config, networks, frozen, axis_name=parallel.AXIS)
   mesh = parallel.make_mesh()
   state = jax.jit(made.learner.init)(problem.tree(arrays, "control"))
-  state = parallel.replicate(state, mesh)
+  state = placement.place(state, mesh)
   data = {
     "c": np.arange(batch),
     "y": arrays["labels"],
