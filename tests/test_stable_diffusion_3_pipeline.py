@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from ctrl_jax.models import lora
 from ctrl_jax.stable_diffusion_3 import guided, pipeline, prompts
@@ -64,7 +65,7 @@ def test_latents_have_whole_patches_and_positions(written):
 
 
 def test_prompts_lie_where_the_network_expects_them(written, encoded):
-  context, pooled = encoded.prompts
+  context, pooled, _ = encoded.prompts
   assert context.shape == (3, toy.TOKENS + LENGTH, 24)
   assert pooled.shape == (3, 7) and encoded.empty.pooled.shape == (7,)
   # Two CLIPs of 8 and 12, and zeros behind them and below.
@@ -74,13 +75,13 @@ def test_prompts_lie_where_the_network_expects_them(written, encoded):
   assert encoded.truncated == (TEXTS[2],)
   # The last layer of a CLIP is not in its tokens, but in its embedding.
   words = prompts.encode(written[0], ["a cat"], length=2)
-  equal(words.prompts.context[0, : toy.TOKENS], context[0, : toy.TOKENS])
+  equal(words.prompts.tokens[0, : toy.TOKENS], context[0, : toy.TOKENS])
   np.testing.assert_allclose(words.prompts.pooled[0], pooled[0], atol=1e-6)
 
 
 def test_t5_fills_the_place_of_zeros(written, encoded):
   found = prompts.encode(written[0], TEXTS, with_t5=True, length=LENGTH)
-  with_t5, without = found.prompts.context, encoded.prompts.context
+  with_t5, without = found.prompts.tokens, encoded.prompts.tokens
   equal(with_t5[:, : toy.TOKENS], without[:, : toy.TOKENS])
   equal(found.prompts.pooled, encoded.prompts.pooled)
   assert (with_t5[:, toy.TOKENS :] != 0).any(axis=-1).all()
@@ -96,7 +97,7 @@ def test_assembled_prompts_by_hand():
   ]
   found = prompts.assemble(clips, jnp.array([[[8.0, 9.0, 10.0]]]))
   rows = [[1, 3, 0], [2, 4, 0], [8, 9, 10]]
-  np.testing.assert_array_equal(found.context[0], rows)
+  np.testing.assert_array_equal(found.tokens[0], rows)
   np.testing.assert_array_equal(found.pooled, [[5, 6, 7]])
   with pytest.raises(ValueError, match="2 wide together, and .* is 1"):
     prompts.assemble(clips, jnp.zeros((1, 1, 1)))
@@ -130,8 +131,8 @@ def test_guidance_extrapolates_from_the_empty_prompt(written, encoded):
 
   prompt = jax.tree.map(lambda leaf: leaf[c], encoded.prompts)
   empty = jax.tree.map(lambda leaf: jnp.stack([leaf] * 3), encoded.empty)
-  given = velocity(prompt.context, prompt.pooled + control)
-  without = velocity(*empty)
+  given = velocity(prompt.tokens, prompt.pooled + control)
+  without = velocity(empty.tokens, empty.pooled)
   expected = x + 0.7 * (without + 3 * (given - without))
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
   # Of a strength of 1 the empty prompt has no part.
@@ -188,7 +189,6 @@ def test_another_pipeline_is_refused(folder):
   [
     ("transformer", {"pooled_projection_dim": 9}, "prompts are 7 wide, and po"),
     ("transformer", {"joint_attention_dim": 9}, "are 20 wide together"),
-    ("text_encoder", {"architectures": []}, "no CLIPTextModelWithProjection"),
     ("tokenizer_2", {"model_max_length": 5}, "of tokenizer is 8, and of token"),
   ],
 )
@@ -198,6 +198,18 @@ def test_encoders_that_do_not_fit_are_refused(folder, part, changes, message):
   fields = json.loads(file.read_text()) | changes
   file.write_text(json.dumps(fields))
   assert message in _refused(ValueError, prompts.encode, folder, TEXTS)
+
+
+def test_a_clip_without_a_projection_is_refused(folder):
+  part = folder / "text_encoder_2"
+  tensors = safetensors.numpy.load_file(part / "model.safetensors")
+  del tensors["text_projection.weight"]
+  safetensors.numpy.save_file(tensors, part / "model.safetensors")
+  fields = json.loads((part / "config.json").read_text())
+  fields["architectures"] = ["CLIPTextModel"]
+  (part / "config.json").write_text(json.dumps(fields))
+  message = _refused(ValueError, prompts.encode, folder, TEXTS)
+  assert "text_encoder_2 holds no CLIPTextModelWithProjection" in message
 
 
 @pytest.mark.parametrize(

@@ -17,9 +17,9 @@ import jax
 import jax.numpy as jnp
 
 from ctrl_jax.policy import Network, Output
+from ctrl_jax.stable_diffusion.prompts import Encoded
 from ctrl_jax.stable_diffusion_3.blocks import ATTENTION
 from ctrl_jax.stable_diffusion_3.mmdit import MMDiT
-from ctrl_jax.stable_diffusion_3.prompts import Encoded
 from ctrl_jax.stable_diffusion_3.schedule import Schedule
 from ctrl_jax.types import Params
 
@@ -78,7 +78,7 @@ def make_network(
         control = join(jnp.zeros_like(control), control)
     u = transformer.apply(
       {"params": params["transformer"]},
-      *(inputs, schedule.steps(t), prompt.context, prompt.pooled, control),
+      *(inputs, schedule.steps(t), prompt.tokens, prompt.pooled, control),
     )
     u = jnp.asarray(u, jnp.float32)
     if guidance != 1:

@@ -12,31 +12,16 @@ place. So it is here, unless it is asked for.
 
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ctrl_jax.stable_diffusion import clip_text, folders, weights
-from ctrl_jax.stable_diffusion.tokenizer import Tokenizer, Tokens
+from ctrl_jax.stable_diffusion import folders, weights
+from ctrl_jax.stable_diffusion.prompts import Encoded, Prompts, read_by_clip
+from ctrl_jax.stable_diffusion.tokenizer import Tokens
 from ctrl_jax.stable_diffusion_3 import mmdit_config, t5, t5_tokenizer
-from ctrl_jax.types import Params
-
-
-class Encoded(NamedTuple):
-  """What the network reads of prompts, of one or of a batch."""
-
-  context: jax.Array  # [*batch, tokens, joint_attention_dim]
-  pooled: jax.Array  # [*batch, pooled_projection_dim]
-
-
-class Prompts(NamedTuple):
-  """Encoded prompts, of P of them."""
-
-  prompts: Encoded  # of each [P, ...]
-  empty: Encoded  # the empty prompt
-  truncated: tuple[str, ...]  # those whose end no encoder has read
 
 
 def assemble(
@@ -109,13 +94,14 @@ def encode(
     tokens, of_t5 = _t5(folder, texts, length, dtype)
     cut = tokens.truncated
   encoded = assemble([clip[1:] for clip in read], of_t5)
-  for name, found in zip(
-    ("joint_attention_dim", "pooled_projection_dim"), encoded, strict=True
+  for width, name in (
+    (of_t5.shape[-1], "joint_attention_dim"),
+    (sum(clip[2].shape[-1] for clip in read), "pooled_projection_dim"),
   ):
-    if found.shape[-1] != getattr(config, name):
+    if width != getattr(config, name):
       raise ValueError(
-        f"{folder}: prompts are {found.shape[-1]} wide, and {name} of the "
-        f"transformer is {getattr(config, name)}"
+        f"{folder}: prompts are {width} wide, and {name} of the transformer "
+        f"is {getattr(config, name)}"
       )
   return Prompts(
     jax.tree.map(lambda leaf: leaf[:-1], encoded),
@@ -128,35 +114,13 @@ def _clip(
   folder: pathlib.Path, suffix: str, texts: Sequence[str], dtype: Any
 ) -> tuple[Tokens, jax.Array, jax.Array]:
   """Tokens of a CLIP, what it makes of them before its last layer, and all."""
-  tokens = Tokenizer.from_folder(folder / f"tokenizer{suffix}")(texts)
-  source = folder / f"text_encoder{suffix}"
-  config = folders.read_config(
-    source / "config.json", clip_text.Config.from_json
-  )
-  config.check_tokens(tokens.ids)
-  if config.projection_dim is None:
+  tokens, output = read_by_clip(folder, suffix, texts, dtype)
+  if output.embedding is None:
     raise ValueError(
-      f"{source} holds no CLIPTextModelWithProjection, of which Stable "
-      "Diffusion 3 reads the projection"
+      f"{folder / f'text_encoder{suffix}'} holds no CLIPTextModelWith"
+      "Projection, of which Stable Diffusion 3 reads the projection"
     )
-  encoder = clip_text.TextEncoder(config, dtype)
-  shapes = _shapes(encoder)
-  params = weights.load(source, shapes, dtype=dtype)
-  before = config.num_hidden_layers - 2
-  name = f"layers.{before}" if before >= 0 else "embeddings"
-
-  @jax.jit
-  def run(params, ids):
-    return encoder.apply(
-      {"params": params},
-      ids,
-      capture_intermediates=lambda module, _: module.name == name,
-      mutable=["intermediates"],
-    )
-
-  output, seen = run(params, tokens.ids)
-  (hidden,) = jax.tree.leaves(seen["intermediates"])
-  return tokens, hidden, output.embedding
+  return tokens, output.penultimate, output.embedding
 
 
 def _t5(
@@ -173,12 +137,7 @@ def _t5(
   config = folders.read_config(source / "config.json", t5.Config.from_json)
   config.check_tokens(tokens.ids)
   encoder = t5.TextEncoder(config, dtype)
-  shapes = _shapes(encoder)
+  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]
   params = weights.load(source, shapes, dtype=dtype, ignore=(t5.DUPLICATE,))
   return tokens, jax.jit(encoder.apply)({"params": params}, tokens.ids)
-
-
-def _shapes(encoder: clip_text.TextEncoder | t5.TextEncoder) -> Params:
-  """The tree of an encoder's parameters, as shapes."""
-  ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  return jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]

@@ -60,13 +60,13 @@ def test_prompts_are_those_of_diffusers(both):
     context, empty, pooled, empty_pooled = pipe.encode_prompt(
       *(PROMPTS, None, None), max_sequence_length=LENGTH
     )
-  check(found.prompts.context, context)
+  check(found.prompts.tokens, context)
   check(found.prompts.pooled, pooled)
-  check(found.empty.context, empty[0])
+  check(found.empty.tokens, empty[0])
   check(found.empty.pooled, empty_pooled[0])
   assert found.truncated == tuple(PROMPTS[2:])
-  assert found.prompts.context.shape[1] == 77 + LENGTH
-  assert bool(jnp.any(found.prompts.context[:, 77:] != 0)) == with_t5
+  assert found.prompts.tokens.shape[1] == 77 + LENGTH
+  assert bool(jnp.any(found.prompts.tokens[:, 77:] != 0)) == with_t5
 
 
 def _sample(folder, num_steps, with_t5, start):
