@@ -137,7 +137,7 @@ def test_bfloat16_decodes_about_the_same(params):
 @pytest.mark.parametrize(
   ("change", "message"),
   [
-    ({"shift_factor": 0.1159}, "shift_factor is 0.1159; supported is None"),
+    ({"shift_factor": "0.1"}, "shift_factor is '0.1'; needed is float | None"),
     ({"latents_mean": [0.0]}, "latents_mean is"),
     ({"mid_block_add_attention": False}, "mid_block_add_attention is False"),
     ({"act_fn": "relu"}, "act_fn is 'relu'"),

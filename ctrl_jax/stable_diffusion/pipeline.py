@@ -139,9 +139,10 @@ def decode(
   autoencoder: vae.VAE, params: Params, latents: jax.Array
 ) -> jax.Array:
   """Images [B, H, W, 3] of scaled latents, as `Pipeline.decode` says."""
+  config = autoencoder.config
   images = autoencoder.apply(
     {"params": params},
-    latents / autoencoder.config.scaling_factor,
+    latents / config.scaling_factor + (config.shift_factor or 0.0),
     method="decode",
   )
   return jnp.asarray(images, jnp.float32)

@@ -73,7 +73,7 @@ def encode(
     tokens, encoded = _encode_xl(folder, texts, size, dtype)
     zeros = index.get("force_zeros_for_empty_prompt", True)
   else:
-    tokens, output = _run(folder, "", texts, dtype)
+    tokens, output = read_by_clip(folder, "", texts, dtype)
     encoded, zeros = Encoded(output.hidden), False
   empty = jax.tree.map(lambda leaf: leaf[-1], encoded)
   if zeros:
@@ -90,8 +90,8 @@ def _encode_xl(
   folder: pathlib.Path, texts: Sequence[str], size: int, dtype: Any
 ) -> tuple[Tokens, Encoded]:
   """Both encoders of Stable Diffusion XL; of the image nothing is cut off."""
-  first, small = _run(folder, "", texts, dtype)
-  second, large = _run(folder, "_2", texts, dtype)
+  first, small = read_by_clip(folder, "", texts, dtype)
+  second, large = read_by_clip(folder, "_2", texts, dtype)
   if large.embedding is None:
     raise ValueError(
       f"{folder / 'text_encoder_2'} holds no CLIPTextModelWithProjection, of "
@@ -111,10 +111,21 @@ def _encode_xl(
   )
 
 
-def _run(
+def read_by_clip(
   folder: pathlib.Path, suffix: str, texts: Sequence[str], dtype: Any
 ) -> tuple[Tokens, clip_text.TextOutput]:
-  """One tokenizer and its encoder on some texts."""
+  """A CLIP and its tokenizer on some texts.
+
+  Args:
+    folder: of the pipeline.
+    suffix: of their folders, as "_2".
+    texts: any; what does not fit is cut.
+    dtype: of parameters and computation.
+
+  Raises:
+    FileNotFoundError: something is missing.
+    ValueError: no texts, or a damaged file.
+  """
   tokens = Tokenizer.from_folder(folder / f"tokenizer{suffix}")(texts)
   source = folder / f"text_encoder{suffix}"
   config = folders.read_config(

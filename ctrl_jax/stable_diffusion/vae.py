@@ -4,9 +4,9 @@
     encode    x [b, H, W, 3]  ->  N(mean, exp(log_var)),  [b, H/8, W/8, 4] each
     decode    z [b, h, w, 4]  ->  image [b, 8 h, 8 w, 3]
 
-Latents here are the autoencoder's own. Diffusion runs on them times
-`Config.scaling_factor`, which makes their variance about 1; whoever calls
-multiplies and divides.
+Latents here are the autoencoder's own. Diffusion runs on (z - m) s, with m =
+`Config.shift_factor`, if there is one, and s = `Config.scaling_factor`, which
+make their mean about 0 and their variance about 1; whoever calls sees to it.
 """
 
 import dataclasses
@@ -31,7 +31,6 @@ from ctrl_jax.stable_diffusion.blocks import (
 from ctrl_jax.stable_diffusion.vae_levels import EPS, Level, Middle
 
 _SUPPORTED = {
-  "shift_factor": None,
   "latents_mean": None,
   "latents_std": None,
   "mid_block_add_attention": True,
@@ -53,7 +52,8 @@ class Config:
     layers_per_block: residual blocks of a level of the encoder; the decoder
       has one more.
     norm_num_groups: of every group norm.
-    scaling_factor: what diffusion multiplies the latents by.
+    scaling_factor: what diffusion multiplies the latents by,
+    shift_factor: and what it takes off before, as in Stable Diffusion 3.
     use_quant_conv: whether a 1x1 convolution follows the encoder.
     use_post_quant_conv: whether a 1x1 convolution precedes the decoder.
     force_upcast: whether Stable Diffusion XL computes it in float32, whatever
@@ -69,6 +69,7 @@ class Config:
   layers_per_block: int = 1
   norm_num_groups: int = 32
   scaling_factor: float = 0.18215
+  shift_factor: float | None = None
   use_quant_conv: bool = True
   use_post_quant_conv: bool = True
   force_upcast: bool = True

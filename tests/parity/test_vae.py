@@ -40,7 +40,12 @@ BARE = {
   "use_quant_conv": False,
   "use_post_quant_conv": False,
 }
-CONFIGS = {"sd": SD, "bare": BARE}
+SD3 = BARE | {
+  "latent_channels": 16,
+  "scaling_factor": 1.5305,
+  "shift_factor": 0.0609,
+}
+CONFIGS = {"sd": SD, "bare": BARE, "sd3": SD3}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -130,4 +135,5 @@ def test_every_tensor_of_diffusers_has_its_parameter(pair):
   theirs, network, params = pair
   paths = flax.traverse_util.flatten_dict(params)
   assert {weights.tensor_name(p) for p in paths} == set(theirs.state_dict())
-  assert network.config.scaling_factor == theirs.config.scaling_factor
+  for name in ("scaling_factor", "shift_factor"):
+    assert getattr(network.config, name) == getattr(theirs.config, name)

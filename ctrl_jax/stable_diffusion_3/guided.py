@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Stable Diffusion 3 as a network that `ctrl_jax.policy` can control.
+
+As of Stable Diffusion 1.x (`stable_diffusion.guided`), what is sampled is
+classifier-free guidance of strength g,
+
+    u = u(x, t; empty) + g [u(x, t; prompt) - u(x, t; empty)],            (1)
+
+and a control acts on it: adapters change both terms, and the vector of a label
+joins the pooled text of the second. Both are one batch, the empty prompts
+first. eps = x + (1 - t) u is linear in u, so that (1) holds of it, too.
+"""
+
+from typing import TypedDict
+
+import jax
+import jax.numpy as jnp
+
+from ctrl_jax.policy import Network, Output
+from ctrl_jax.stable_diffusion.prompts import Encoded
+from ctrl_jax.stable_diffusion_3.blocks import ATTENTION
+from ctrl_jax.stable_diffusion_3.mmdit import MMDiT
+from ctrl_jax.stable_diffusion_3.schedule import Schedule
+from ctrl_jax.types import Params
+
+
+class Parameters(TypedDict):
+  """Parameters of the network of `make_network`."""
+
+  transformer: Params
+  prompts: Encoded  # of every c [C, ...]
+  empty: Encoded  # the empty prompt
+
+
+def is_attention(path: str, leaf: jax.Array) -> bool:
+  """Whether a parameter is adapted: `select` of `models.lora.init`."""
+  return path.startswith("transformer/") and path.endswith(ATTENTION)
+
+
+def make_network(
+  transformer: MMDiT, schedule: Schedule, *, guidance: float
+) -> Network:
+  """The noise prediction of (1) as `network(params, x, t, c, control)`.
+
+  x are scaled latents [B, h, w, channels], c indices of prompts [B], and
+  control vectors [B, transformer.config.control_dim] of labels. The prediction
+  is in float32, whatever the transformer computes in.
+
+  Args:
+    transformer: the network.
+    schedule: its steps.
+    guidance: g of (1); 1 is the conditional model alone.
+
+  Raises:
+    ValueError: guidance < 1.
+  """
+  if guidance < 1:
+    raise ValueError(f"guidance must be 1 or more, got {guidance}")
+  join = lambda *pair: jnp.concatenate(pair)
+
+  def network(
+    params: Parameters,
+    x: jax.Array,
+    t: jax.Array,
+    c: jax.Array | None,
+    control: jax.Array | None,
+  ) -> Output:
+    if c is None:
+      raise ValueError("Stable Diffusion needs prompts: c must not be None")
+    prompt, inputs = jax.tree.map(lambda leaf: leaf[c], params["prompts"]), x
+    if guidance != 1:
+      empty = jax.tree.map(
+        lambda one, many: jnp.broadcast_to(one[None], many.shape),
+        *(params["empty"], prompt),
+      )
+      prompt, inputs = jax.tree.map(join, empty, prompt), join(x, x)
+      if control is not None:
+        control = join(jnp.zeros_like(control), control)
+    u = transformer.apply(
+      {"params": params["transformer"]},
+      *(inputs, schedule.steps(t), prompt.tokens, prompt.pooled, control),
+    )
+    u = jnp.asarray(u, jnp.float32)
+    if guidance != 1:
+      without, given = jnp.split(u, 2)
+      u = without + guidance * (given - without)
+    return Output(schedule.eps(u, x, t))
+
+  return network
