@@ -85,7 +85,8 @@ def test_the_same_command_goes_on_from_what_is_there(finished, tmp_path):
     (("--config=mixture.py",), "only labelled pictures are turned, of digits"),
     (("--unseen", "0", "15"), "none of them is --unseen"),
     (("--angles=30",), "--angles are two or more"),
-    (("--stretch=0.5",), "'0.5' is not between 1 and 100"),
+    (("--stretch=0.5",), "'0.5' is no number from 1 to 100"),
+    (("--unseen", "nan"), "'nan' is no number from -180 to 180"),
   ],
 )
 def test_a_mistake_is_told_in_one_line(flags, told, tmp_path):
