@@ -32,7 +32,7 @@ which the same command goes on. docs/interpolation.md says what to expect.
 import argparse
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -69,12 +69,12 @@ def main() -> None:
     "samples": given.samples,
     "stretch": given.stretch,
   }
-  root = pathlib.Path(given.workdir)
+  root, seeds = pathlib.Path(given.workdir), list(dict.fromkeys(given.seeds))
   configs = {
     root / str(seed): _config(
       given.config, [*overrides, f"--config.seed={seed}"]
     )
-    for seed in given.seeds
+    for seed in seeds
   }
   for folder, config in configs.items():
     settings.check(folder, asked)
@@ -84,7 +84,7 @@ def main() -> None:
     _results(config, folder, asked, given.only)
     for folder, config in configs.items()
   ]
-  print(interpolation_tables.markdown(runs, given.seeds, angles, unseen))
+  print(interpolation_tables.markdown(runs, seeds, angles, unseen))
   print(f"\nsamples     {next(iter(configs)) / 'samples.png'}")
 
 
@@ -95,10 +95,17 @@ def _parser() -> arguments.Parser:
   parser.add_argument("--seeds", type=number(0), nargs="+", default=[0])
   parser.add_argument("--workdir", default="runs/interpolate")
   parser.add_argument(
-    "--angles", type=float, nargs="+", default=[0.0, 30.0, 60.0], help="domains"
+    "--angles",
+    type=_within(-180, 180),
+    nargs="+",
+    default=[0.0, 30.0, 60.0],
+    help="domains",
   )
   parser.add_argument(
-    "--unseen", type=float, nargs="+", default=[15.0, 45.0, 75.0, 90.0]
+    "--unseen",
+    type=_within(-180, 180),
+    nargs="+",
+    default=[15.0, 45.0, 75.0, 90.0],
   )
   parser.add_argument(
     "--updates", type=number(1), default=500, help="of a fine-tuning"
@@ -108,21 +115,27 @@ def _parser() -> arguments.Parser:
     "--samples", type=number(1), default=3000, help="of an arm"
   )
   parser.add_argument(
-    "--stretch", type=_above_one, default=1.6, help="beyond the simplex"
+    "--stretch", type=_within(1, 100), default=1.6, help="beyond the simplex"
   )
   parser.add_argument("--only", nargs="+", choices=ARMS, default=list(ARMS))
   return parser
 
 
-def _above_one(text: str) -> float:
-  """Reads a number above 1."""
-  try:
-    value = float(text)
-  except ValueError:
-    value = 0.0
-  if not 1 < value < 100:
-    raise argparse.ArgumentTypeError(f"{text!r} is not between 1 and 100")
-  return value
+def _within(least: float, most: float) -> Callable[[str], float]:
+  """Reads numbers from one to another."""
+
+  def read(text: str) -> float:
+    try:
+      value = float(text)
+    except ValueError:
+      value = float("nan")
+    if not least <= value <= most:
+      raise argparse.ArgumentTypeError(
+        f"{text!r} is no number from {least:g} to {most:g}"
+      )
+    return value
+
+  return read
 
 
 def _config(file: str, overrides: Sequence[str]) -> ConfigDict:

@@ -4,7 +4,6 @@
 Each is kept as soon as it is there, and the same command goes on from it.
 """
 
-import dataclasses
 import json
 import pathlib
 from typing import Any
@@ -54,11 +53,12 @@ def run(
   if path.exists():
     results = json.loads(path.read_text())
   done = all(arm in results["arms"] for arm in wanted)
-  if done and all(kind in results["path"] for kind in arms.KINDS):
+  kinds = arms.kinds(wanted)
+  if done and all(kind in results["path"] for kind in kinds):
     return results
-  setting = _prepare(config, folder, log, asked)
+  setting = _prepare(config, folder, log, asked, kinds)
   pictures = {}
-  for kind in ("real", *arms.KINDS):
+  for kind in ("real", *kinds):
     x, figures = _way(setting, kind)
     results["path"][kind], pictures[kind] = figures, x
     workdir.write_json(path, results)
@@ -71,14 +71,16 @@ def run(
 
 
 def _prepare(
-  config: ConfigDict, folder: pathlib.Path, log: Log, asked: Asked
+  config: ConfigDict,
+  folder: pathlib.Path,
+  log: Log,
+  asked: Asked,
+  kinds: list[str],
 ) -> Setting:
-  """Trains the networks of all domains, and who judges them."""
+  """Trains the networks that are interpolated, and who judges them."""
   problem = families.make(config, folder)
   found = rotations.pictures(problem, seed=config.seed)
-  problem = rotations.problem_of(problem, found, config)
-  first = asked.angles[0]
-  problem = dataclasses.replace(problem, data=rotations.domain(found, first))
+  problem = rotations.problem_of(problem, found, config, asked.angles[0])
   this = Run(config, folder, problem, parallel.make_mesh(), log)
   start = pretraining.prior(this)
 
@@ -95,9 +97,10 @@ def _prepare(
       for degrees in asked.angles[1:]
     )
 
+  ranks = {"tuned": 0, "adapters": asked.rank}
+  whose = {"tuned", *(arms.KINDS[kind][0] for kind in kinds)}
   networks = {
-    "tuned": all_from("tuned", 0),
-    "adapters": all_from("adapters", asked.rank),
+    name: all_from(name, rank) for name, rank in ranks.items() if name in whose
   }
   margin = np.ptp(asked.tested) / 3
   span = (asked.tested[0] - margin, asked.tested[-1] + margin)

@@ -87,13 +87,15 @@ def turned(x: np.ndarray, degrees: float | np.ndarray) -> np.ndarray:
 
 
 def problem_of(
-  problem: Problem, found: Pictures, config: ConfigDict
+  problem: Problem, found: Pictures, config: ConfigDict, degrees: float
 ) -> Problem:
-  """The same sampler, and a model of these labels that is yet to be trained."""
+  """The same sampler, and a model of a domain that is yet to be trained."""
   model = images.untrained(
     config.model, found.x.shape[1:], problem.sde, conditions=found.names
   )
-  return dataclasses.replace(problem, pretrained=model, data=domain(found, 0.0))
+  return dataclasses.replace(
+    problem, pretrained=model, data=domain(found, degrees)
+  )
 
 
 def domain(found: Pictures, degrees: float) -> Data:

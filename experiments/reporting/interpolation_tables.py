@@ -79,11 +79,12 @@ def _way(
 ) -> tuple[list[str], list[list[str]]]:
   """Headings and rows of the way: labels that are right, and angles."""
   ways = [run["path"] for run in runs]
-  headings = ["angle sought", *ways[0]]
+  kinds = [kind for kind in ways[0] if all(kind in way for way in ways)]
+  headings = ["angle sought", *kinds]
   rows = []
   for number, first in enumerate(next(iter(ways[0].values()))):
     cells = [f"{first['sought']:g}"]
-    for kind in ways[0]:
+    for kind in kinds:
       found = [way[kind][number] for way in ways]
       share = tables.over_seeds([100 * one["fidelity"] for one in found], 1)
       angle, spread = (

@@ -5,7 +5,7 @@ Samples of an arm are kept, and read where they are there.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -58,6 +58,12 @@ class Setting(NamedTuple):
   found: Pictures
   networks: dict[str, tuple[Params, ...]]
   expert: Expert
+
+
+def kinds(arms: Sequence[str]) -> list[str]:
+  """The interpolations that arms are of."""
+  found = {BEYOND.get(arm, arm) for arm in arms}
+  return [kind for kind in KINDS if kind in found]
 
 
 def train(setting: Setting, arm: str) -> dict[str, Any]:
