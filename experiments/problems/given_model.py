@@ -28,7 +28,7 @@ from experiments.problems import (
   stable_diffusion,
 )
 from experiments.problems.problem import make_kernel, make_sde
-from experiments.runtime import finished_run, inputs, strangers
+from experiments.runtime import devices, finished_run, inputs, strangers
 
 INDEX = "model_index.json"
 FIELD = "model.path"
@@ -100,7 +100,8 @@ def _of_pipeline(
     )
   inputs.tie_files(workdir, FIELD, folder, model_files.of_pipeline(folder))
   dtype: Any = jnp.dtype(settings.dtype)
-  parts = pipeline.load(folder, dtype=dtype)
+  mesh = devices.weights_mesh(config)
+  parts = pipeline.load(folder, dtype=dtype, mesh=mesh)
   encoded = pipeline.encode_prompts(folder, names, dtype=dtype)
   return Source(
     stable_diffusion.pretrained(
