@@ -27,7 +27,11 @@ def of_gaussian(tmp_path_factory) -> Sampler:
   return sampler.load(toy_runs.finished("gaussian", tmp_path_factory)[0])
 
 
-def test_without_data_or_training_a_run_has_the_figures_that_it_had(finished):
+@pytest.mark.parametrize("model", [1, pytest.param(4, marks=pytest.mark.long)])
+def test_without_data_or_training_a_run_has_the_figures_that_it_had(
+  finished, model
+):
+  """Also where devices share the weights."""
   run = sampler.load(finished)
   settings = run.config.evaluate
   chains = evaluation.controlled(
@@ -38,7 +42,7 @@ def test_without_data_or_training_a_run_has_the_figures_that_it_had(finished):
     num=settings.num_samples,
     seed=run.config.seed,
     chunk=settings.chunk,
-    mesh=parallel.make_mesh(),
+    mesh=parallel.make_mesh(model=model),
   )
   results = json.loads((finished / "results.json").read_text())
   ctrl = results["methods"]["ctrl"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights that lie on the devices of two hosts, in real processes."""
+"""Runs whose devices share weights, on one host and on two: real processes."""
 
 import json
 import sys
@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.test_hosts import MIXTURE, parameters
+from tests.test_hosts import MIXTURE, figures, parameters
 from tests.test_placement import wide
 from tests.toy_processes import finish, start, two_hosts
 from tests.toy_training import fit
@@ -64,6 +64,23 @@ def test_two_hosts_share_weights_and_continue_where_fewer_do(tmp_path):
     expected = jax.device_get(straight.params["w"]).ravel()[:64]
     np.testing.assert_allclose(found["w"], expected, rtol=1e-5)
     assert (found["sampled"], found["local"]) == (64 * 128, 64)
+
+
+@pytest.mark.long
+def test_a_run_of_two_groups_of_four_is_that_of_eight_devices(tmp_path):
+  command = [*MIXTURE, "--config.control.num_steps=4", "--config.devices=8"]
+  folders = {model: tmp_path / str(model) for model in (1, 4)}
+  for model, folder in folders.items():
+    more = [f"--config.sharding.model={model}", f"--workdir={folder}"]
+    ((_, error, code),) = finish([start([*command, *more])])
+    assert code == 0, error
+  expected, measured = (parameters(f, "control") for f in folders.values())
+  difference = np.linalg.norm(measured - expected)
+  assert difference < 1e-5 * np.linalg.norm(expected)
+  expected, measured = map(figures, folders.values())
+  assert measured.keys() == expected.keys() and len(measured) > 40
+  for name, value in expected.items():
+    assert measured[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
 
 
 @pytest.mark.long

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from ctrl_jax import parallel
-from ctrl_jax.stable_diffusion import weights
+from ctrl_jax.stable_diffusion import pipeline, weights
 from tests import toy_folders as toy
+from tests import toy_pipeline
 
 NAME = "diffusion_pytorch_model"
 
@@ -30,6 +31,39 @@ def test_devices_share_what_is_loaded(tmp_path: pathlib.Path) -> None:
   parts = {s.data.shape for s in found["large"]["kernel"].addressable_shards}
   assert parts == {(64, 24)}
   assert found["large"]["bias"].is_fully_replicated
+
+
+@pytest.mark.long
+def test_a_pipeline_that_devices_share_predicts_the_same(tmp_path) -> None:
+  """Noise, its gradient in a latent, and images, of two groups of two."""
+  toy_pipeline.write(tmp_path)
+  rng = np.random.default_rng(0)
+  x = rng.standard_normal((2, 8, 8, 4), np.float32)
+  context = rng.standard_normal((2, 8, toy_pipeline.WIDTH), np.float32)
+  rows = (np.arange(2), (x, context))
+
+  def found(model: int | None) -> list[np.ndarray]:
+    mesh = model and parallel.make_mesh(jax.devices()[:4], model=model)
+    parts = pipeline.load(tmp_path, mesh=mesh)
+    if mesh is None:
+      mesh = parallel.make_mesh(jax.devices()[:1])
+    else:
+      kernel = parts.unet_params["mid_block"]["resnets.0"]["conv1"]["kernel"]
+      assert kernel.addressable_shards[0].data.size == kernel.size // model
+
+    def look(_, __, inputs):
+      x, context = inputs
+      noise = lambda x: parts.unet.apply(
+        {"params": parts.unet_params}, x, jnp.float32(7), context
+      )
+      eps, pullback = jax.vjp(noise, x)
+      return eps, pullback(eps)[0], parts.decode(parts.vae_params, x)
+
+    mapped = parallel.map_examples(look, mesh)
+    return parallel.gather(mapped((), *parallel.shard(rows, mesh)))
+
+  for one, other in zip(found(2), found(None), strict=True):
+    assert np.linalg.norm(one - other) < 1e-5 * np.linalg.norm(other)
 
 
 PEAK = """

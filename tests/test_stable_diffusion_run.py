@@ -93,6 +93,7 @@ def test_without_weights_the_run_says_where_to_name_them(
 @pytest.mark.parametrize(
   ("changes", "told"),
   [
+    ({"model.attention": "cudnn", "sharding.model": 4}, "sharding.*=4 use xla"),
     ({"control.adapt": "full"}, "control.adapt is 'full': .* use lora"),
     ({"control.adapt": "none"}, "control.adapt is 'none': .* use lora"),
     ({"control.head": (8,)}, r"control.head is \(8,\): .* use \(\)"),

@@ -14,7 +14,7 @@ the compiled program:
 
     total = arguments + outputs - those that share memory + temporaries    (1)
 
-on each device. `--sharding N` cuts weights and state over N of them, which
+on each device. `--sharding 4` cuts weights and state over four of them, which
 compute the same chains together (`ctrl_jax.placement`); `--keep-blocks` has a
 row of blocks that are kept beside one of those that are computed again. A
 second table has for each chip the flags of the first plan that fits: with the
@@ -197,6 +197,8 @@ def _parse() -> argparse.Namespace:
   jax.config.update("jax_num_cpu_devices", max(given.sharding))
   if "cudnn" in given.attention and jax.default_backend() != "gpu":
     parser.error("--attention cudnn is for a GPU of NVIDIA's: use xla")
+  if "cudnn" in given.attention and max(given.sharding) > 1:
+    parser.error("--attention cudnn wants whole heads: use xla with --sharding")
   if max(given.sharding) > jax.device_count():
     parser.error(f"--sharding: there are {jax.device_count()} devices")
   return given

@@ -89,6 +89,12 @@ def check(config: ConfigDict) -> None:
       f"control.head is {control.head}: Stable Diffusion has no output head; "
       "use ()"
     )
+  if config.model.attention == "cudnn" and config.sharding.model > 1:
+    raise ValueError(
+      "model.attention is cudnn, which wants whole heads, and devices that "
+      f"share weights have parts: with sharding.model={config.sharding.model} "
+      "use xla"
+    )
   if not config.prompts:
     raise ValueError("prompts is (): give some, as in ('cat', 'dog')")
   tuned = {"classifier_free", "classifier_free_product"} & {*compare.guidance}

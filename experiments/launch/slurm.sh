@@ -5,9 +5,11 @@
 #   sbatch --nodes=2 experiments/launch/slurm.sh WORKDIR --config=FILE ...
 #
 # WORKDIR is a folder that every node sees. There is one process a GPU, which is
-# what JAX expects of SLURM; it finds out by itself who is who. Two minutes
-# before its time is over, or when it is preempted, the run gets SIGTERM, saves
-# and leaves; the job then queues again and continues. Errors end the job.
+# what JAX expects of SLURM; it finds out by itself who is who. Weights that are
+# too large for a GPU are shared by those of a node with
+# --config.sharding.model=8, see docs/pods.md. Two minutes before its time is
+# over, or when it is preempted, the run gets SIGTERM, saves and leaves; the job
+# then queues again and continues. Errors end the job.
 #
 #SBATCH --job-name=ctrl-jax
 #SBATCH --ntasks-per-node=8

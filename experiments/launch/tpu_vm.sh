@@ -13,6 +13,9 @@
 #   gcloud compute tpus tpu-vm create $TPU --zone=$ZONE --spot \
 #     --accelerator-type=v4-32 --version=tpu-ubuntu2204-base
 #
+# Weights that are too large for a chip are shared by the four of a host with
+# --config.sharding.model=4, see docs/pods.md.
+#
 # A host that is taken away saves first, and all hosts leave. Create the pod
 # again and give the same command: the run continues.
 set -euo pipefail

@@ -33,7 +33,7 @@ from experiments.problems import (
   stable_diffusion,
 )
 from experiments.problems.problem import make_kernel, make_sde
-from experiments.runtime import finished_run, inputs, strangers
+from experiments.runtime import devices, finished_run, inputs, strangers
 
 INDEX = "model_index.json"
 FIELD = "model.path"
@@ -107,7 +107,8 @@ def _of_pipeline(
     )
   inputs.tie_files(workdir, FIELD, folder, model_files.of_pipeline(folder))
   dtype: Any = jnp.dtype(settings.dtype)
-  parts = pipeline.load(folder, dtype=dtype)
+  mesh = devices.weights_mesh(config)
+  parts = pipeline.load(folder, dtype=dtype, mesh=mesh)
   encoded = prompts.encode(folder, names, size=settings.size, dtype=dtype)
   return Source(
     stable_diffusion.pretrained(

@@ -125,7 +125,7 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     dtype=dtype,
     attention=settings.attention or None,
     remat=settings.remat,
-    mesh=devices.mesh(config) if config.sharding.model > 1 else None,
+    mesh=devices.weights_mesh(config),
   )
   return assemble(config, parts, encoded)
 

@@ -142,6 +142,11 @@ def mesh(config: ConfigDict) -> Any:
   return parallel.make_mesh(model=_group(config, jax.device_count()))
 
 
+def weights_mesh(config: ConfigDict) -> Any:
+  """What frozen weights are loaded onto; None: the default device."""
+  return mesh(config) if config.sharding.model > 1 else None
+
+
 def _group(config: ConfigDict, everywhere: int) -> int:
   return math.gcd(config.sharding.model, everywhere)
 
