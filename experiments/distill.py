@@ -20,8 +20,6 @@ Exit code: 0 done, or saved and stopped by SIGTERM; 1 training diverged; 2 a
 mistake in the command or a file, told in one line.
 """
 
-import argparse
-import contextlib
 import json
 import pathlib
 import sys
@@ -51,7 +49,7 @@ def main() -> None:
   parser.add_argument("--steps", type=number, default=1, help="of a sample")
   parser.add_argument("--updates", type=arguments.at_least(8), default=3000)
   parser.add_argument("--batch", type=number, default=128)
-  parser.add_argument("--rate", type=_positive, default=5e-4, help="peak")
+  parser.add_argument("--rate", type=arguments.share, default=5e-4, help="peak")
   given = parser.parse_args()
   rules.check_local("--workdir", given.workdir)
   run = pathlib.Path(given.workdir)
@@ -66,14 +64,6 @@ def main() -> None:
   results = _results(run, asked)
   print(_text(results))
   print(f"samples     {run / FOLDER / 'samples.png'}")
-
-
-def _positive(text: str) -> float:
-  """Reads a number above 0."""
-  with contextlib.suppress(ValueError):
-    if 0 < (value := float(text)) < 1:
-      return value
-  raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
 
 
 def _results(run: pathlib.Path, asked: dict[str, Any]) -> dict[str, Any]:

@@ -161,21 +161,29 @@ def _some(x: np.ndarray, groups: np.ndarray, chosen: np.ndarray) -> np.ndarray:
 
 
 def images(config: ConfigDict, shared: Bench) -> dict[str, Any]:
-  """The same figures of images of the pool; none, if it has too few."""
+  """The same figures of the chosen images themselves, in place of samples.
+
+  No sampler that only copies them does better. Of few, some are drawn again.
+  """
   chosen = pruning.choose(shared.problem, config.prior, seed=config.seed)
   rng, num = np.random.default_rng(config.seed), shared.held_out.shape[1]
-  of_pool = _groups(shared.problem, chosen)[chosen.pool]
-  pool = [
-    rng.permutation(chosen.pool[of_pool == c])
-    for c in range(len(shared.held_out))
-  ]
-  sets = min(SETS, min(map(len, pool)) // num)
-  if not sets:
-    return {"num_images": len(chosen.pool)}
-  rows = np.stack([p[: sets * num].reshape(sets, num) for p in pool], 1)
+  groups = _groups(shared.problem, chosen)[chosen.rows]
+  rows = np.stack(
+    [
+      rng.choice(of_group, (SETS, num), replace=len(of_group) < SETS * num)
+      for of_group in (
+        chosen.rows[groups == c] for c in range(len(shared.held_out))
+      )
+    ],
+    1,
+  )
   x = pruning.data_of(shared.problem).x
-  found = prior_quality.figures(x[rows], shared.held_out, shared.features)
-  return {"num_images": len(chosen.pool), **found}
+  return {
+    **outputs.provenance(),
+    "num_images": len(chosen.rows),
+    "judge_accuracy": shared.accuracy,
+    **prior_quality.figures(x[rows], shared.held_out, shared.features),
+  }
 
 
 def _samples(this: Run, params: Params, shared: Bench) -> np.ndarray:

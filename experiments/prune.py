@@ -3,7 +3,8 @@
 
   python -m experiments.prune [--config fashion.py] [--seeds 0 1 2]
     [--fractions 0.05 0.1 0.2 0.5] [--rules random density stratified]
-    [--weights] [--control] [--workdir DIR] [--config.FIELD=VALUE ...]
+    [--weights] [--control] [--images] [--workdir DIR]
+    [--config.FIELD=VALUE ...]
 
 Every prior takes the config's updates, on a share of the images of each class:
 drawn at random, those of the largest density in their class, or from all of its
@@ -21,15 +22,15 @@ held out and judges samples:
                 held-out images are
     gap         nats, of the control, and oracle %, samples as asked for
 
-The row "images" has as many images of the training set in place of samples.
+The row "images" has images of all that are not held out in place of samples;
+with --images every row has those that were chosen, and nothing is trained but
+the classifier: a sampler that copies its images would do as well.
 DIR/SEED/NAME/results.json is written as soon as a prior is judged; the same
 command goes on where it was stopped. A run of one's own gets what was best by
 `--config.prior.fraction=0.1 --config.prior.select=stratified`.
 docs/pruning.md says what to expect.
 """
 
-import argparse
-import contextlib
 import json
 import pathlib
 import sys
@@ -52,7 +53,7 @@ OWN = (
     for name in ("dir", "fraction", "select", "reweigh", "held_out")
   ),
 )
-IMAGES = "images"
+IMAGES = "images"  # the row of all, and how folders of such figures end
 PICTURES = 5  # axes of some of each class
 CONFIGS = pathlib.Path("experiments/configs")
 
@@ -103,6 +104,7 @@ class Study(NamedTuple):
   settings: tuple[str, ...]  # of every prior, as KEY=VALUE
   arms: list[Arm]
   control: bool
+  images: bool  # are judged, and no priors trained
 
   def folder(self, seed: int, name: str) -> pathlib.Path:
     """Of a prior, or of what those of its seed share."""
@@ -126,23 +128,25 @@ def measure(study: Study, seed: int) -> dict[str, dict[str, Any]]:
   from experiments import prior_stages, stages  # slow, as JAX is
 
   shared, smallest = None, min(study.arms, key=lambda arm: arm.fraction)
+  first = f"{study.arms[0].folder}-{IMAGES}"
 
   def judged(arm: Arm, folder: pathlib.Path, log: Any) -> dict[str, Any]:
     nonlocal shared
     if shared is None:
-      base = study.folder(seed, IMAGES)
+      base = study.folder(seed, first)
       shared = prior_stages.bench(study.config(seed, smallest), base, log)
     config = study.config(seed, arm)
-    if folder.name == IMAGES:
+    if folder.name.endswith(IMAGES):
       return prior_stages.images(config, shared)
     return prior_stages.run(config, folder, shared, log)
 
   def controlled(arm: Arm, folder: pathlib.Path, log: Any) -> dict[str, Any]:
     return stages.run(study.config(seed, arm), folder, log)
 
-  found = {IMAGES: _made(study, seed, study.arms[0], IMAGES, judged)}
-  for arm in study.arms:
-    entry = _made(study, seed, arm, arm.folder, judged)
+  found = {IMAGES: _made(study, seed, study.arms[0], first, judged)}
+  for arm in study.arms[study.images :]:
+    name = f"{arm.folder}-{IMAGES}" if study.images else arm.folder
+    entry = _made(study, seed, arm, name, judged)
     if study.control:
       name = f"{arm.folder}/control"
       tuned = _made(study, seed, arm, name, controlled)["methods"]["ctrl"]
@@ -172,14 +176,6 @@ def _made(
   return found
 
 
-def _share(text: str) -> float:
-  """Reads a number between 0 and 1."""
-  with contextlib.suppress(ValueError):
-    if 0 < (value := float(text)) < 1:
-      return value
-  raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
-
-
 def _study() -> tuple[Study, list[int]]:
   """What the command line says, and the seeds."""
   parser = arguments.Parser(__doc__)
@@ -187,12 +183,18 @@ def _study() -> tuple[Study, list[int]]:
   parser.add_argument("--config", default="fashion.py", help="FILE[:VARIANT]")
   parser.add_argument("--seeds", type=number, nargs="+", default=[0])
   parser.add_argument(
-    "--fractions", type=_share, nargs="+", default=[0.05, 0.1, 0.2, 0.5]
+    "--fractions",
+    type=arguments.share,
+    nargs="+",
+    default=[0.05, 0.1, 0.2, 0.5],
   )
   parser.add_argument("--rules", choices=RULES, nargs="+", default=RULES)
   parser.add_argument("--weights", action="store_true", help="group DRO, too")
   parser.add_argument("--control", action="store_true", help="on every prior")
-  parser.add_argument("--held-out", type=_share, default=0.2)
+  parser.add_argument(
+    "--images", action="store_true", help="in place of priors' samples"
+  )
+  parser.add_argument("--held-out", type=arguments.share, default=0.2)
   parser.add_argument("--workdir", default="")
   given, overrides = parser.parse_overrides()
   changes = [text.removeprefix("--config.") for text in overrides]
@@ -202,12 +204,15 @@ def _study() -> tuple[Study, list[int]]:
       raise ValueError(f"{field} is set for every prior: leave it out")
   name = given.config.replace(".py", "").replace(":", "-")
   rules.check_local("--workdir", given.workdir)
+  if given.images and (given.weights or given.control):
+    parser.error("--images trains no priors: no --weights, no --control")
   study = Study(
     given.config,
     pathlib.Path(given.workdir or f"runs/prune-{name}"),
     (*changes, f"prior.held_out={given.held_out}"),
     every(given.rules, given.fractions, weights=given.weights),
     given.control,
+    given.images,
   )
   return study, given.seeds
 
@@ -223,7 +228,7 @@ def main() -> None:
     found = [measure(study, seed) for seed in seeds]
   entries = {name: [one[name] for one in found] for name in found[0]}
   headings, lines = pruning.table(entries)
-  print(studies.markdown(headings, lines, seeds, found[0][study.arms[0].name]))
+  print(studies.markdown(headings, lines, seeds, found[0][IMAGES]))
   _draw(study, entries, seeds[0])
 
 
@@ -232,15 +237,15 @@ def _draw(study: Study, entries: Mapping[str, Any], seed: int) -> None:
   lines: dict[str, dict[float, Any]] = {}
   least = min(arm.fraction for arm in study.arms)
   shown = {}
-  for arm in study.arms:
+  for arm in study.arms[study.images :]:
     name = (arm.rule or "all images") + ", weighed" * arm.reweigh
     lines.setdefault(name, {})[arm.fraction] = entries[arm.name]
-    if arm.fraction == least and not arm.reweigh:
+    if arm.fraction == least and not (arm.reweigh or study.images):
       with np.load(study.folder(seed, arm.folder) / "shown.npz") as saved:
         shown[arm.name] = dict(saved)
   with matplotlib.rc_context(style.STYLE):
     drawn = {"prune": pruning.by_fraction(lines, entries[IMAGES])}
-    if next(iter(shown.values()))["images"].ndim == PICTURES:
+    if any(each["images"].ndim == PICTURES for each in shown.values()):
       drawn["shown"] = pruning.pictures(shown)
     for name, figure in drawn.items():
       path = study.root / f"{name}.png"

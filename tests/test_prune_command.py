@@ -41,6 +41,15 @@ def test_a_table_of_priors(tmp_path):
   check_table(said_of(tmp_path), tmp_path)
 
 
+@pytest.mark.slow
+def test_a_table_of_images_trains_no_prior(tmp_path):
+  out = said_of(tmp_path, "--images")
+  rows = [line.split(" | ") for line in out.splitlines() if line[:2] == "| "]
+  assert [row[0] for row in rows[2:]] == ["| images", "| stratified 30 %"]
+  assert not list(tmp_path.rglob("prior"))
+  assert (tmp_path / "prune.png").is_file()
+
+
 @pytest.mark.long
 def test_a_model_without_conditions_has_no_worst_class(tmp_path):
   out = said_of(tmp_path, "--config", "own.py:smoke")
@@ -74,6 +83,7 @@ def told(monkeypatch, capsys, *words):
   ("words", "line"),
   [
     (["--fractions", "1.5"], "'1.5' is not between 0 and 1"),
+    (["--images", "--weights"], "--images trains no priors"),
     (["--config.seed=3"], "seed is set for every prior: leave it out"),
     (["--config.prior.fraction=0.5"], "prior.fraction is set for every prior"),
     (["--config=own.py", "--weights"], "prior.reweigh has no effect"),
@@ -92,7 +102,7 @@ def test_a_mistake_is_told_in_one_line(
 def test_a_fraction_that_leaves_a_class_empty_stops_before_training(tmp_path):
   arms = prune.every(["random"], [0.3, 0.001], weights=False)
   settings = ("prior.held_out=0.2",)
-  study = prune.Study("digits.py:smoke", tmp_path, settings, arms, False)
+  study = prune.Study("digits.py:smoke", tmp_path, settings, arms, False, False)
   with pytest.raises(ValueError, match="prior.fraction is 0.001"):
     prune.measure(study, 0)
   assert not list(tmp_path.rglob("checkpoints"))

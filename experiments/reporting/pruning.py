@@ -79,9 +79,17 @@ def by_fraction(
       fraction of the images; a prior of all of them is a line across.
     images: of images in place of samples.
   """
+  every = [
+    entry for of in lines.values() for each in of.values() for entry in each
+  ]
+  panels = {
+    field: look
+    for field, look in PANELS.items()
+    if all(entry.get(field) is not None for entry in every)
+  }
   fig = Figure((style.WIDTH, 3.6), layout="constrained")
   for ax, (field, (title, scale)) in zip(
-    fig.subplots(1, len(PANELS)), PANELS.items(), strict=True
+    fig.subplots(1, len(panels)), panels.items(), strict=True
   ):
     for name, entries in lines.items():
       x = np.array(sorted(entries))
@@ -98,7 +106,8 @@ def by_fraction(
       ax.axhline(y[0], color=style.INK, ls=":", label="images themselves")
     ax.set_title(title)
     ax.set(xscale="log", xlabel="images trained on (%)")
-    ax.xaxis.set_major_formatter("{x:g}")
+    shares = sorted({100 * f for of in lines.values() for f in of if f < 1})
+    ax.set_xticks(shares, [f"{share:g}" for share in shares])
     ax.xaxis.set_minor_formatter("")
     ax.grid()
   handles, names = fig.axes[0].get_legend_handles_labels()

@@ -2,6 +2,7 @@
 """Flags of the commands beside `run`, with every mistake told in one line."""
 
 import argparse
+import contextlib
 import os
 import pathlib
 from collections.abc import Callable
@@ -45,6 +46,14 @@ def at_least(least: int) -> Callable[[str], int]:
     return number
 
   return read
+
+
+def share(text: str) -> float:
+  """Reads a number between 0 and 1."""
+  with contextlib.suppress(ValueError):
+    if 0 < (value := float(text)) < 1:
+      return value
+  raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
 
 
 def writable(text: str) -> pathlib.Path:
