@@ -204,8 +204,8 @@ def draw(
   def chains(keys, c, y):
     shape = sampler.pretrained.sample_shape
     start = sampling.initial_noise(keys, shape, sampler.kernel)
-    eps_fn = model.eps_fn(sampler.params, sampler.condition(c), y)
-    x = sampling.rollout(keys, start, sampler.kernel, eps_fn).x
+    pair_fn = model.pair_fn(sampler.params, sampler.condition(c), y)
+    x = sampling.rollout(keys, start, sampler.kernel, pair_fn, compare=False).x
     return sampler.pretrained.decoded(x)
 
   found: np.ndarray = evidence.in_chunks(

@@ -32,8 +32,11 @@ of (3); it can where x_0 is all but known, so near the data, but not before:
       same part are biased as in (4).
   (7) is classifier-free guidance (arXiv 2207.12598), biased likewise.
 
-The certificate. Whatever the composition, it shifts the mean of the same
-Gaussian steps, so path KL, log_ratio and the weights of `paths` are exact.
+A step's noise can be squeezed in one direction only (`squeeze`), and is by what
+squeezes it most, of all that is composed and after its strength or weight.
+
+The certificate. Whatever the composition, its steps are Gaussian like those of
+the reference, so path KL, log_ratio and the weights of `paths` are exact.
 Gap, effective sample size and resampling are right against any target that is
 stated with its own log-likelihood and its own log Z; the bias is in the gap.
 For (1): log_likelihood = sum_i s_i log p_i(y_i | x, c), with the gamma_i of
@@ -53,6 +56,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ctrl_jax import squeeze
 from ctrl_jax.policy import Condition, Policy
 from ctrl_jax.sampling import PairFn, Predictions
 from ctrl_jax.types import EpsFn, Params, RewardFn
@@ -90,8 +94,21 @@ def combined(
       _per_chain(strength, x) * (one.eps - one.reference)
       for strength, one in zip(strengths, found, strict=True)
     ]
+    squeezed = [
+      one.squeeze.share(strength)
+      for strength, one in zip(strengths, found, strict=True)
+      if one.squeeze is not None
+    ]
     # Zeros add up to zero, so that no control is no KL, exactly.
-    return Predictions(found[0].reference + sum(changes), found[0].reference)
+    return Predictions(
+      found[0].reference + sum(changes),
+      found[0].reference,
+      squeeze=squeeze.strongest(
+        jax.tree.map(lambda *a: jnp.stack(a), *squeezed)
+      )
+      if squeezed
+      else None,
+    )
 
   return pair
 
@@ -154,13 +171,17 @@ def soft_label_policy(policy: Policy, labels: Labels) -> Policy:
     def pair(x, t):
       def weighted(label, weight):
         one = policy.pair_fn(control, c, jnp.full(len(weights), label))(x, t)
-        change = one.eps - one.reference
-        return _per_chain(weight, x) * change, one.reference
+        change = _per_chain(weight, x) * (one.eps - one.reference)
+        return change, one.reference, one.squeeze and one.squeeze.share(weight)
 
       # vmap leaves alone what the label does not reach, the reference above
       # all: it is computed once, then repeated, and the repeats are unused.
-      changes, references = jax.vmap(weighted)(labels, weights.T)
-      return Predictions(references[0] + changes.sum(0), references[0])
+      changes, references, every = jax.vmap(weighted)(labels, weights.T)
+      return Predictions(
+        references[0] + changes.sum(0),
+        references[0],
+        squeeze=every and squeeze.strongest(every),
+      )
 
     return pair
 

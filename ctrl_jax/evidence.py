@@ -208,12 +208,12 @@ def _crossings(
       share=share,
       sample_shape=sampler.pretrained.sample_shape,
     )
-    return sampler.log_p(found.x, c, y), found.slope, found.cost
+    return sampler.log_p(found.x, c, y), found.log_ratios
 
   shares = np.array(bridge.SHARES, np.float32)
   shape = (len(shares), max(num // len(shares), 2), len(c))
   share, _, cell = (a.ravel() for a in np.indices(shape))
   keys = jax.random.split(key, len(cell))
   parts = in_chunks(function, keys, c[cell], y[cell], shares[share])
-  log_p, slope, cost = (jnp.asarray(a.reshape(shape)) for a in parts)
-  return bridge.log_weights(log_p, slope, cost, gamma=sampler.gamma), log_p
+  log_p, ratios = (jnp.asarray(a.reshape(*shape, *a.shape[1:])) for a in parts)
+  return bridge.log_weights(log_p, ratios, gamma=sampler.gamma), log_p

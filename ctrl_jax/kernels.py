@@ -94,8 +94,9 @@ def time_grid(
 
   A power above 1 shortens the last steps. That matters where the reward has
   sharp edges: the noise of the last steps must be small against them, for a
-  control shifts a step's mean but cannot narrow its noise. A shift above 1
-  shortens the first ones, and of a flow lengthens the last.
+  control that shifts a step's mean alone does not narrow its noise (`squeeze`
+  does). A shift above 1 shortens the first ones, and of a flow lengthens the
+  last.
 
   Raises:
     ValueError: num_steps < 1, power or shift <= 0, or not 0 <= t_min < t_max <=

@@ -40,8 +40,8 @@ from jaxtyping import Array, Float, Int
 from ctrl_jax import weights
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.metrics import Estimate, log_mean_exp, mean_estimate
-from ctrl_jax.sampling import Path, Rollout, compared, precision
-from ctrl_jax.types import EpsFn, PerExample, Sample, Scalar
+from ctrl_jax.sampling import Rollout, compared
+from ctrl_jax.types import PerExample, Scalar
 
 
 class Certificate(NamedTuple):
@@ -67,40 +67,6 @@ def check_stochastic(kernel: Kernel) -> None:
       "every step of this kernel is deterministic (eta = 0): the KL between "
       "two of its policies is infinite; use eta > 0"
     )
-
-
-def log_density(
-  path: Path, x: Sample, kernel: Kernel, eps_fn: EpsFn
-) -> PerExample:
-  """log p(x_1 ... x_K | x_0) of stored paths under any policy, [batch], nats.
-
-  Deterministic steps are left out: both policies of a ratio agree there. The
-  ratio of two calls equals `Rollout.log_ratio`, which is accumulated from the
-  noise instead of the states.
-
-  Args:
-    path: states and noises of a rollout with keep_path=True.
-    x: its final states x_K [batch, ...].
-    kernel: its kernel.
-    eps_fn: the policy whose density is wanted, not necessarily the one that
-      produced the paths.
-  """
-  stochastic = np.flatnonzero(kernel.std > 0)
-  states = jnp.concatenate([path.x, x[None]])
-  dtype = precision(x.dtype)
-  columns = [jnp.asarray(a[stochastic], dtype) for a in kernel.columns]
-
-  def step(total, row):
-    x, x_next, t, a, b, s = row
-    residual = ((x_next - a * x - b * eps_fn(x, t)) / s).reshape(len(x), -1)
-    dims = residual.shape[1]
-    log_normal = -0.5 * jnp.sum(residual**2, 1) - dims * (
-      jnp.log(s) + 0.5 * jnp.log(2 * jnp.pi)
-    )
-    return (total + log_normal).astype(dtype), None
-
-  rows = (states[stochastic], states[stochastic + 1], *columns)
-  return jax.lax.scan(step, jnp.zeros(len(x), dtype), rows)[0]
 
 
 def log_evidence(

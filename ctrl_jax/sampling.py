@@ -14,6 +14,11 @@ the two path measures P_theta and P_pre (started from the same law):
 
 Both are sums over the dimensions of a sample, in nats, one value per chain.
 Where s_k = 0 the step is deterministic: the policy is the reference there.
+
+A policy that squeezes the noise of its steps (`squeeze`) has R_k z_k for z_k in
+(1) and (3); to (2) its KL is added, and what R_k z_k is more likely of it than
+of noise that is left alone is subtracted from (3).
+
 A policy that computes both predictions at once returns them as `Predictions`,
 and no reference_fn is given.
 
@@ -27,7 +32,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ctrl_jax import truncation
 from ctrl_jax.kernels import Kernel
+from ctrl_jax.squeeze import Squeeze
 from ctrl_jax.types import EpsFn, Keys, PerExample, PerStep, Sample
 
 
@@ -35,8 +42,9 @@ class Path(NamedTuple):
   """Everything a chain went through, step by step."""
 
   x: Float[Array, "steps batch ..."]  # the state before the step
-  noise: Float[Array, "steps batch ..."]  # z_k
+  noise: Float[Array, "steps batch ..."]  # z_k, or R_k z_k
   eps: Float[Array, "steps batch ..."]  # prediction that the step followed
+  log_density: PerStep | None = None  # of R_k z_k, `squeeze` (3); None: 0
 
 
 class Predictions(NamedTuple):
@@ -45,6 +53,7 @@ class Predictions(NamedTuple):
   eps: Sample
   reference: Sample
   hidden: jax.Array | None = None  # of the policy's network, for an output head
+  squeeze: Squeeze | None = None  # of the step's noise; None: it is left alone
 
 
 class Rollout(NamedTuple):
@@ -125,46 +134,6 @@ def fold_in(keys: Keys, data: Any) -> Keys:
   return jax.vmap(lambda key: jax.random.fold_in(key, data))(keys)
 
 
-def check_backprop(
-  kernel: Kernel, backprop_steps: int, *, compared: bool = True
-) -> None:
-  """Raises ValueError unless gradients through the last steps say something.
-
-  Args:
-    kernel: the K steps.
-    backprop_steps: how many are differentiated.
-    compared: with a reference, which every policy is where there is no noise.
-  """
-  steps = kernel.num_steps
-  if not 1 <= backprop_steps <= steps:
-    raise ValueError(
-      f"backprop_steps must lie in [1, {steps}], got {backprop_steps}"
-    )
-  least = 1 + int((kernel.std[::-1] > 0).argmax())
-  if compared and backprop_steps < least:
-    raise ValueError(
-      f"backprop_steps is {backprop_steps}: the last {least - 1} steps of this "
-      f"kernel have no noise, so that every gradient is 0; use {least} or more"
-    )
-
-
-def draw_backprop(keys: Keys, least: int, most: int) -> jax.Array:
-  """How many last steps of each chain to differentiate, [batch], even odds."""
-  # Steps fold in 0 ... K-1 and starts 2^32 - 1.
-  draw = jax.vmap(lambda key: jax.random.randint(key, (), least, most + 1))
-  return draw(fold_in(keys, 2**32 - 2))
-
-
-def _held(tree: Any, held: jax.Array) -> Any:
-  """The same values, [batch, ...] each; of held chains without a gradient."""
-
-  def stop(a: jax.Array) -> jax.Array:
-    rows = held.reshape(-1, *(1,) * (a.ndim - 1))
-    return jnp.where(rows, jax.lax.stop_gradient(a), a)
-
-  return jax.tree.map(stop, tree)
-
-
 def rollout(
   keys: Keys,
   x_init: Sample,
@@ -172,6 +141,7 @@ def rollout(
   eps_fn: EpsFn | PairFn,
   *,
   reference_fn: EpsFn | None = None,
+  compare: bool = True,
   remat: bool = True,
   backprop_steps: int | jax.Array | None = None,
   keep_path: bool = False,
@@ -186,11 +156,13 @@ def rollout(
     eps_fn: noise prediction of the policy, or of policy and reference.
     reference_fn: noise prediction of the pre-trained model; None: no KL,
       unless eps_fn returns `Predictions`.
+    compare: with the reference of `Predictions`; False: samples are all that is
+      wanted, and under jit the reference is not computed.
     remat: recompute each step in the backward pass, so that memory does not
       grow with K; no effect on values or gradients.
     backprop_steps: gradients flow through the last so many steps only, one cut
       per trajectory; None: all of them. An array [batch] has a cut for each
-      chain, as `draw_backprop` draws them: the time is that of all steps.
+      chain, as `truncation.draw` draws them: the time is that of all steps.
     keep_path: also return states, noise and predictions, [K, batch, ...] each.
 
   Raises:
@@ -206,31 +178,38 @@ def rollout(
   if isinstance(backprop_steps, jax.Array):
     first, backprop_steps = steps - backprop_steps, None
   backprop_steps = steps if backprop_steps is None else backprop_steps
-  check_backprop(kernel, backprop_steps, compared=False)
+  truncation.check(kernel, backprop_steps, compared=False)
   dtype = precision(x_init.dtype)
 
   def step(carry, row):
     x, log_ratio = carry
     index, t, a, b, s, weight, noise_coef = row
     noise = gaussian(fold_in(keys, index), x.shape[1:], x.dtype)
-    eps = eps_fn(x, t)
+    eps, reference, kl, squeezed, density = eps_fn(x, t), None, None, None, None
     if reference_fn is not None:
       if isinstance(eps, Predictions):
         raise ValueError("eps_fn brings its own reference: omit reference_fn")
-      eps = Predictions(eps, reference_fn(x, t))
-    kl = None
+      reference = reference_fn(x, t)
     if isinstance(eps, Predictions):
-      check_backprop(kernel, backprop_steps)
-      reference = eps.reference
-      eps = jnp.where(s > 0, eps.eps, reference)
+      reference, squeezed = eps.reference if compare else None, eps.squeeze
+      eps = eps.eps
+    if squeezed is not None:
+      squeezed = squeezed.share(jnp.where(s > 0, 1.0, 0.0))
+      noise = squeezed.noise(noise)
+      density = squeezed.log_density(noise)
+    if reference is not None:
+      truncation.check(kernel, backprop_steps)
+      eps = jnp.where(s > 0, eps, reference)
       difference = (eps - reference).astype(dtype)
       kl = weight * _sum_squares(difference)
       score = jnp.sum(difference * noise, axis=tuple(range(1, x.ndim)))
       log_ratio = log_ratio - noise_coef * score - kl
-    path = Path(x, noise, eps) if keep_path else None
+      if squeezed is not None:
+        kl, log_ratio = kl + squeezed.kl, log_ratio - density
+    path = Path(x, noise, eps, density) if keep_path else None
     x = (a * x + b * eps + s * noise).astype(x.dtype)
     after = (x, log_ratio), (kl, path)
-    return after if first is None else _held(after, index < first)
+    return after if first is None else truncation.stopped(after, index < first)
 
   rows = (jnp.arange(steps),) + tuple(
     jnp.asarray(column, dtype)

@@ -7,7 +7,8 @@ To the noise prediction of a policy, often the frozen network itself, is added
 
 with x0 = (x - std eps) / alpha the predicted end of the chain, hidden the
 network's last tokens, and m_k the scale of `policy`. See `models.heads` for
-what a head makes of these. One evaluation of the network serves the reference
+what a head makes of these. It also says how the step's noise is squeezed
+(`squeeze`). One evaluation of the network serves the reference
 and the policy, in training too, and any eps_fn can be steered.
 
 The gradient of a sharp reward is far too large while x_0 is not yet known. Let
@@ -56,6 +57,7 @@ def with_head(
   hidden_shape: tuple[int, int] | None = None,
   differentiate_inputs: bool = True,
   all_labels: bool = False,
+  squeeze: bool = True,
   average: float | None = None,
 ) -> Policy:
   """Adds an output head to a policy.
@@ -76,6 +78,7 @@ def with_head(
       at every step: on JPEG sizes the product of 32 of them reached 1e6.
     all_labels: whether the head sees log p(y | x0) of every label, which tells
       on what side of the one asked for x0 lies.
+    squeeze: whether the head changes the noise of steps as well as their mean.
     average: gamma, for the head to see the averaged gradient (2), which takes
       data of about unit variance and a reward with two derivatives; None: the
       gradient itself.
@@ -177,7 +180,10 @@ def with_head(
       seen = inputs(x, base, t, c, y, label)
       change: Any = head.apply(control["head"], seen)
       on = scale_fn(t) * asked.reshape(-1, *(1,) * (x.ndim - 1))
-      return base._replace(eps=base.eps + on * change)
+      eps = base.eps + on * change.eps
+      if not squeeze or change.squeeze is None:
+        return base._replace(eps=eps)
+      return base._replace(eps=eps, squeeze=change.squeeze.share(asked))
 
     return pair
 

@@ -11,7 +11,10 @@ z_k + (b_k / s_k) (eps_b - eps_theta), so that
     log p_theta(x_{k+1} | x_k) - log p_b(x_{k+1} | x_k)
       = (b_k / s_k) (eps_theta - eps_b).z_k - w_k ||eps_theta - eps_b||^2 (2)
 
-with w_k = b_k^2 / (2 s_k^2): exactly 0 where theta is b. Unlike a rollout's,
+with w_k = b_k^2 / (2 s_k^2): exactly 0 where theta is b. Where theta or b
+squeezes the noise of its steps, its log-density beside that of noise that is
+left alone (`squeeze`, equation 3) is added of theta, at that other noise, and
+subtracted of b, at z_k. Unlike a rollout's,
 its derivative with respect to theta does not pass from step to step, for the
 states are given: there is no back-propagation through the sampler, and no
 gradient of a reward. Steps are taken one by one and recomputed in the backward
@@ -35,7 +38,7 @@ from ctrl_jax.sampling import (
   precision,
   rollout,
 )
-from ctrl_jax.types import Keys, Params, PerExample, PerStep
+from ctrl_jax.types import EpsFn, Keys, Params, PerExample, PerStep, Sample
 
 
 class Comparison(NamedTuple):
@@ -67,22 +70,72 @@ def compare(path: Path, kernel: Kernel, pair_fn: PairFn) -> Comparison:
 
   @jax.checkpoint
   def step(carry, row):
-    (x, noise, behaviour), t, weight, noise_coef = row
-    eps, reference, _ = pair_fn(x, t)
+    (x, noise, behaviour, density), t, weight, noise_coef, stochastic = row
+    eps, reference, _, squeezed = pair_fn(x, t)
 
-    def ratio(eps):
+    def ratio(eps, squeezed=None):
       change = (eps - behaviour).astype(dtype)
-      return noise_coef * _sum(change * noise) - weight * _sum(change**2)
+      found = noise_coef * _sum(change * noise) - weight * _sum(change**2)
+      if squeezed is not None:
+        found += squeezed.log_density(noise - noise_coef * change)
+      return found if density is None else found - density
 
     kl = weight * _sum((eps - reference).astype(dtype) ** 2)
-    found = ratio(eps)
+    if squeezed is not None:
+      squeezed = squeezed.share(stochastic)
+      kl += squeezed.kl
+    found = ratio(eps, squeezed)
     return carry, Comparison(found, kl, found - ratio(reference))
 
   columns = [
     jnp.asarray(column, dtype)
-    for column in (kernel.times, kernel.kl_weight, kernel.noise_coef)
+    for column in (
+      *(kernel.times, kernel.kl_weight, kernel.noise_coef),
+      kernel.std > 0,
+    )
   ]
   return jax.lax.scan(step, None, (path, *columns))[1]
+
+
+def log_density(
+  path: Path, x: Sample, kernel: Kernel, eps_fn: EpsFn | PairFn
+) -> PerExample:
+  """log p(x_1 ... x_K | x_0) of stored paths under any policy, [batch], nats.
+
+  Deterministic steps are left out: both policies of a ratio agree there. The
+  ratio of two calls equals `Rollout.log_ratio`, which is accumulated from the
+  noise instead of the states.
+
+  Args:
+    path: states and noises of a rollout with keep_path=True.
+    x: its final states x_K [batch, ...].
+    kernel: its kernel.
+    eps_fn: the policy whose density is wanted, not necessarily the one that
+      produced the paths; `Predictions` say how it squeezes noise.
+  """
+  stochastic = np.flatnonzero(kernel.std > 0)
+  states = jnp.concatenate([path.x, x[None]])
+  dtype = precision(x.dtype)
+  columns = [jnp.asarray(a[stochastic], dtype) for a in kernel.columns]
+
+  def step(total, row):
+    x, x_next, t, a, b, s = row
+    found: Any = eps_fn(x, t)
+    if not isinstance(found, Predictions):
+      found = Predictions(found, found)
+    eps, squeezed = found.eps, found.squeeze
+    noise = (x_next - a * x - b * eps) / s
+    residual = noise.reshape(len(x), -1)
+    dims = residual.shape[1]
+    log_p = -0.5 * jnp.sum(residual**2, 1) - dims * (
+      jnp.log(s) + 0.5 * jnp.log(2 * jnp.pi)
+    )
+    if squeezed is not None:
+      log_p += squeezed.log_density(noise)
+    return (total + log_p).astype(dtype), None
+
+  rows = (states[stochastic], states[stochastic + 1], *columns)
+  return jax.lax.scan(step, jnp.zeros(len(x), dtype), rows)[0]
 
 
 def regress(
@@ -107,7 +160,7 @@ def regress(
   @jax.checkpoint
   def step(total, row):
     x, slope, t, weight, gain = row
-    eps, reference, _ = pair_fn(x, t)
+    eps, reference, *_ = pair_fn(x, t)
     wrong = (eps - reference - gain * slope).astype(dtype)
     return total + weight * _sum(wrong**2), None
 
@@ -128,9 +181,13 @@ def tempered(pair_fn: PairFn, share: jax.Array) -> PairFn:
   """
 
   def pair(x: jax.Array, t: jax.Array) -> Predictions:
-    eps, reference, _ = pair_fn(x, t)
+    eps, reference, _, squeezed = pair_fn(x, t)
     part = share.reshape(-1, *(1,) * (x.ndim - 1))
-    return Predictions(reference + part * (eps - reference), reference)
+    return Predictions(
+      reference + part * (eps - reference),
+      reference,
+      squeeze=squeezed and squeezed.share(share),
+    )
 
   return pair
 

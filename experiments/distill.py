@@ -30,7 +30,14 @@ from typing import Any
 from ctrl_jax.json_file import plain
 from experiments.configs import rules
 from experiments.reporting import tables
-from experiments.runtime import arguments, finished_run, lock, outcome, workdir
+from experiments.runtime import (
+  arguments,
+  finished_run,
+  lock,
+  outcome,
+  settings,
+  workdir,
+)
 
 FAMILIES = ("digits", "fashion", "gaussian", "mixture", "own")
 FOLDER = "distilled"
@@ -54,7 +61,9 @@ def main() -> None:
       f"{run} is a run of {plain(family)}: only what samples data themselves "
       f"is distilled, of {', '.join(FAMILIES)}"
     )
-  results = _results(run, _claim(run / FOLDER, given))
+  asked = {k: v for k, v in vars(given).items() if k != "workdir"}
+  settings.check(run / FOLDER, asked)
+  results = _results(run, asked)
   print(_text(results))
   print(f"samples     {run / FOLDER / 'samples.png'}")
 
@@ -65,24 +74,6 @@ def _positive(text: str) -> float:
     if 0 < (value := float(text)) < 1:
       return value
   raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
-
-
-def _claim(folder: pathlib.Path, given: argparse.Namespace) -> dict[str, Any]:
-  """The settings, which a folder that was begun must have, too.
-
-  Raises:
-    ValueError: it has others.
-  """
-  asked = {k: v for k, v in vars(given).items() if k != "workdir"}
-  path = folder / "settings.json"
-  there = json.loads(path.read_text()) if path.is_file() else asked
-  for name, value in asked.items():
-    if there.get(name) != value:
-      raise ValueError(
-        f"--{name} is {value}, and {folder} was begun with "
-        f"{there.get(name)}: use that, or remove the folder"
-      )
-  return asked
 
 
 def _results(run: pathlib.Path, asked: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +91,7 @@ def _results(run: pathlib.Path, asked: dict[str, Any]) -> dict[str, Any]:
 
     with lock.held(run, field="workdir"), logs.Log(folder) as log:
       folder.mkdir(exist_ok=True)
-      workdir.write_json(folder / "settings.json", asked)
+      workdir.write_json(folder / settings.FILE, asked)
       found = generator_stages.run(config, run, folder, log, **asked)
       workdir.write_json(path, found)
   results: dict[str, Any] = json.loads(path.read_text())

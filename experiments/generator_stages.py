@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ctrl_jax import generators, kernels, parallel
+from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn, Params
 from experiments import outputs, stages
 from experiments.measures import (
@@ -174,16 +175,17 @@ def _generators(
   student = generator.student(problem)
   start = student.init(keys.stage_key(0, "untrained"))
   one, own = (generators.chain(sde, times, n) for n in (1, num_steps))
-  policy = learned.policy.eps_fn
+  # How far noise is squeezed is learned of these steps, not of longer ones.
+  policy = learned.policy
   fewer = {
     f"ctrl, {n} step{'s' * (n > 1)}": Generator(
-      policy, control, kernels.coarser(kernel, sde, n)
+      policy.eps_fn, control, kernels.coarser(kernel, sde, n)
     )
     for n in FEWER
     if n < kernel.num_steps
   }
   return {
-    "ctrl": Generator(policy, control, kernel),
+    "ctrl": Generator(policy.pair_fn, control, kernel),
     **fewer,
     "untrained": Generator(student.eps_fn, start, one),
     "regression": Generator(student.eps_fn, regressed, one),
@@ -197,7 +199,7 @@ def _speeds(
   """Samples a second on one device, the best of a few rounds."""
 
   def of(one: Generator) -> speed.Sampler:
-    def sampler(c: jax.Array, y: jax.Array) -> EpsFn:
+    def sampler(c: jax.Array, y: jax.Array) -> EpsFn | PairFn:
       return one.eps_fn(one.params, c, y)
 
     return sampler

@@ -71,7 +71,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
     problem,
     {
       "pretrained": lambda c, y: learned.reference_fn(c),
-      "ctrl": lambda c, y: learned.policy.eps_fn(params, c, y),
+      "ctrl": lambda c, y: learned.policy.pair_fn(params, c, y),
     },
     chunk=config.evaluate.chunk,
     mesh=mesh,

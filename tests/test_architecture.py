@@ -17,20 +17,20 @@ MAX_LINES = 260
 
 # A part of ctrl_jax imports from itself and from layers before its own, alone.
 LIBRARY = """
-types choices, files json_file sde metrics weights placement divided nearest,
-parallel kernels learner flow predictions models datasets checkpoint
-control_file, sampling linear_quadratic training fitting hypotheses, paths,
-rewards policy trust doubt
-alternatives, pretrained steering transitions units composition, students,
+types choices, files json_file sde metrics frechet weights placement divided
+nearest squeeze coresets, parallel kernels, truncation learner flow predictions
+models datasets checkpoint control_file, sampling linear_quadratic group_dro
+training fitting hypotheses, paths, rewards policy trust doubt alternatives,
+pretrained steering transitions units composition, students interpolation,
 generators divergence, objectives guidance bridge distillation self_labels,
 evidence, labels certification headed, controlled self_fitted, tuning,
-stable_diffusion, diffusers
+stable_diffusion, stable_diffusion_3, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
 configs reporting, runtime, problems, measures, training, baselines, outputs
-sampler, stages, generator_stages, run compare exactness export sample distill,
-benchmarks
+sampler, stages prior_stages, generator_stages interpolation_stages, run compare
+exactness export sample distill prune interpolate, benchmarks
 """
 # Only experiments know configs, flags, logs and figures.
 NOT_IN_LIBRARY = {

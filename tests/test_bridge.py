@@ -18,7 +18,7 @@ SHARE = jnp.array([0.0, 0.5, 1.0, 1.5, 0.25])
 Y = jnp.arange(5) % len(toy.TARGETS)
 
 
-def test_slope_and_cost_give_the_density_of_every_share():
+def test_ratios_are_those_of_the_densities_of_every_share():
   """Against densities computed from the states, law by law."""
   settings = {"sample_shape": toy.SHAPE, "share": SHARE}
   found = bridge.cross(POLICY, CONTROL, lg.keys(5), KERNEL, None, Y, **settings)
@@ -30,13 +30,12 @@ def test_slope_and_cost_give_the_density_of_every_share():
 
   def log_density(s):
     tempered = transitions.tempered(pair_fn, jnp.full(5, s))
-    eps_fn = lambda x, t: tempered(x, t).eps
-    return paths.log_density(path, chain.x, KERNEL, eps_fn)
+    return transitions.log_density(path, chain.x, KERNEL, tempered)
 
-  assert found.cost.min() > 0.1
-  for s in (0.5, 1.0, 1.5):
+  assert abs(found.log_ratios[:, 2]).min() > 0.1
+  for i, s in enumerate(bridge.SHARES):
     np.testing.assert_allclose(
-      s * found.slope - s**2 * found.cost,
+      found.log_ratios[:, i],
       log_density(s) - log_density(0.0),
       rtol=1e-3,
       atol=1e-3,
@@ -44,27 +43,29 @@ def test_slope_and_cost_give_the_density_of_every_share():
 
 
 def test_weights_are_likelihood_over_the_mixture_of_all_shares():
-  log_p, slope, cost = np.random.default_rng(0).normal(size=(3, 4, 6))
+  log_p, ratio = np.random.default_rng(0).normal(size=(2, 4, 6))
+  ratios = np.stack([0 * ratio, ratio], axis=-1)
   found = bridge.log_weights(
-    *map(jnp.asarray, (log_p, slope, cost)), (0.0, 2.0), gamma=3.0
+    jnp.asarray(log_p), jnp.asarray(ratios), (0.0, 2.0), gamma=3.0
   )
-  mixture = 0.5 * (1 + np.exp(2 * slope - 4 * cost))
+  mixture = 0.5 * (1 + np.exp(ratio))
   np.testing.assert_allclose(
     found, 3 * log_p - np.log(mixture), rtol=1e-4, atol=1e-5
   )
   # A path of the model has no boundless weight, however far from the policy.
-  far = jnp.array([[-1.0], [-1e3], [1e3]])
-  far = bridge.log_weights(*far, gamma=2.0)
+  far = jnp.array([[0.0, -1e3, -2e3, -3e3]])
+  far = bridge.log_weights(jnp.array([-1.0]), far, gamma=2.0)
   np.testing.assert_allclose(far, -2 + np.log(4), rtol=1e-5)
 
 
 def test_a_path_that_diverged_weighs_nothing_and_the_model_must_be_there():
-  one = jnp.ones(3)
-  found = bridge.log_weights(one.at[1].set(jnp.nan), one, one, gamma=1.0)
+  one, ratios = jnp.ones(3), jnp.ones((3, 2))
+  likely = one.at[1].set(jnp.nan)
+  found = bridge.log_weights(likely, ratios, (0.0, 1.0), gamma=1.0)
   assert np.isfinite(found).tolist() == [True, False, True]
   assert found[1] == -np.inf
   with pytest.raises(ValueError, match="must contain 0"):
-    bridge.log_weights(one, one, one, (0.5, 1.0), gamma=1.0)
+    bridge.log_weights(one, ratios, (0.5, 1.0), gamma=1.0)
 
 
 @pytest.mark.parametrize("shift", [0.0, 0.6, 2.0])
@@ -90,13 +91,12 @@ def test_log_z_is_that_of_the_closed_form_for_any_policy(shift):
     share=shares,
     sample_shape=(2,),
   )
-  columns = (gc.reward(found.x, None, y), found.slope, found.cost)
-  log_u = bridge.log_weights(
-    *(c.reshape(len(bridge.SHARES), n) for c in columns), gamma=gamma
-  )
+  log_p = gc.reward(found.x, None, y)
+  log_u = bridge.log_weights(log_p, found.log_ratios, gamma=gamma)
+  log_u = log_u.reshape(len(bridge.SHARES), n)
   estimate = bridge.log_evidence(log_u)
   assert abs(estimate.mean - exact) < 3.5 * estimate.stderr
-  plain = paths.log_evidence(columns[0][:n], gamma=gamma)
+  plain = paths.log_evidence(log_p[:n], gamma=gamma)
   if shift == 0.6:
     assert estimate.stderr < 0.5 * plain.stderr
 

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from ctrl_jax import kernels, metrics, paths, sampling
+from ctrl_jax import kernels, metrics, paths, sampling, truncation
 from ctrl_jax.objectives import ctrl
 from ctrl_jax.policy import Policy
 from ctrl_jax.sampling import Predictions
@@ -151,7 +151,7 @@ def test_a_chain_has_the_gradient_of_as_many_steps_as_were_drawn():
     return np.concatenate(leaves, axis=1)
 
   found = gradients(backprop_least=2, backprop_steps=4)
-  drawn = np.asarray(sampling.draw_backprop(lg.keys(n), 2, 4))
+  drawn = np.asarray(truncation.draw(lg.keys(n), 2, 4))
   assert set(drawn) == {2, 3, 4}
   for steps in (2, 3, 4):
     expected = gradients(backprop_steps=steps)[drawn == steps]
@@ -160,7 +160,7 @@ def test_a_chain_has_the_gradient_of_as_many_steps_as_were_drawn():
     )
     assert np.abs(expected).max() > 0.1
   # None: up to all of them, each as often.
-  many = np.asarray(sampling.draw_backprop(lg.keys(6000), 2, 6))
+  many = np.asarray(truncation.draw(lg.keys(6000), 2, 6))
   counts = np.bincount(many, minlength=7)
   assert not counts[:2].any() and counts.argmax() >= 2
   np.testing.assert_allclose(counts[2:], 1200, atol=4 * 1200**0.5)

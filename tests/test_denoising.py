@@ -112,3 +112,16 @@ def test_loss_is_the_mean_over_examples_with_their_own_keys():
   np.testing.assert_allclose(loss, losses.mean(), rtol=1e-5)
   np.testing.assert_array_equal(metrics["loss"], loss)
   assert len(np.unique(losses)) == 6
+
+
+def test_examples_weigh_what_they_say():
+  network = lambda params, x_t, t, c: 0.3 * x_t
+  x = jax.random.normal(jax.random.key(1), (3, 2))
+  batch = {"x": x, "c": jnp.zeros(3, jnp.int32)}
+  losses = _per_example(network, x, batch["c"])
+  weight = jnp.array([0.0, 3.0, 1.0])
+  loss, _ = denoising.make_loss(network, SDE)(
+    None, lg.keys(3), {**batch, "weight": weight}
+  )
+  expected = (3 * losses[1] + losses[2]) / 3
+  np.testing.assert_allclose(loss, expected, rtol=1e-5)

@@ -91,6 +91,7 @@ NEVER: list[tuple[Any, str, Any]] = [
   (gaussian, "control.learning_rate", 0.1),
   (sd15_compressibility, "control.head_learning_rate", 0.1),
   (sd15_compressibility, "control.all_labels", True),
+  (sd15_compressibility, "control.squeeze", False),
   (sd15_compressibility, "compare.rates.ppo", 0.1),
 ]
 

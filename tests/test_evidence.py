@@ -76,8 +76,9 @@ def crossings(rng, case, cells, m=100):
   some = Case(case.y[cells[0]], case.shift[cells[0]])
   x = rng.standard_normal((len(SHARES), m, len(some.y))) + SHARES * some.shift
   log_p = some.log_p(x)
-  columns = log_p, some.shift * x, np.broadcast_to(some.shift**2 / 2, x.shape)
-  log_u = bridge.log_weights(*map(jnp.asarray, columns), gamma=1.0)
+  moved = some.shift[:, None] * SHARES.ravel()
+  ratios = x[..., None] * moved - moved**2 / 2
+  log_u = bridge.log_weights(jnp.asarray(log_p), jnp.asarray(ratios), gamma=1.0)
   return Crossings(cells, np.asarray(log_u), log_p)
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ctrl_jax.stable_diffusion import unet, vae
+from ctrl_jax.stable_diffusion import unet_config, vae
 from experiments.benchmarks import memory_plan, weightless
 from tests import test_stable_diffusion_unet_config as released_unet
 from tests import test_stable_diffusion_vae as released_vae
@@ -15,7 +15,7 @@ from tests import toy_pipeline
 
 
 def test_networks_are_those_of_stable_diffusion():
-  config = unet.Config.from_json(released_unet.SD15)
+  config = unet_config.Config.from_json(released_unet.SD15)
   assert dataclasses.replace(config, sample_size=None) == weightless.UNET
   assert vae.Config.from_json(released_vae.SD15) == weightless.VAE
 

@@ -27,7 +27,7 @@ def _run(network, *inputs):
   params = {"params": random_params(network, *arrays)["params"]}
   exact = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
   found = jax.jit(network.apply)(params, *arrays)
-  assert np.abs(found).max() > 0.1
+  assert all(np.abs(leaf).max() > 0.1 for leaf in jax.tree.leaves(found))
   return found, exact["params"]
 
 
@@ -146,9 +146,22 @@ def test_flat_head():
   flat = np.concatenate(
     [*(image.reshape(2, -1) for image in _seen(inputs)), inputs.context], 1
   )
-  change = _mlp(flat, p["MLP_0"]).reshape(2, 4, 4, 1)
+  out = _mlp(flat, p["MLP_0"])
+  change, turn = (
+    part.reshape(2, 4, 4, 1) for part in (out[:, :16], out[:, 16:32])
+  )
   gain = _mlp(inputs.time, p["MLP_1"]).reshape(2, 4, 4, 1)
-  _close(found, change + gain * inputs.gradient)
+  _close(found.eps, change + gain * inputs.gradient)
+  _squeezed(found.squeeze, inputs, turn, out[:, 32])
+
+
+def _squeezed(found, inputs, turn, raw):
+  """Along the gradient, but for a turn; the ratio within exp(-2) and exp(2)."""
+  norm = lambda v: np.sqrt((v**2).sum((1, 2, 3), keepdims=True))
+  faint = inputs.gradient + 1e-3
+  u = faint / norm(faint) + turn
+  _close(found.direction, u / norm(u))
+  _close(found.log_ratio, 2 * np.tanh(raw / 2))
 
 
 def test_token_head():
@@ -161,14 +174,18 @@ def test_token_head():
   h = dense(np.concatenate(tokens, -1), p["Dense_1"])
   h = silu(h * (1 + scale) + shift)
   h = h * (1 + dense(context, p["gate"])[:, None])
-  _close(found, _image(dense(h, p["pixels"]), (2, 4, 4, 1)))
+  _close(found.eps, _image(dense(h, p["pixels"]), (2, 4, 4, 1)))
+  raw = dense(np.concatenate([context, h.mean(1)], 1), p["ratio"])[:, 0]
+  turn = _image(dense(h, p["turn"]), (2, 4, 4, 1))
+  _squeezed(found.squeeze, inputs, turn, raw)
 
 
 def test_fresh_heads_add_nothing():
   for head in (heads.FlatHead((5,)), heads.TokenHead((5,))):
     inputs = jax.tree.map(jnp.asarray, _inputs(hidden=True))
     change, _ = head.init_with_output(jax.random.key(0), inputs)
-    np.testing.assert_array_equal(change, 0)
+    np.testing.assert_array_equal(change.eps, 0)
+    np.testing.assert_array_equal(change.squeeze.log_ratio, 0)
 
 
 def _modulated(x, shift, scale):

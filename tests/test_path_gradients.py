@@ -2,7 +2,7 @@
 """Losses on stored paths, against the scores of the paths' own densities.
 
 What a loss weighs each path's score by is written out here in NumPy; the score
-is the gradient of `paths.log_density`, which the losses do not use.
+is the gradient of `transitions.log_density`, which the losses do not use.
 """
 
 import jax
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax import paths, transitions
+from ctrl_jax import transitions
 from ctrl_jax.objectives import adjoint_matching, path_consistency
 from ctrl_jax.objectives import reward_weighted as weighted
 from tests import linear_gaussian as lg
@@ -49,7 +49,7 @@ def _collect(share=None):
 def _density(chain, path, control=CONTROL):
   """log P_theta of every path, [N]."""
   eps_fn = POLICY.eps_fn(control, None, Y)
-  return paths.log_density(path, chain.x, KERNEL, eps_fn)
+  return transitions.log_density(path, chain.x, KERNEL, eps_fn)
 
 
 def _scores(chain, path):
@@ -142,7 +142,7 @@ def test_adjoint_matching_regresses_on_the_slope_of_the_tempered_reward():
   end = GAMMA * (np.asarray(toy.TARGETS)[Y] - np.asarray(chain.x)[:, 0])
   expected = np.zeros(N)
   for k in np.flatnonzero(KERNEL.std > 0):
-    eps, reference, _ = POLICY.pair_fn(CONTROL, None, Y)(
+    eps, reference, *_ = POLICY.pair_fn(CONTROL, None, Y)(
       path.x[k], jnp.float32(KERNEL.times[k])
     )
     slope = end * np.prod(factor[k + 1 :])

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax import kernels, metrics, paths, sampling
+from ctrl_jax import kernels, metrics, paths, sampling, transitions
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.sampling import Rollout
 from ctrl_jax.sde import VP
@@ -166,7 +166,7 @@ def test_log_density_is_that_of_gaussian_steps():
   eps_fn = lambda x, t: 0 * x + jnp.where(t > 0.8, 1.0, 2.0)
   # Means: 0.5 2 + 1 = 2.0, and 2.3 - 2 = 0.3; log N(r; 0, s^2) of each.
   expected = -0.5 * (0.6**2 + 0.05**2) - np.log(0.5 * 4.0 * 2 * np.pi)
-  found = paths.log_density(path, jnp.array([[77.0]]), kernel, eps_fn)
+  found = transitions.log_density(path, jnp.array([[77.0]]), kernel, eps_fn)
   np.testing.assert_allclose(found, [expected], rtol=1e-5)
 
 

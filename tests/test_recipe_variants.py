@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import linear_quadratic, paths, sampling
+from ctrl_jax import linear_quadratic, paths, sampling, transitions
 from ctrl_jax.models.gaussian_mixture import GaussianMixture
 from ctrl_jax.objectives import ctrl
 from ctrl_jax.policy import Policy
@@ -52,7 +52,7 @@ def _along_the_path(policy, reward_fn, kernel, *, gamma, sample_shape):
     chain = sampling.rollout(keys, start, kernel, moving, keep_path=True)
     fixed = policy.pair_fn(jax.lax.stop_gradient(params), c, y)
     of_policy, of_reference = (
-      paths.log_density(chain.path, chain.x, kernel, eps_fn)
+      transitions.log_density(chain.path, chain.x, kernel, eps_fn)
       for eps_fn in (
         lambda x, t: fixed(x, t).eps,
         lambda x, t: fixed(x, t).reference,

@@ -7,7 +7,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from ctrl_jax import kernels, paths, sampling
+from ctrl_jax import kernels, paths, sampling, transitions
 from ctrl_jax.sampling import Predictions
 from ctrl_jax.sde import VE
 from tests import linear_gaussian as lg
@@ -118,7 +118,7 @@ def test_log_ratio_is_the_difference_of_two_densities():
     reference_fn=chain.reference,
     keep_path=True,
   )
-  density = lambda eps_fn: paths.log_density(
+  density = lambda eps_fn: transitions.log_density(
     out.path, out.x, chain.KERNEL, eps_fn
   )
   difference = density(chain.reference) - density(chain.policy())

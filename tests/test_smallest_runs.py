@@ -66,11 +66,13 @@ ELSEWHERE = {  # runs in a test of its own
   "benchmarks.peers": "test_peers.py",
   "distill": "test_distill_command.py",
   "export": "test_export_command.py",
+  "prune": "test_prune_command.py",
+  "interpolate": "test_interpolate_command.py",
   "sample": "test_sample_command.py",
 }
 FILES = (
   *("digits", "fashion", "gaussian", "mixture", "own"),
-  "sd15_compressibility",
+  *("sd15_compressibility", "sdxl_compressibility"),
 )
 PAGES = {"compare": "comparison", "exactness": "exactness"}
 
@@ -119,7 +121,7 @@ def small_runs(file: str) -> list[list[str]]:
 
 def changes(words: list[str], config: str) -> list[str]:
   """Flags that make a run as small as its file's toy variant."""
-  toy_variant = "tiny" if "/sd15" in config else "smoke"
+  toy_variant = "tiny" if "/sd" in config else "smoke"
   commands = (words, [config], [f"{config}:{toy_variant}"])
   mine, default, toy = (
     rules.flatten(flags.parse(["run", *command])[0]) for command in commands

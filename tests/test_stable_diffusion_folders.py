@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from ctrl_jax.stable_diffusion import folders
+from ctrl_jax.stable_diffusion import model_index
 from tests import toy_folders as toy
 
 NAME = "diffusion_pytorch_model"
@@ -82,19 +82,19 @@ def test_damaged_data_is_named(tmp_path: pathlib.Path, dtype) -> None:
 
 def test_pipelines_are_recognised(tmp_path: pathlib.Path) -> None:
   folder = toy.write_pipeline(tmp_path / "sd")
-  folders.check_pipeline(folder)
+  model_index.read(folder)
   shutil.rmtree(folder / "vae")
   with pytest.raises(FileNotFoundError, match="has no folder vae; there is"):
-    folders.check_pipeline(folder)
+    model_index.read(folder)
   index = folder / "model_index.json"
-  index.write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-  with pytest.raises(ValueError, match="holds a StableDiffusionXLPipeline;"):
-    folders.check_pipeline(folder)
+  index.write_text('{"_class_name": "FluxPipeline"}')
+  with pytest.raises(ValueError, match="holds a FluxPipeline; Stable"):
+    model_index.read(folder)
   index.write_text("[1, 2]")
   with pytest.raises(ValueError, match="holds no JSON object"):
-    folders.check_pipeline(folder)
+    model_index.read(folder)
   index.unlink()
   with pytest.raises(FileNotFoundError, match=r"no model_index\.json in"):
-    folders.check_pipeline(folder)
+    model_index.read(folder)
   with pytest.raises(FileNotFoundError, match="no such file or folder"):
-    folders.check_pipeline(tmp_path / "nowhere")
+    model_index.read(tmp_path / "nowhere")

@@ -11,8 +11,9 @@ import pytest
 
 from ctrl_jax.stable_diffusion import blocks, clip_text, clip_vision
 from ctrl_jax.stable_diffusion.attention import Transformer2D, attend
-from ctrl_jax.stable_diffusion.unet import Config, UNet
-from ctrl_jax.stable_diffusion.unet_levels import TimeEmbedding
+from ctrl_jax.stable_diffusion.unet import UNet
+from ctrl_jax.stable_diffusion.unet_config import Config
+from ctrl_jax.stable_diffusion.unet_levels import Embedding, step_features
 from ctrl_jax.stable_diffusion.vae import VAE
 from ctrl_jax.stable_diffusion.vae import Config as VAEConfig
 from tests import numpy_diffusion as definition
@@ -58,13 +59,16 @@ def _close(found, expected, *, tolerance=2e-5):
 @pytest.mark.parametrize("flip", [True, False])
 def test_time_embedding(flip):
   steps = np.array([0.0, 1.0, 37.0, 999.0])
-  network = TimeEmbedding(8, flip, 0)
-  params = random_params(network, jnp.asarray(steps))
+  network = Embedding(32)
+  features = step_features(
+    jnp.asarray(steps), width=8, flip_sin_to_cos=flip, freq_shift=0
+  )
+  params = random_params(network, features)
   exact = jax.tree.map(lambda a: np.asarray(a, np.float64), params)["params"]
   if not flip:  # the other half of the features first
     exact["linear_1"]["kernel"] = np.roll(exact["linear_1"]["kernel"], 4, 0)
   expected = definition.time_embedding(steps, exact, width=8)
-  _close(network.apply(params, jnp.asarray(steps)), expected)
+  _close(network.apply(params, features), expected)
   assert np.abs(expected).max() > 0.1
 
 

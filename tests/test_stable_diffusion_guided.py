@@ -11,6 +11,7 @@ import pytest
 from ctrl_jax import policy, sampling
 from ctrl_jax.models import lora
 from ctrl_jax.stable_diffusion import guided
+from ctrl_jax.stable_diffusion.prompts import Encoded
 from ctrl_jax.stable_diffusion.schedule import Schedule
 from tests import toy_pipeline as toy
 from tests.toy_networks import random_params
@@ -34,8 +35,8 @@ def _params() -> guided.Parameters:
   empty = jax.random.normal(keys[0], (5, toy.WIDTH))
   return {
     "unet": random_params(UNET, X, T, jnp.stack([empty] * len(C)))["params"],
-    "prompts": jax.random.normal(keys[1], (3, 5, toy.WIDTH)),
-    "empty": empty,
+    "prompts": Encoded(jax.random.normal(keys[1], (3, 5, toy.WIDTH))),
+    "empty": Encoded(empty),
   }
 
 
@@ -51,11 +52,12 @@ def _predict(guidance, control) -> jax.Array:
 
 def _conditional(control=None) -> jax.Array:
   """What the U-Net itself says of the prompts."""
-  return _unguided(_params()["prompts"][C], control)
+  return _unguided(_params()["prompts"].tokens[C], control)
 
 
 def _unconditional() -> jax.Array:
-  return _unguided(jnp.stack([_params()["empty"]] * len(C)), None)
+  empty = jnp.stack([_params()["empty"].tokens] * len(C))
+  return _unguided(empty, None)
 
 
 def _unguided(context, control, params=None) -> jax.Array:
@@ -112,8 +114,8 @@ def test_a_prompt_reaches_its_own_chains_alone():
   predict = lambda params: _predictor(7.5)(params, X, T, C, None).eps
   before = predict(_params())
   for prompt in range(3):
-    moved = _params()["prompts"].at[prompt].add(1.0)
-    after = predict({**_params(), "prompts": moved})
+    moved = _params()["prompts"].tokens.at[prompt].add(1.0)
+    after = predict({**_params(), "prompts": Encoded(moved)})
     changed = (after != before).any((1, 2, 3))
     np.testing.assert_array_equal(changed, prompt == C)
 
@@ -190,8 +192,9 @@ def test_adapters_change_the_empty_prompt_too():
   adapters = jax.tree.map(lambda leaf: leaf + 0.3, control["lora"])
   merged = lora.merge(_params(), adapters)
   # With the same text in both places, (1) is one term whatever g is.
-  same = {**merged, "prompts": jnp.stack([merged["empty"]] * 3)}
-  expected = _unguided(same["prompts"][C], None, merged)
+  texts = jnp.stack([merged["empty"].tokens] * 3)
+  same = {**merged, "prompts": Encoded(texts)}
+  expected = _unguided(texts[C], None, merged)
   _close(_predictor(7.5)(same, X, T, C, None).eps, expected)
   assert np.abs(expected - _unconditional()).max() > 0.01
 
@@ -212,7 +215,7 @@ def test_a_control_of_the_conditional_model_changes_it_alone():
     UNET, SCHEDULE, guidance=7.5, control_on="conditional"
   )
   found = jax.jit(network)(moved, X, T, C, CONTROL).eps
-  given = _unguided(moved["prompts"][C], CONTROL, moved)
+  given = _unguided(moved["prompts"].tokens[C], CONTROL, moved)
   _close(found, _unconditional() + 7.5 * (given - _unconditional()))
   assert np.abs(given - _conditional(CONTROL)).max() > 0.01
 

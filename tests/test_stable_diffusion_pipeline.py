@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax.stable_diffusion import folders, pipeline
+from ctrl_jax.stable_diffusion import folders, pipeline, prompts
 from ctrl_jax.stable_diffusion.schedule import Schedule
 from tests import toy_folders
 from tests import toy_pipeline as toy
@@ -67,28 +67,28 @@ def test_an_exported_table_of_labels_is_left_out(folder):
 
 def test_prompts_are_encoded_each_on_its_own(written):
   folder, params = written
-  found = pipeline.encode_prompts(folder, PROMPTS)
-  assert found.prompts.shape == (4, toy.TOKENS, toy.WIDTH)
+  found = prompts.encode(folder, PROMPTS)
+  assert found.prompts.tokens.shape == (4, toy.TOKENS, toy.WIDTH)
   assert found.truncated == ()
   begin, end = len(toy.VOCABULARY) - 2, len(toy.VOCABULARY) - 1
   encode = jax.jit(toy.TEXT.apply)
   words = {"a": [6], "cat": [1, 0, 11], "dog": [2, 4, 9]}
-  for prompt, encoded in zip(PROMPTS, found.prompts, strict=True):
+  for prompt, encoded in zip(PROMPTS, found.prompts.tokens, strict=True):
     ids = [i for word in prompt.split() for i in words[word]]
     ids = [begin, *ids, *[end] * toy.TOKENS]
     ids = jnp.array([ids[: toy.TOKENS]])
     expected = encode({"params": params["text_encoder"]}, ids).hidden
     np.testing.assert_allclose(encoded, expected[0], atol=1e-5)
-  np.testing.assert_array_equal(found.empty, found.prompts[2])
+  np.testing.assert_array_equal(found.empty.tokens, found.prompts.tokens[2])
 
 
 def test_long_prompts_are_named(written):
   fits, long = "dog dog", "dog dog a"  # 2 * 3 letters, and two marks
-  prompts = [fits, long, "a", "dog " * 9]
-  found = pipeline.encode_prompts(written[0], prompts)
+  texts = [fits, long, "a", "dog " * 9]
+  found = prompts.encode(written[0], texts)
   assert found.truncated == (long, "dog " * 9)
   # What was cut off was not read.
-  np.testing.assert_array_equal(found.prompts[0], found.prompts[1])
+  np.testing.assert_array_equal(*found.prompts.tokens[:2])
 
 
 def test_decoding_undoes_encoding_and_scaling(written):
@@ -127,44 +127,44 @@ def test_half_precision_is_near_the_full_one(written):
   latents = 0.2 * jax.random.normal(jax.random.key(1), (1, 2, 2, 4))
   images = [jax.jit(p.decode)(p.vae_params, latents) for p in (full, half)]
   assert images[1].dtype == jnp.float32
-  prompts = [
-    pipeline.encode_prompts(folder, PROMPTS, dtype=dtype).prompts
+  encoded = [
+    prompts.encode(folder, PROMPTS, dtype=dtype).prompts.tokens
     for dtype in (jnp.float32, jnp.bfloat16)
   ]
-  assert prompts[1].dtype == jnp.bfloat16
-  for found, expected in (images[::-1], prompts[::-1]):
+  assert encoded[1].dtype == jnp.bfloat16
+  for found, expected in (images[::-1], encoded[::-1]):
     error = np.linalg.norm(np.asarray(found, np.float32) - expected)
     assert 0 < error < 0.05 * np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("function", [pipeline.load, pipeline.encode_prompts])
+@pytest.mark.parametrize("function", [pipeline.load, prompts.encode])
 def test_what_is_no_pipeline_is_refused(folder, function):
-  args = [PROMPTS] if function is pipeline.encode_prompts else []
+  args = [PROMPTS] if function is prompts.encode else []
   message = _line(FileNotFoundError, function, folder / "absent", *args)
   assert "absent" in message
   shutil.rmtree(folder / "text_encoder")
   message = _line(FileNotFoundError, function, folder, *args)
   assert "has no folder text_encoder" in message
-  index = {"_class_name": "StableDiffusionXLPipeline"}
+  index = {"_class_name": "FluxPipeline"}
   (folder / "model_index.json").write_text(json.dumps(index))
   message = _line(ValueError, function, folder, *args)
-  assert "holds a StableDiffusionXLPipeline" in message
+  assert "holds a FluxPipeline" in message
 
 
 def test_a_text_encoder_without_weights_is_refused(folder):
   (folder / "text_encoder" / "model.safetensors").unlink()
-  message = _line(FileNotFoundError, pipeline.encode_prompts, folder, PROMPTS)
+  message = _line(FileNotFoundError, prompts.encode, folder, PROMPTS)
   assert "no diffusion_pytorch_model.safetensors or model.saf" in message
   pipeline.load(folder)  # which needs none
 
 
 @pytest.mark.parametrize(
-  ("prompts", "message"),
+  ("given", "message"),
   [
     ([], "at least one prompt is needed"),
     ("a cat", "a list of prompts is needed, not one: 'a cat'"),
   ],
 )
-def test_what_is_no_list_of_prompts_is_refused(written, prompts, message):
-  found = _line(ValueError, pipeline.encode_prompts, written[0], prompts)
+def test_what_is_no_list_of_prompts_is_refused(written, given, message):
+  found = _line(ValueError, prompts.encode, written[0], given)
   assert message in found

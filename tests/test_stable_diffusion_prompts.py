@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ctrl_jax.stable_diffusion import pipeline
+from ctrl_jax.stable_diffusion import prompts
 from experiments.configs import rules, sd15_compressibility
 from experiments.measures import evaluation, evidence
 from experiments.measures.evaluation import Reference
@@ -39,11 +39,9 @@ def test_evaluated_prompts_come_first_and_training_asks_for_its_own(
   facts = problem.facts
   assert facts["prompts"] == ["cat", "panda", LONG]
   assert facts["unseen_prompts"] == ["panda"]
-  encoded = pipeline.encode_prompts(
-    folder / "model", problem.pretrained.conditions
-  )
+  encoded = prompts.encode(folder / "model", problem.pretrained.conditions)
   np.testing.assert_array_equal(
-    problem.pretrained.params["prompts"], encoded.prompts
+    problem.pretrained.params["prompts"].tokens, encoded.prompts.tokens
   )
   # In two lists, and too long: said once.
   warnings = capsys.readouterr().err.splitlines()

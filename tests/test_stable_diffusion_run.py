@@ -21,6 +21,7 @@ from experiments.configs import (
   rules,
   sd15_compressibility,
   sd15_multitask,
+  sdxl_compressibility,
 )
 from experiments.measures import evaluation
 from experiments.problems import stable_diffusion, tiny_model
@@ -41,6 +42,11 @@ SETTINGS = {
 )
 def test_configs_are_valid(config: Any, variant: str) -> None:
   rules.validate(config.get_config(variant))
+
+
+@pytest.mark.parametrize("variant", ["", "self_labelled", "tiny"])
+def test_configs_of_xl_are_valid(variant: str) -> None:
+  rules.validate(sdxl_compressibility.get_config(variant))
 
 
 def settings(text: str) -> list[str]:

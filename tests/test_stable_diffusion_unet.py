@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax.stable_diffusion.unet import Config, UNet
-from ctrl_jax.stable_diffusion.unet_levels import TimeEmbedding
+from ctrl_jax.stable_diffusion.unet import UNet
+from ctrl_jax.stable_diffusion.unet_config import Config
+from ctrl_jax.stable_diffusion.unet_levels import Embedding, step_features
 from tests.toy_networks import random_params
 
 NETWORK = UNet(
@@ -141,9 +142,11 @@ def test_bfloat16_predicts_about_the_same(params):
 
 def test_bfloat16_tells_neighbouring_steps_apart():
   # 998 and 999 are one number in bf16.
-  embed = TimeEmbedding(8, True, 0, jnp.bfloat16)
-  steps = jnp.array([998, 999])
-  a, b = embed.apply(random_params(embed, steps), steps)
+  embed = Embedding(32, jnp.bfloat16)
+  features = step_features(
+    jnp.array([998, 999]), width=8, flip_sin_to_cos=True, freq_shift=0
+  )
+  a, b = embed.apply(random_params(embed, features), features)
   assert a.dtype == jnp.bfloat16 and np.abs(a - b).max() > 0.05
 
 

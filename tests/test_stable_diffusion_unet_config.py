@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax.stable_diffusion.unet import Config, UNet
+from ctrl_jax.stable_diffusion.unet import UNet
+from ctrl_jax.stable_diffusion.unet_config import Config
 
 # What the files of released models say, as far as it matters here.
 SD15 = {
@@ -32,23 +33,29 @@ SD21 = SD15 | {
 }
 SDXL = SD21 | {
   "addition_embed_type": "text_time",
+  "addition_time_embed_dim": 256,
+  "attention_head_dim": [5, 10, 20],
   "block_out_channels": [320, 640, 1280],
   "cross_attention_dim": 2048,
+  "down_block_types": ["DownBlock2D", *["CrossAttnDownBlock2D"] * 2],
+  "projection_class_embeddings_input_dim": 2816,
+  "sample_size": 128,
   "transformer_layers_per_block": [1, 2, 10],
+  "up_block_types": [*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"],
 }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  ("file", "size"), [(SD15, 859_520_964), (SD21, 865_910_724)]
+  ("file", "size"),
+  [(SD15, 859_520_964), (SD21, 865_910_724), (SDXL, 2_567_463_684)],
 )
 def test_released_models_have_as_many_parameters_as_published(file, size):
   config = Config.from_json(file)
-  latents = jnp.zeros((1, 8, 8, 4))
-  context = jnp.zeros((1, 77, config.cross_attention_dim))
-  tree = jax.eval_shape(
-    UNet(config).init, jax.random.key(0), latents, jnp.array(0), context
-  )
+  inputs = [
+    jax.ShapeDtypeStruct(shape, jnp.float32) for shape in config.smallest_inputs
+  ]
+  tree = jax.eval_shape(UNet(config).init, jax.random.key(0), *inputs)
   shapes = flax.traverse_util.flatten_dict(tree["params"])
   assert sum(leaf.size for leaf in shapes.values()) == size
   block = ("down_blocks.1", "attentions.0", "transformer_blocks.0")
@@ -70,9 +77,24 @@ def test_heads_are_what_released_models_have():
   [
     (
       {"addition_embed_type": "text_time"},
-      "addition_embed_type is 'text_time'",
+      "addition_time_embed_dim is None and .* more than 6 times that",
     ),
-    ({"transformer_layers_per_block": 2}, "transformer_layers_per_block is 2"),
+    (
+      {"transformer_layers_per_block": [1, 2, 10]},
+      r"transformer_layers_per_block is \(1, 2, 10\); .* of each of 4 levels",
+    ),
+    (
+      {"transformer_layers_per_block": [1, 1, 2, [2, 2]]},
+      r"transformer_layers_per_block is \[1, 1, 2, .* needed is int",
+    ),
+    (
+      {"reverse_transformer_layers_per_block": [1, 1, 0, 1]},
+      "reverse_transformer_layers_per_block is .* 1 or more",
+    ),
+    (
+      {"addition_embed_type": "image"},
+      "addition_embed_type is 'image'; supported is 'text_time'",
+    ),
     ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep'"),
     ({"center_input_sample": True}, "center_input_sample is True"),
     ({"act_fn": "gelu"}, "act_fn is 'gelu'; supported is 'silu'"),
@@ -116,9 +138,13 @@ def test_another_architecture_is_refused(change, message):
   assert "\n" not in str(error.value)
 
 
-def test_sdxl_is_refused_by_its_second_embedding():
-  with pytest.raises(ValueError, match="addition_embed_type is 'text_time'"):
-    Config.from_json(SDXL)
+def test_layers_of_transformers_go_back_up_as_they_came_down():
+  config = Config.from_json(SDXL)
+  assert config.depths == ((0, 2, 10), 10, (10, 2, 0))
+  assert config.pooled_dim == 1280
+  up = {"reverse_transformer_layers_per_block": [3, 1, 7]}
+  assert Config.from_json(SDXL | up).depths == ((0, 2, 10), 10, (3, 1, 0))
+  assert Config.from_json(SD15).depths == ((1, 1, 1, 0), 1, (0, 1, 1, 1))
 
 
 def test_absent_fields_have_the_defaults_of_diffusers():

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax import paths, sampling, transitions
+from ctrl_jax import sampling, transitions
 from ctrl_jax.guidance import reconstruction, smc, value
 from ctrl_jax.objectives import adjoint_matching
 from ctrl_jax.sampling import Predictions
@@ -43,7 +43,9 @@ def test_rollout(dtype, x64, nats):
     )
     assert out.x.dtype == out.path.x.dtype == out.path.noise.dtype == dtype
     assert out.log_ratio.dtype == out.step_kl.dtype == nats
-    density = paths.log_density(out.path, out.x, chain.KERNEL, chain.policy())
+    density = transitions.log_density(
+      out.path, out.x, chain.KERNEL, chain.policy()
+    )
     assert density.dtype == nats
   # bfloat16 has 8 bits; the chains of float64 have noise of their own.
   if dtype != jnp.float64:

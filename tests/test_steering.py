@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from ctrl_jax import policy, steering
+from ctrl_jax.models.heads import Change, FlatHead
 from ctrl_jax.sde import VE, VP
+from tests import toy_control as toy
 
 CONTROLS, SHAPE, T = 3, (2,), jnp.float32(0.4)
 X = jax.random.normal(jax.random.key(0), (4, *SHAPE))
@@ -29,7 +31,8 @@ class Echo(nn.Module):
   @nn.compact
   def __call__(self, inputs: Any) -> jax.Array:
     weight = self.param("weight", nn.initializers.ones, ())
-    return weight * inputs.context[:, self.column, None] * jnp.ones((1, *SHAPE))
+    seen = inputs.context[:, self.column, None]
+    return Change(weight * seen * jnp.ones((1, *SHAPE)))
 
 
 def reward(x, c, y):
@@ -71,7 +74,7 @@ class Repeat(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: Any) -> jax.Array:
-    return getattr(inputs, self.name_of)
+    return Change(getattr(inputs, self.name_of))
 
 
 @pytest.mark.parametrize("sde", [VP(), VE(std_max=4.0)], ids=["vp", "ve"])
@@ -133,3 +136,31 @@ def test_a_policy_has_one_head():
     )
   with pytest.raises(ValueError, match="has a head already"):
     below.init(jax.random.key(0))
+
+
+def test_noise_is_squeezed_where_a_label_is_asked_for_and_a_head_may():
+  """At first along the gradient, by a ratio of 1; with no label never."""
+
+  def squeezed(y, *, size=0.3, **options):
+    steered = steering.with_head(
+      policy.frozen(lambda c: lambda x, t: jnp.zeros_like(x)),
+      FlatHead((8,)),
+      reward,
+      VP(),
+      lambda t: jnp.ones(()),
+      sample_shape=SHAPE,
+      num_controls=CONTROLS,
+      **options,
+    )
+    control = toy.perturbed(steered.init(jax.random.key(1)), size=size)
+    return steered.pair_fn(control, None, y)(X, T).squeeze
+
+  fresh, trained = squeezed(Y, size=0.0), squeezed(Y)
+  np.testing.assert_array_equal(fresh.log_ratio, 0)
+  slope = np.sign(CENTRES[Y] - X.sum(-1) / VP().alpha(T))
+  np.testing.assert_allclose(
+    fresh.direction, slope[:, None] * np.full(SHAPE, 0.5**0.5), atol=0.01
+  )
+  assert np.abs(trained.log_ratio).min() > 1e-3
+  np.testing.assert_array_equal(squeezed(jnp.full(4, -1)).log_ratio, 0)
+  assert squeezed(Y, squeeze=False) is None

@@ -20,12 +20,13 @@ from ctrl_jax.stable_diffusion import (
   clip_text,
   clip_vision,
   folders,
-  pipeline,
+  model_index,
+  prompts,
   schedule,
-  unet,
   vae,
 )
 from ctrl_jax.stable_diffusion.tokenizer import Tokenizer
+from ctrl_jax.stable_diffusion.unet_config import Config as UNetConfig
 from experiments.problems import tiny_model
 from tests import toy_folders as toy
 
@@ -56,7 +57,7 @@ def told(file: pathlib.Path, read: Callable[[], Any]) -> None:
 
 
 CONFIGS: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
-  "unet/config.json": (unet.Config.from_json, {"act_fn", "conv_in_kernel"}),
+  "unet/config.json": (UNetConfig.from_json, {"act_fn", "conv_in_kernel"}),
   "vae/config.json": (vae.Config.from_json, {"act_fn", "latents_mean"}),
   "text_encoder/config.json": (
     clip_text.Config.from_json,
@@ -188,7 +189,7 @@ def test_what_a_file_names_lies_beside_it(tmp_path, name: Any) -> None:
     fields = folders.read_json(index) | {name: ["library", "Class"]}
     index.write_text(json.dumps(fields))
     with pytest.raises(ValueError, match="model_index.json names .* beside it"):
-      folders.check_pipeline(source)
+      model_index.read(source)
 
 
 def test_tokens_without_an_embedding_are_refused(model, tmp_path) -> None:
@@ -197,7 +198,7 @@ def test_tokens_without_an_embedding_are_refused(model, tmp_path) -> None:
   # It would be read beyond the end of the table, as NaN.
   file.write_text(json.dumps(json.loads(before) | {"~</w>": 5000}))
   with pytest.raises(ValueError, match="an id 5000, .* has vocab_size=190"):
-    pipeline.encode_prompts(model, ["a ~"])
+    prompts.encode(model, ["a ~"])
   file.write_text(before)
 
 

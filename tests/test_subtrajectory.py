@@ -69,7 +69,7 @@ def test_the_loss_is_the_mean_square_between_states_of_a_path():
   for k, (t, a, b, std) in enumerate(zip(*kernel.columns, strict=True)):
     v = _values_fn(params["value"], x[k], jnp.full(n, t), None, batch["y"])
     s.append(np.asarray(v + batch["log_evidence"]) - paid)
-    eps, reference, _ = pair_fn(x[k], jnp.float32(t))
+    eps, reference, *_ = pair_fn(x[k], jnp.float32(t))
     if std > 0:
       ours, theirs = (
         np.asarray(x[k + 1] - a * x[k] - b * e)[:, 0] ** 2 / (2 * std**2)

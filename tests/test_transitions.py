@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.stats
 
-from ctrl_jax import paths, sampling, transitions
+from ctrl_jax import sampling, transitions
 from ctrl_jax.sampling import Predictions
 from tests import linear_gaussian as lg
 from tests import toy_chain as short
@@ -40,7 +40,9 @@ def _compare(path, control):
 def test_log_ratio_is_that_of_two_densities_computed_from_the_states():
   chain, path = _collect()
   densities = [
-    paths.log_density(path, chain.x, KERNEL, POLICY.eps_fn(control, None, Y))
+    transitions.log_density(
+      path, chain.x, KERNEL, POLICY.eps_fn(control, None, Y)
+    )
     for control in (OTHER, BEHAVIOUR)
   ]
   found = _compare(path, OTHER).log_ratio
@@ -72,9 +74,11 @@ def test_a_share_of_the_control_leads_from_the_reference_to_the_policy():
   first = chain.step_kl[0] / whole.step_kl[0]
   np.testing.assert_allclose(first, share**2, rtol=1e-3, atol=1e-6)
   # A path knows what it followed: the ratio to it is that of the two policies.
-  densities = paths.log_density(
+  densities = transitions.log_density(
     path, chain.x, KERNEL, POLICY.eps_fn(BEHAVIOUR, None, Y)
-  ) - paths.log_density(path, chain.x, KERNEL, POLICY.eps_fn(START, None, Y))
+  ) - transitions.log_density(
+    path, chain.x, KERNEL, POLICY.eps_fn(START, None, Y)
+  )
   found = _compare(path, BEHAVIOUR).log_ratio - chain.log_ratio
   np.testing.assert_allclose(found, densities, atol=2e-4)
 
@@ -99,7 +103,7 @@ def test_regression_costs_the_kl_between_the_control_and_the_best_for_a_slope():
   noisy = np.flatnonzero(KERNEL.std > 0)
   short = np.zeros(N)
   for k in noisy:
-    eps, reference, _ = POLICY.pair_fn(BEHAVIOUR, None, Y)(
+    eps, reference, *_ = POLICY.pair_fn(BEHAVIOUR, None, Y)(
       path.x[k], jnp.float32(KERNEL.times[k])
     )
     d, gain = np.asarray(eps - reference)[:, 0], KERNEL.eps_coef[k]
@@ -121,7 +125,9 @@ def test_images_count_with_all_their_dimensions():
     for theta in (0.5, 0.2)
   )
   densities = [
-    paths.log_density(made.path, made.x, short.KERNEL, short.policy(theta))
+    transitions.log_density(
+      made.path, made.x, short.KERNEL, short.policy(theta)
+    )
     for theta in (0.2, 0.5)
   ]
   x, exact = [*np.asarray(made.path.x), np.asarray(made.x)], np.zeros(3)

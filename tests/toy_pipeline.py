@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import safetensors.numpy
 
 from ctrl_jax.stable_diffusion import clip_text, unet, vae, weights
+from ctrl_jax.stable_diffusion.unet_config import Config as UNetConfig
 from tests.toy_networks import random_params
 
 TOKENS, WIDTH = 8, 16  # of a prompt, and of each
@@ -20,7 +21,7 @@ VOCABULARY = [
   *("<|startoftext|>", "<|endoftext|>"),
 ]
 UNET = unet.UNet(
-  unet.Config(
+  UNetConfig(
     block_out_channels=(32, 64),
     norm_num_groups=8,
     cross_attention_dim=WIDTH,

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float, Int, Real
 
 from ctrl_jax.diffusers.dit_config import Config
 from ctrl_jax.models.convolution import Conv
-from ctrl_jax.models.dit import unpatchify
+from ctrl_jax.models.dit import modulate, unpatchify
 from ctrl_jax.stable_diffusion import blocks
 from ctrl_jax.stable_diffusion.attention import Attention
 from ctrl_jax.stable_diffusion.unet_levels import step_features
@@ -91,7 +91,7 @@ class Block(nn.Module):
     modulation = dense(6 * config.dims, "norm1.linear")(nn.silu(condition))
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, -1)
     h = _norm("norm1.norm", _EPS, self.dtype)(x)
-    h = _modulate(h, shift1, scale1)
+    h = modulate(h, shift1, scale1)
     h = Attention(
       config.num_attention_heads,
       dtype=self.dtype,
@@ -100,7 +100,7 @@ class Block(nn.Module):
     )(h, h)
     x = x + gate1[:, None] * h
     h = _norm("norm3", config.norm_eps, self.dtype)(x)
-    h = _modulate(h, shift2, scale2)
+    h = modulate(h, shift2, scale2)
     h = nn.gelu(dense(4 * config.dims, "ff.net.0.proj")(h), approximate=True)
     return x + gate2[:, None] * dense(config.dims, "ff.net.2")(h)
 
@@ -174,7 +174,7 @@ class DiT(nn.Module):
     dense = lambda width, name: nn.Dense(width, dtype=self.dtype, name=name)
     modulation = dense(2 * config.dims, "proj_out_1")(nn.silu(condition))
     h = _norm("norm_out", _EPS, self.dtype)(tokens)
-    h = _modulate(h, *jnp.split(modulation, 2, axis=-1))
+    h = modulate(h, *jnp.split(modulation, 2, axis=-1))
     h = dense(config.patch_size**2 * channels, "proj_out_2")(h)
     return unpatchify(h, (*x.shape[:3], channels))
 
@@ -203,7 +203,3 @@ def _norm(name: str, eps: float, dtype: Any) -> nn.LayerNorm:
     use_fast_variance=False,
     name=name,
   )
-
-
-def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-  return x * (1 + scale[:, None]) + shift[:, None]

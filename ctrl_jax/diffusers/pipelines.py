@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ctrl_jax.json_file import plain, shown
-from ctrl_jax.stable_diffusion import fields, folders
+from ctrl_jax.stable_diffusion import fields, folders, model_index
 
 PIXELS = ("DDPMPipeline", "DDIMPipeline")
 LATENTS = "DiTPipeline"
@@ -43,7 +43,7 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
   """
   index = folders.read_json(folder / "model_index.json")
   kind = index.get("_class_name")
-  if kind == "StableDiffusionPipeline":
+  if kind in model_index.KINDS:
     raise ValueError(
       f"{folder} holds a {kind}, which reads prompts: "
       "ctrl_jax.stable_diffusion.pipeline.load opens it, and "

@@ -71,9 +71,9 @@ class UNet2D(nn.Module):
     x = unet_wiring.through(
       *(x, embedding),
       parts=self._parts,
-      downs=config.attends_down,
-      ups=config.attends_up,
-      middle=config.add_attention,
+      depths=unet_wiring.Depths(
+        config.attends_down, config.add_attention, config.attends_up
+      ),
       layers=config.layers_per_block,
       padding=(config.downsample_padding, 1),
       dtype=self.dtype,
@@ -94,11 +94,15 @@ class UNet2D(nn.Module):
   ) -> jax.Array:
     """The vector (1)."""
     config = self.config
-    embedding: jax.Array = unet_levels.TimeEmbedding(
-      *(config.block_out_channels[0], config.flip_sin_to_cos),
-      *(config.freq_shift, self.dtype),
-      name="time_embedding",
-    )(jnp.atleast_1d(steps))
+    features = unet_levels.step_features(
+      jnp.atleast_1d(steps),
+      width=config.block_out_channels[0],
+      flip_sin_to_cos=config.flip_sin_to_cos,
+      freq_shift=config.freq_shift,
+    )
+    embedding: jax.Array = unet_levels.Embedding(
+      config.control_dim, self.dtype, name="time_embedding"
+    )(features)
     if config.num_class_embeds is not None:
       if c is None:
         raise ValueError("this model has classes: c must not be None")
@@ -114,7 +118,7 @@ class UNet2D(nn.Module):
       embedding = embedding + control.astype(self.dtype)
     return embedding
 
-  def _parts(self, level: int, attends: bool) -> dict[str, Any]:
+  def _parts(self, level: int, attends: int) -> dict[str, Any]:
     """The makers of the blocks of a level, counted from the top."""
     config = self.config
     width = config.block_out_channels[level]

@@ -136,7 +136,7 @@ def sample(
 
   def step(state, row):
     index, t, a, b, s, weight, noise_coef = row
-    eps, reference, _ = pair_fn(state.x, t)
+    eps, reference, _, squeezed = pair_fn(state.x, t)
     psi = jnp.zeros_like(state.ratio)
     if twist_fn:
       psi = twist_fn(state.x, t, reference)
@@ -154,6 +154,11 @@ def sample(
     eps = jnp.where(s > 0, eps[chosen], reference)
     chain_keys = sampling.fold_in(keys, index)
     noise = sampling.gaussian(chain_keys, x.shape[1:], x.dtype)
+    if squeezed is not None:
+      squeezed = jax.tree.map(lambda rows: rows[chosen], squeezed)
+      squeezed = squeezed.share(jnp.where(s > 0, 1.0, 0.0))
+      noise = squeezed.noise(noise)
+      ratio -= squeezed.log_density(noise)
     change, flat = (
       v.reshape(num, -1).astype(dtype) for v in (eps - reference, noise)
     )

@@ -48,7 +48,12 @@ def unpatchify(
   return tokens.reshape(grid).transpose(0, 1, 3, 2, 4, 5).reshape(shape)
 
 
-def _modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+def modulate(
+  x: Float[Array, "b tokens d"],
+  shift: Float[Array, "b d"],
+  scale: Float[Array, "b d"],
+) -> Float[Array, "b tokens d"]:
+  """Tokens shifted and scaled by their sample's vectors."""
   return x * (1 + scale[:, None]) + shift[:, None]
 
 
@@ -68,7 +73,7 @@ class Block(nn.Module):
     )(nn.silu(condition))
     shift1, scale1, gate1, shift2, scale2, gate2 = jnp.split(modulation, 6, -1)
     norm = nn.LayerNorm(use_bias=False, use_scale=False)
-    h = _modulate(norm(x), shift1, scale1)
+    h = modulate(norm(x), shift1, scale1)
     q, k, v = jnp.split(nn.Dense(3 * self.dims, name="qkv")(h), 3, -1)
     heads = (*x.shape[:2], self.num_heads, self.dims // self.num_heads)
     h = jax.nn.dot_product_attention(
@@ -76,7 +81,7 @@ class Block(nn.Module):
     )
     h = nn.Dense(self.dims, name="out")(h.reshape(x.shape))
     x = x + gate1[:, None] * h
-    h = _modulate(norm(x), shift2, scale2)
+    h = modulate(norm(x), shift2, scale2)
     h = nn.gelu(nn.Dense(4 * self.dims, name="mlp_in")(h))
     return x + gate2[:, None] * nn.Dense(self.dims, name="mlp_out")(h)
 
@@ -153,7 +158,7 @@ class DiT(nn.Module):
     modulation = nn.Dense(
       2 * self.dims, kernel_init=nn.initializers.zeros, name="modulation"
     )(nn.silu(condition))
-    tokens = _modulate(
+    tokens = modulate(
       nn.LayerNorm(use_bias=False, use_scale=False)(tokens),
       *jnp.split(modulation, 2, -1),
     )

@@ -15,6 +15,12 @@ Where the gradient is right but for factors that depend on time, as it is for
 Gaussians (`linear_quadratic`), nothing else is needed: `FlatHead` has such a
 gain beside its network.
 
+Where a sample has to end in a narrow range the noise of a step has to be
+narrower too, in the direction that the control pushes (`squeeze`). That is the
+classifier's gradient at first, all pixels alike where it is 0, and learned from
+there; how narrow, by a ratio in (1 / LARGEST, LARGEST), depends on all that is
+known of the chain.
+
 All end in layers of zeros: a fresh head adds exactly nothing.
 """
 
@@ -24,9 +30,20 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ctrl_jax.models.dit import patchify, unpatchify
 from ctrl_jax.models.mlp import MLP
+from ctrl_jax.squeeze import Squeeze, along
+
+LARGEST = float(np.exp(2.0))  # ratio by which noise becomes wider or narrower
+
+
+class Change(NamedTuple):
+  """What a head adds."""
+
+  eps: jax.Array  # change of the noise prediction [B, ...], yet to be scaled
+  squeeze: Squeeze | None = None  # of the step's noise; None: it stays
 
 
 class HeadInputs(NamedTuple):
@@ -45,6 +62,14 @@ class HeadInputs(NamedTuple):
     return self.x, jnp.arcsinh(self.x0), jnp.arcsinh(4 * self.gradient)
 
 
+def _squeeze(gradient: jax.Array, turn: jax.Array, ratio: jax.Array) -> Squeeze:
+  """Along the gradient [B, ...], turned by what is learned; ratio is [B]."""
+  faint = jnp.full_like(gradient, 1e-3)
+  start = along(jax.lax.stop_gradient(gradient) + faint, ratio).direction
+  most = np.log(LARGEST)
+  return along(start + turn, most * jnp.tanh(ratio / most))
+
+
 class FlatHead(nn.Module):
   """An MLP on everything but the hidden tokens, and a gain on the gradient.
 
@@ -55,15 +80,20 @@ class FlatHead(nn.Module):
   widths: Sequence[int] = (128, 128)
 
   @nn.compact
-  def __call__(self, inputs: HeadInputs) -> jax.Array:
+  def __call__(self, inputs: HeadInputs) -> Change:
     """Returns the change of eps, of the shape of x."""
     shape = inputs.x.shape
     columns = [image.reshape(shape[0], -1) for image in inputs.images]
     size = columns[0].shape[1]
-    mlp = MLP(tuple(self.widths), size, zero_output=True)
-    change = mlp(jnp.concatenate([*columns, inputs.context], axis=1))
+    mlp = MLP(tuple(self.widths), 2 * size + 1, zero_output=True)
+    found = mlp(jnp.concatenate([*columns, inputs.context], axis=1))
+    change, turn, ratio = jnp.split(found, [size, 2 * size], axis=1)
     gain = MLP((64, 64), size, zero_output=True)(inputs.time)
-    return change.reshape(shape) + gain.reshape(shape) * inputs.gradient
+    change = change + gain * inputs.gradient.reshape(shape[0], -1)
+    return Change(
+      change.reshape(shape),
+      _squeeze(inputs.gradient, turn.reshape(shape), ratio[:, 0]),
+    )
 
 
 class TokenHead(nn.Module):
@@ -78,7 +108,7 @@ class TokenHead(nn.Module):
   patch: int = 2
 
   @nn.compact
-  def __call__(self, inputs: HeadInputs) -> jax.Array:
+  def __call__(self, inputs: HeadInputs) -> Change:
     """Returns the change of eps, of the shape of x.
 
     Raises:
@@ -98,9 +128,17 @@ class TokenHead(nn.Module):
       scale, shift = jnp.split(modulation, 2, axis=-1)
       h = nn.silu(nn.Dense(width)(h) * (1 + scale) + shift)
     h = h * (1 + nn.Dense(h.shape[-1], name="gate")(context)[:, None])
-    change = nn.Dense(
-      self.patch**2 * inputs.x.shape[-1],
-      kernel_init=nn.initializers.zeros,
-      name="pixels",
-    )(h)
-    return unpatchify(change, inputs.x.shape)
+    zero = nn.initializers.zeros
+
+    def pixels(name: str) -> jax.Array:
+      size = self.patch**2 * inputs.x.shape[-1]
+      change = nn.Dense(size, kernel_init=zero, name=name)(h)
+      return unpatchify(change, inputs.x.shape)
+
+    ratio = nn.Dense(1, kernel_init=zero, name="ratio")(
+      jnp.concatenate([context, h.mean(1)], axis=1)
+    )
+    return Change(
+      pixels("pixels"),
+      _squeeze(inputs.gradient, pixels("turn"), ratio[:, 0]),
+    )

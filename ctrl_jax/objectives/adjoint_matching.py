@@ -22,6 +22,8 @@ is an estimate of the gradient of V, and the loss a regression,
 whose fixed point is the optimal policy, at finite K too. Paths and adjoints
 are data: no gradient passes from step to step.
 
+A head learns nothing of how to squeeze noise (`squeeze`) from (3).
+
 Choose it when the reward is differentiable and the network large: targets
 need the Jacobian of the frozen network alone, and regressions are stable. The
 variance of its targets vanishes only where the reward is nearly linear within

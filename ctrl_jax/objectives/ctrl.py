@@ -37,7 +37,7 @@ some chain needs each of them (docs/families.md).
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax import learner, paths, sampling
+from ctrl_jax import learner, paths, sampling, truncation
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.objectives import progress
 from ctrl_jax.policy import Policy
@@ -87,7 +87,7 @@ def make_loss(
     c, y = batch["c"], batch["y"]
     cuts: int | jax.Array | None = backprop_steps
     if backprop_least is not None:
-      cuts = sampling.draw_backprop(keys, backprop_least, most)
+      cuts = truncation.draw(keys, backprop_least, most)
     chain = sampling.rollout(
       keys,
       sampling.initial_noise(keys, sample_shape, kernel),
@@ -125,7 +125,7 @@ def check_truncation(
     )
   for number in (backprop_steps, backprop_least):
     if number is not None:
-      sampling.check_backprop(kernel, number)
+      truncation.check(kernel, number)
 
 
 # As a Learner: (policy, reward_fn, kernel, optimizer, **settings).

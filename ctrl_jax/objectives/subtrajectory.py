@@ -22,8 +22,9 @@ What a step did is judged by what v makes of the states about it, in place of
 the end of the whole path: less variance, and the bias of v until it has been
 learned. v* less log Z is what `guidance.soft_value` learns from samples.
 
-Two losses cannot be 0 at once where steps are long: a Gaussian step can be
-shifted but not narrowed, and then S of the best policy still varies.
+Two losses cannot be 0 at once where steps are long: a Gaussian step, shifted
+and squeezed in one direction, is not the best one, and S of the best policy
+still varies.
 """
 
 from collections.abc import Callable

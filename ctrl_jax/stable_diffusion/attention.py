@@ -2,7 +2,8 @@
 """Attention of the U-Net: over its own pixels, and over the prompt's tokens.
 
 A transformer sits behind a residual block. It reads the image as a sequence of
-pixels, [b, h * w, c], and adds to it, each after a layer norm,
+pixels, [b, h * w, c], and each of its layers, of which Stable Diffusion XL has
+up to ten, adds to it, each after a layer norm,
 
     attn1   attention of the pixels to each other
     attn2   attention of the pixels to the context, the encoded prompt
@@ -157,12 +158,13 @@ class TransformerBlock(nn.Module):
 
 
 class Transformer2D(nn.Module):
-  """A transformer block over the pixels of an image; [b, h, w, c] -> the same.
+  """Transformer blocks over the pixels of an image; [b, h, w, c] -> the same.
 
   Attributes:
     num_heads: attention heads.
-    groups: of the group norm before it.
-    linear: whether the projections around the block are `nn.Dense`, as in
+    groups: of the group norm before them.
+    depth: number of blocks.
+    linear: whether the projections around the blocks are `nn.Dense`, as in
       Stable Diffusion 2.x, or 1x1 convolutions, as in 1.x. They compute the
       same; their parameters have other shapes.
     attention: implementation of the attention.
@@ -171,6 +173,7 @@ class Transformer2D(nn.Module):
 
   num_heads: int
   groups: int
+  depth: int = 1
   linear: bool = False
   attention: Implementation = None
   dtype: Any = jnp.float32
@@ -181,15 +184,18 @@ class Transformer2D(nn.Module):
     x: Float[Array, "b h w c"],
     context: Float[Array, "b keys e"],
   ) -> Float[Array, "b h w c"]:
-    """Returns the image with the block's output added."""
+    """Returns the image with the last block's output added."""
     norm = group_norm(
       groups=self.groups, eps=1e-6, dtype=self.dtype, name="norm"
     )
     h = self._project("proj_in", norm(x))
     tokens = h.reshape(len(x), -1, x.shape[-1])
-    tokens = TransformerBlock(
-      self.num_heads, self.attention, self.dtype, name="transformer_blocks.0"
-    )(tokens, context)
+    for i in range(self.depth):
+      block = TransformerBlock(
+        *(self.num_heads, self.attention, self.dtype),
+        name=f"transformer_blocks.{i}",
+      )
+      tokens = block(tokens, context)
     return x + self._project("proj_out", tokens.reshape(x.shape))
 
   def _project(self, name: str, x: jax.Array) -> jax.Array:

@@ -172,9 +172,11 @@ class Encoder(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, h: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-    """Returns the tokens after the last layer."""
+  def __call__(self, h: Float[Array, "b n d"]) -> list[Float[Array, "b n d"]]:
+    """Returns the tokens before all layers, and after each of them."""
     layer = nn.remat(Layer) if self.remat else Layer
+    states = [h]
     for i in range(self.config.num_hidden_layers):
-      h = layer(self.config, self.causal, self.dtype, name=f"layers.{i}")(h)
-    return h
+      step = layer(self.config, self.causal, self.dtype, name=f"layers.{i}")
+      states.append(step(states[-1]))
+    return states

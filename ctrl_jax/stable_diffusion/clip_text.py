@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """CLIP's text encoder: what Stable Diffusion conditions on.
 
-Stable Diffusion reads every token of the last layer, after a final norm. CLIP
-itself reads one, that of the end of the text, and projects it to where images
-live. Where the text ends depends on the file: old ones name a wrong id, 2, in
+Stable Diffusion reads every token of the last layer, after a final norm; XL
+reads them before that layer, without a norm. CLIP itself reads one, that of the
+end of the text, and projects it to where images live; XL reads that, too. Where
+the text ends depends on the file: old ones name a wrong id, 2, in
 `eos_token_id`, and then the end is the token with the largest id, which in
 CLIP's vocabulary is the end mark; else it is the first `eos_token_id`.
 """
@@ -77,11 +78,13 @@ class TextOutput(NamedTuple):
   Attributes:
     hidden: every token after the final norm, Stable Diffusion's context.
     pooled: the token at the end of the text.
-    embedding: its projection; None without one.
+    penultimate: every token before the last layer, without a norm.
+    embedding: projection of pooled; None without one.
   """
 
   hidden: Float[Array, "b tokens d"]
   pooled: Float[Array, "b d"]
+  penultimate: Float[Array, "b tokens d"]
   embedding: Float[Array, "b p"] | None
 
 
@@ -119,8 +122,12 @@ class TextModel(nn.Module):
   @nn.compact
   def __call__(
     self, ids: Int[Array, "b tokens"]
-  ) -> tuple[Float[Array, "b tokens d"], Float[Array, "b d"]]:
-    """Every token after the final norm, and the one at the end of the text.
+  ) -> tuple[
+    Float[Array, "b tokens d"],
+    Float[Array, "b d"],
+    Float[Array, "b tokens d"],
+  ]:
+    """The first three of `TextOutput`.
 
     Raises:
       ValueError: more tokens than the model has positions.
@@ -132,14 +139,14 @@ class TextModel(nn.Module):
         f"max_position_embeddings={config.max_position_embeddings}"
       )
     h = Embeddings(config, self.dtype, name="embeddings")(ids)
-    h = clip_layers.Encoder(
+    *_, before, h = clip_layers.Encoder(
       config, causal=True, dtype=self.dtype, name="encoder"
     )(h)
     h = clip_layers.layer_norm(config, self.dtype, "final_layer_norm")(h)
     legacy = config.eos_token_id == _LEGACY_EOS
     # The first of equals, where several tokens are the end mark.
     end = jnp.argmax(ids if legacy else ids == config.eos_token_id, axis=1)
-    return h, jnp.take_along_axis(h, end[:, None, None], axis=1)[:, 0]
+    return h, jnp.take_along_axis(h, end[:, None, None], axis=1)[:, 0], before
 
 
 class TextEncoder(nn.Module):
@@ -160,7 +167,8 @@ class TextEncoder(nn.Module):
     Raises:
       ValueError: more tokens than the model has positions.
     """
-    hidden, pooled = TextModel(self.config, self.dtype, name="text_model")(ids)
+    model = TextModel(self.config, self.dtype, name="text_model")
+    hidden, pooled, penultimate = model(ids)
     embedding = None
     if self.config.projection_dim is not None:
       embedding = nn.Dense(
@@ -169,4 +177,4 @@ class TextEncoder(nn.Module):
         dtype=self.dtype,
         name="text_projection",
       )(pooled)
-    return TextOutput(hidden, pooled, embedding)
+    return TextOutput(hidden, pooled, penultimate, embedding)

@@ -131,7 +131,7 @@ class VisionModel(nn.Module):
     h = clip_layers.layer_norm(config, dtype, "pre_layrnorm")(h)
     h = clip_layers.Encoder(
       config, causal=False, remat=self.remat, dtype=dtype, name="encoder"
-    )(h)
+    )(h)[-1]
     return clip_layers.layer_norm(config, dtype, "post_layernorm")(h[:, 0])
 
 

@@ -39,9 +39,9 @@ import numpy as np
 import safetensors.numpy
 
 from ctrl_jax.models import lora
-from ctrl_jax.stable_diffusion import folders, weights
+from ctrl_jax.stable_diffusion import folders, model_index, weights
 from ctrl_jax.stable_diffusion.lora_file import Adapters
-from ctrl_jax.stable_diffusion.unet import Config
+from ctrl_jax.stable_diffusion.unet_config import Config
 from ctrl_jax.types import Params
 
 _TABLE = "class_embedding.weight"
@@ -103,7 +103,7 @@ def save_pipeline(
     ValueError: params or table do not fit the U-Net in source, or a file of
       source is a link that leads out of it.
   """
-  folders.check_pipeline(source)
+  model_index.read(source)
   if target.exists() and any(target.iterdir()):
     raise FileExistsError(f"{target} is not empty: name a new folder")
   copies = _copies(source)

@@ -10,6 +10,7 @@ A pipeline's folder holds one folder a part, named in model_index.json:
     tokenizer/     vocab.json  merges.txt
     scheduler/     scheduler_config.json
 
+XL has a second text encoder and tokenizer, in text_encoder_2/ and tokenizer_2/.
 Weights may also be cut into shards, with an index that says which tensor is in
 which file, or be there in half precision only (".fp16.safetensors"). Pickles
 are never read: unpickling runs whatever code the file brings.
@@ -30,38 +31,29 @@ import safetensors
 
 from ctrl_jax import json_file
 from ctrl_jax.json_file import plain, shown
-from ctrl_jax.stable_diffusion import pickles
+from ctrl_jax.stable_diffusion import conversions
 
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes that weights may have
 _T = TypeVar("_T")
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _STEMS = ("diffusion_pytorch_model", "model")
 
 
-def check_pipeline(folder: pathlib.Path) -> None:
-  """Passes over the folder of a Stable Diffusion 1.x or 2.x pipeline.
-
-  Raises:
-    FileNotFoundError: the folder, its model_index.json or a part is not there.
-    ValueError: it is another pipeline's, such as SDXL's, or names a part that
-      does not lie in it.
-  """
-  index = folder / "model_index.json"
-  fields = read_json(index)
-  kind = plain(str(fields.get("_class_name")))
-  if kind != "StableDiffusionPipeline":
+def check_name(index: pathlib.Path, name: Any) -> None:
+  """Raises ValueError unless a file can name what lies beside it so."""
+  # On any system: a folder that is written here may be opened there.
+  known = isinstance(name, str) and name not in ("", ".", "..")
+  if not known or any(letter in name for letter in "/\\:\0"):
     raise ValueError(
-      f"{folder} holds a {kind}; StableDiffusionPipeline is supported, that "
-      "is Stable Diffusion 1.x and 2.x from text"
+      f"{index} names {shown(name)}; what it names must lie beside it, and so "
+      "have a name without folders"
     )
-  for part in fields:
-    _check_name(index, part)
-  missing = [part for part in _PARTS if not (folder / part).is_dir()]
-  if missing:
-    raise FileNotFoundError(
-      f"{folder} has no folder {', '.join(missing)}; there is "
-      f"{_content(folder)}"
-    )
+
+
+def content(folder: pathlib.Path) -> str:
+  """The first names in a folder."""
+  names = sorted(plain(path.name) for path in folder.iterdir())
+  more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+  return ", ".join(names[:8]) + more if names else "nothing"
 
 
 def read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -129,8 +121,8 @@ def find_tensors(path: pathlib.Path) -> list[pathlib.Path]:
     ValueError: there are pickles only; says how to convert them.
   """
   if path.is_file():
-    if path.suffix in pickles.SUFFIXES:
-      raise ValueError(pickles.conversion(path))
+    if path.suffix in conversions.PICKLES:
+      raise ValueError(conversions.of_pickle(path))
     return [path]
   for variant in ("", ".fp16"):
     for stem in _STEMS:
@@ -140,9 +132,9 @@ def find_tensors(path: pathlib.Path) -> list[pathlib.Path]:
         return [single]
       if index.is_file():
         return _shards(index)
-  found = sorted(p for p in path.glob("*") if p.suffix in pickles.SUFFIXES)
+  found = sorted(p for p in path.glob("*") if p.suffix in conversions.PICKLES)
   if found:
-    raise ValueError(pickles.conversion(found[0]))
+    raise ValueError(conversions.of_pickle(found[0]))
   names = " or ".join(f"{stem}.safetensors" for stem in _STEMS)
   raise FileNotFoundError(_no_file(path, names))
 
@@ -198,7 +190,7 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
   if not isinstance(weight_map, dict) or not weight_map:
     raise ValueError(f"{index} has no weight_map of tensors to files")
   for name in weight_map.values():
-    _check_name(index, name)
+    check_name(index, name)
   names = sorted(set(weight_map.values()))
   missing = [name for name in names if not (index.parent / name).is_file()]
   if missing:
@@ -206,25 +198,7 @@ def _shards(index: pathlib.Path) -> list[pathlib.Path]:
   return [index.parent / name for name in names]
 
 
-def _check_name(index: pathlib.Path, name: Any) -> None:
-  """Raises ValueError unless a file can name what lies beside it so."""
-  # On any system: a folder that is written here may be opened there.
-  known = isinstance(name, str) and name not in ("", ".", "..")
-  if not known or any(letter in name for letter in "/\\:\0"):
-    raise ValueError(
-      f"{index} names {shown(name)}; what it names must lie beside it, and so "
-      "have a name without folders"
-    )
-
-
-def _content(folder: pathlib.Path) -> str:
-  """The first names in a folder."""
-  names = sorted(plain(path.name) for path in folder.iterdir())
-  more = f" and {len(names) - 8} more" if len(names) > 8 else ""
-  return ", ".join(names[:8]) + more if names else "nothing"
-
-
 def _no_file(folder: pathlib.Path, name: str) -> str:
   if not folder.is_dir():
     return f"no such file or folder: {folder}"
-  return f"no {name} in {folder}; there is {_content(folder)}"
+  return f"no {name} in {folder}; there is {content(folder)}"

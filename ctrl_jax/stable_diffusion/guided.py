@@ -28,6 +28,7 @@ import jax
 import jax.numpy as jnp
 
 from ctrl_jax.policy import Network, Output
+from ctrl_jax.stable_diffusion.prompts import Encoded
 from ctrl_jax.stable_diffusion.schedule import Schedule
 from ctrl_jax.stable_diffusion.unet import UNet
 from ctrl_jax.types import Params
@@ -49,8 +50,8 @@ class Parameters(TypedDict):
 
   unet: Params
   uncontrolled: NotRequired[Params]
-  prompts: jax.Array  # encoded, of every c [C, tokens, d]
-  empty: jax.Array  # the empty prompt, encoded [tokens, d]
+  prompts: Encoded  # of every c [C, ...]
+  empty: Encoded  # the empty prompt
 
 
 def is_attention(path: str, leaf: jax.Array) -> bool:
@@ -91,24 +92,26 @@ def make_network(
   if guidance < 1:
     raise ValueError(f"guidance must be 1 or more, got {guidance}")
 
-  def predict(params, x, t, context, control):
+  def predict(params, x, t, prompt, control):
+    tokens, pooled, sizes = prompt
     output = unet.apply(
-      {"params": params}, x, schedule.steps(t), context, control
+      {"params": params}, x, schedule.steps(t), tokens, control, pooled, sizes
     )
     return schedule.eps(jnp.asarray(output, jnp.float32), x, t)
 
-  def both_terms(params, x, t, empty, context, control):
+  def both_terms(params, x, t, empty, prompt, control):
     if control_on == "conditional":
       # Zeros rather than None: the same program with and without a control.
       nothing = None if control is None else jnp.zeros_like(control)
       return (
         predict(params["uncontrolled"], x, t, empty, nothing),
-        predict(params["unet"], x, t, context, control),
+        predict(params["unet"], x, t, prompt, control),
       )
     if control is not None:
       control = jnp.concatenate([jnp.zeros_like(control), control])
-    twice, contexts = jnp.concatenate([x, x]), jnp.concatenate([empty, context])
-    return jnp.split(predict(params["unet"], twice, t, contexts, control), 2)
+    join = lambda *pair: jnp.concatenate(pair)
+    twice, both = join(x, x), jax.tree.map(join, empty, prompt)
+    return jnp.split(predict(params["unet"], twice, t, both, control), 2)
 
   def network(
     params: Parameters,
@@ -119,11 +122,14 @@ def make_network(
   ) -> Output:
     if c is None:
       raise ValueError("Stable Diffusion needs prompts: c must not be None")
-    context = params["prompts"][c]
+    prompt = jax.tree.map(lambda leaf: leaf[c], params["prompts"])
     if guidance == 1:
-      return Output(predict(params["unet"], x, t, context, control))
-    empty = jnp.broadcast_to(params["empty"][None], context.shape)
-    without, given = both_terms(params, x, t, empty, context, control)
+      return Output(predict(params["unet"], x, t, prompt, control))
+    empty = jax.tree.map(
+      lambda one, many: jnp.broadcast_to(one[None], many.shape),
+      *(params["empty"], prompt),
+    )
+    without, given = both_terms(params, x, t, empty, prompt, control)
     return Output(without + guidance * (given - without))
 
   return network

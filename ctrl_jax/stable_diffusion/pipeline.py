@@ -1,22 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts of a diffusers folder that sampling and control need, loaded.
 
-The text encoder is not among them: prompts are encoded once, and its weights
-are gone before those of the U-Net arrive.
+Text encoders are not among them: `prompts` encodes once.
 """
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from ctrl_jax.stable_diffusion import (
-  clip_text,
   folders,
+  model_index,
   schedule,
   unet,
   vae,
@@ -24,16 +22,8 @@ from ctrl_jax.stable_diffusion import (
 )
 from ctrl_jax.stable_diffusion.attention import Implementation
 from ctrl_jax.stable_diffusion.schedule import Schedule
-from ctrl_jax.stable_diffusion.tokenizer import Tokenizer
+from ctrl_jax.stable_diffusion.unet_config import Config
 from ctrl_jax.types import Params
-
-
-class Prompts(NamedTuple):
-  """Encoded prompts, of P of them."""
-
-  prompts: jax.Array  # [P, tokens, d]
-  empty: jax.Array  # the empty prompt [tokens, d]
-  truncated: tuple[str, ...]  # those that were too long, in part unread
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,8 +70,9 @@ def load(
   """Reads U-Net, autoencoder and schedule.
 
   Args:
-    folder: of a StableDiffusionPipeline, as diffusers writes it.
-    dtype: of parameters and computation.
+    folder: of one of `model_index.KINDS`, as diffusers writes it.
+    dtype: of parameters and computation, but of an autoencoder that needs
+      float32.
     attention: see `unet.UNet`.
     remat: whether each block is computed again in the backward pass.
     mesh: of devices that share the parameters; see `weights.load`.
@@ -90,17 +81,11 @@ def load(
     FileNotFoundError: something is missing.
     ValueError: it is another pipeline, or damaged; see `weights.load`.
   """
-  folders.check_pipeline(folder)
+  index = model_index.read(folder)
   read = folders.read_config
-  config = read(folder / "unet/config.json", unet.Config.from_json)
+  config = read(folder / "unet/config.json", Config.from_json)
   network = unet.UNet(config, attention, remat, dtype)
-  side = 2 ** (len(config.block_out_channels) - 1)
-  unet_shapes = shapes_of(
-    network,
-    (1, side, side, config.in_channels),
-    (),
-    (1, 1, config.cross_attention_dim),
-  )
+  unet_shapes = shapes_of(network, *config.smallest_inputs)
   unet_params = weights.load(
     folder / "unet",
     unet_shapes,
@@ -109,7 +94,11 @@ def load(
     mesh=mesh,
   )
   autoencoder, vae_params = load_vae(
-    folder / "vae", dtype=dtype, remat=remat, mesh=mesh
+    folder / "vae",
+    dtype=dtype,
+    remat=remat,
+    upcast=model_index.is_xl(index),
+    mesh=mesh,
   )
   return Pipeline(
     unet=network,
@@ -125,10 +114,22 @@ def load_vae(
   *,
   dtype: Any = jnp.float32,
   remat: bool = False,
+  upcast: bool = False,
   mesh: Mesh | None = None,
 ) -> tuple[vae.VAE, Params]:
-  """The autoencoder in a folder "vae", and its parameters; as `load` does."""
+  """The autoencoder in a folder "vae", and its parameters; as `load` does.
+
+  Args:
+    folder: of the autoencoder.
+    dtype: of parameters and computation.
+    remat: see `vae.VAE`.
+    upcast: whether it is float32, whatever dtype says, where its config asks
+      for that, as that of Stable Diffusion XL.
+    mesh: of devices that share the parameters; see `weights.load`.
+  """
   config = folders.read_config(folder / "config.json", vae.Config.from_json)
+  if upcast and config.force_upcast:
+    dtype = jnp.float32
   autoencoder, side = vae.VAE(config, remat, dtype), config.downsampling
   shapes = shapes_of(autoencoder, (1, side, side, config.in_channels))
   return autoencoder, weights.load(folder, shapes, dtype=dtype, mesh=mesh)
@@ -146,45 +147,7 @@ def decode(
   return jnp.asarray(images, jnp.float32)
 
 
-def encode_prompts(
-  folder: pathlib.Path, prompts: Sequence[str], *, dtype: Any = jnp.float32
-) -> Prompts:
-  """What the U-Net reads of some prompts, and of the empty one.
-
-  Args:
-    folder: of the pipeline.
-    prompts: any texts; what does not fit 77 tokens is cut.
-    dtype: of parameters and computation.
-
-  Raises:
-    FileNotFoundError: something is missing.
-    ValueError: it is another pipeline; no prompts, one in place of a list, one
-      that is no text; or a damaged file.
-  """
-  folders.check_pipeline(folder)
-  if isinstance(prompts, str):
-    raise ValueError(f"a list of prompts is needed, not one: {prompts!r}")
-  if not prompts:
-    raise ValueError("at least one prompt is needed")
-  tokens = Tokenizer.from_folder(folder / "tokenizer")([*prompts, ""])
-  source = folder / "text_encoder"
-  config = folders.read_config(
-    source / "config.json", clip_text.Config.from_json
-  )
-  config.check_tokens(tokens.ids)
-  encoder = clip_text.TextEncoder(config, dtype)
-  shapes = shapes_of(encoder, (1, 1), dtype=jnp.int32)
-  params = weights.load(source, shapes, dtype=dtype)
-  hidden = jax.jit(encoder.apply)({"params": params}, tokens.ids).hidden
-  cut = zip(prompts, tokens.truncated, strict=False)
-  return Prompts(
-    hidden[:-1], hidden[-1], tuple(text for text, long in cut if long)
-  )
-
-
-def shapes_of(
-  module: Any, *shapes: tuple[int, ...], dtype: Any = jnp.float32
-) -> Params:
+def shapes_of(module: Any, *shapes: tuple[int, ...]) -> Params:
   """The tree of a module's parameters, as shapes, by those of its inputs."""
-  inputs = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+  inputs = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
   return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]

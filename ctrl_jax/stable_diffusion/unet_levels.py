@@ -44,31 +44,21 @@ def step_features(
   return jnp.concatenate(waves[::-1] if flip_sin_to_cos else waves, axis=-1)
 
 
-class TimeEmbedding(nn.Module):
-  """Sines and cosines of a step, and an MLP of them; [b] -> [b, 4 width].
+class Embedding(nn.Module):
+  """An MLP of features of a step; [b, d] -> [b, width].
 
   Attributes:
-    width: number of sines and cosines; even.
-    flip_sin_to_cos: as in `step_features`.
-    freq_shift: likewise.
+    width: of both layers.
     dtype: of the computation.
   """
 
   width: int
-  flip_sin_to_cos: bool
-  freq_shift: int
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, steps: Real[Array, "b"]) -> Float[Array, "b d"]:
-    """Returns the conditioning vector of steps, fractional ones too."""
-    h = step_features(
-      steps,
-      width=self.width,
-      flip_sin_to_cos=self.flip_sin_to_cos,
-      freq_shift=self.freq_shift,
-    )
-    dense = lambda name: nn.Dense(4 * self.width, dtype=self.dtype, name=name)
+  def __call__(self, h: Float[Array, "b d"]) -> Float[Array, "b width"]:
+    """Returns a conditioning vector."""
+    dense = lambda name: nn.Dense(self.width, dtype=self.dtype, name=name)
     return dense("linear_2")(nn.silu(dense("linear_1")(h)))
 
 

@@ -56,6 +56,8 @@ class Config:
     scaling_factor: what diffusion multiplies the latents by.
     use_quant_conv: whether a 1x1 convolution follows the encoder.
     use_post_quant_conv: whether a 1x1 convolution precedes the decoder.
+    force_upcast: whether Stable Diffusion XL computes it in float32, whatever
+      the dtype of the rest: XL's own overflows in float16.
   """
 
   in_channels: int = 3
@@ -69,6 +71,7 @@ class Config:
   scaling_factor: float = 0.18215
   use_quant_conv: bool = True
   use_post_quant_conv: bool = True
+  force_upcast: bool = True
 
   def __post_init__(self) -> None:
     """Raises ValueError at what no autoencoder can be built of."""

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import rewards
 from ctrl_jax.models.classifier import Classifier
-from ctrl_jax.stable_diffusion import unet, vae
+from ctrl_jax.stable_diffusion import vae
+from ctrl_jax.stable_diffusion.unet_config import Config as UNetConfig
 from experiments.benchmarks import weightless
 from experiments.benchmarks.weightless import Control
 from experiments.configs import digits, fashion
@@ -30,7 +31,7 @@ from experiments.problems import images
 from experiments.problems.problem import make_kernel
 from experiments.training import algorithms, policies
 
-SMALL_UNET = unet.Config(
+SMALL_UNET = UNetConfig(
   block_out_channels=(64, 128),
   norm_num_groups=16,
   cross_attention_dim=64,
@@ -149,7 +150,7 @@ def stable_diffusion(
   sizes: Sizes,
   *,
   side: int,
-  unet_config: unet.Config = weightless.UNET,
+  unet_config: UNetConfig = weightless.UNET,
   vae_config: vae.Config = weightless.VAE,
 ) -> Program:
   """Adapters on a U-Net with guidance, whose reward decodes the latents."""

@@ -49,7 +49,7 @@ from ctrl_jax import learner, paths, policy, sampling, steering
 from ctrl_jax.datasets import labelled
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.learner import TrainState
-from ctrl_jax.models.heads import FlatHead, HeadInputs
+from ctrl_jax.models.heads import Change, FlatHead, HeadInputs
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import LossFn, RewardFn
 from experiments.problems.problem import Problem
@@ -113,7 +113,7 @@ def scale_gradient(base: Policy, problem: Problem) -> Policy:
 class BlindHead(FlatHead):
   """A FlatHead that is not shown the classifier's gradient."""
 
-  def __call__(self, inputs: HeadInputs) -> jax.Array:
+  def __call__(self, inputs: HeadInputs) -> Change:
     """Returns the change of eps, of the shape of x."""
     blind = jnp.zeros_like(inputs.gradient)
     return super().__call__(inputs._replace(gradient=blind))
@@ -166,6 +166,7 @@ def make_policy(
     policy.scale_at(problem.kernel.times, variant.scale(problem)),
     sample_shape=problem.sample_shape,
     num_controls=problem.num_controls,
+    squeeze=False,
   )
   return variant.wrap(steered, problem)
 

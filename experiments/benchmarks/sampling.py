@@ -27,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import parallel
+from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn
 from experiments import outputs
 from experiments.benchmarks import programs, weightless
@@ -85,8 +86,8 @@ def _samplers(made: weightless.Control) -> dict[str, speed.Sampler]:
     pair = made.policy.pair_fn(params, c, y)
     return lambda x, t: pair(x, t).reference
 
-  def controlled(c: jax.Array, y: jax.Array) -> EpsFn:
-    return made.policy.eps_fn(params, c, y)
+  def controlled(c: jax.Array, y: jax.Array) -> PairFn:
+    return made.policy.pair_fn(params, c, y)
 
   return {"plain": plain, "ctrl": controlled}
 

@@ -17,8 +17,10 @@ from ctrl_jax.learner import Learner, TrainState
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.policy import Policy
 from ctrl_jax.stable_diffusion import unet, vae
-from ctrl_jax.stable_diffusion.pipeline import Pipeline, Prompts
+from ctrl_jax.stable_diffusion.pipeline import Pipeline
+from ctrl_jax.stable_diffusion.prompts import Encoded, Prompts
 from ctrl_jax.stable_diffusion.schedule import Schedule
+from ctrl_jax.stable_diffusion.unet_config import Config as UNetConfig
 from experiments.configs import sd15_compressibility
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import stable_diffusion
@@ -26,7 +28,7 @@ from experiments.problems.problem import Problem
 from experiments.training import algorithms, policies
 
 TOKENS = 77  # of a prompt
-UNET = unet.Config(cross_attention_dim=768)
+UNET = UNetConfig(cross_attention_dim=768)
 VAE = vae.Config(
   block_out_channels=(128, 256, 512, 512),
   down_block_types=("DownEncoderBlock2D",) * 4,
@@ -99,7 +101,7 @@ def configure(
 def networks(
   config: ConfigDict,
   *,
-  unet_config: unet.Config = UNET,
+  unet_config: UNetConfig = UNET,
   vae_config: vae.Config = VAE,
 ) -> Networks:
   """Those of an experiment, of Stable Diffusion 1.5's sizes."""
@@ -156,7 +158,7 @@ def control(
       unet_params=frozen.unet,
       vae_params=frozen.vae,
     ),
-    Prompts(frozen.prompts, frozen.empty, ()),
+    Prompts(Encoded(frozen.prompts), Encoded(frozen.empty), ()),
   )
   policy = policies.make(problem, config.control, None)
 

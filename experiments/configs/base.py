@@ -12,6 +12,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
+from experiments.configs.priors import PRIOR
+
 
 def optimiser(**settings: Any) -> dict[str, Any]:
   """Settings that every training stage has: AdamW, cosine decay, the loop."""
@@ -81,6 +83,7 @@ def common() -> dict[str, Any]:
       differentiate_inputs=True,  # of the head; False: steadier if y is sharp
       head_learning_rate=1e-2,  # peak, for the head
       all_labels=False,  # seen by the head, besides the one asked for
+      squeeze=True,  # the noise of steps, which the head otherwise leaves alone
       clip_norm=10.0,  # largest norm of the gradient
       optimizer="adam",  # or muon, for matrices
       ema_decay=0.98,
@@ -175,11 +178,7 @@ def get_config() -> ConfigDict:
         "num_heads": 4,
         "patch": 2,  # pixels along the side of a token
       },
-      "prior": optimiser(
-        learning_rate=2e-3,
-        ema_decay=0.998,  # of the averaged weights that are sampled from
-        dir="",  # where its checkpoints are, for several runs; "": the workdir
-      ),
+      "prior": optimiser(learning_rate=2e-3, **PRIOR),
       "classifier": _classifier(),  # gives the reward
       "independent": _classifier(feature_gain=0.0),  # only watches
     }

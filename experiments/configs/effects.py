@@ -144,6 +144,7 @@ TABLE: dict[str, Needs] = {
   "control.embedding_learning_rate": _is("control.adapt", "lora", "full"),
   "control.head_learning_rate": _HEAD,
   "control.all_labels": _HEAD,
+  "control.squeeze": _HEAD,
   # Only this update follows a gradient through the chain.
   "control.differentiate_inputs": Needs(
     lambda config: bool(config.control.head and "ctrl" in _objectives(config)),
@@ -180,6 +181,13 @@ TABLE: dict[str, Needs] = {
     for section in _CLASSIFIERS
   },
   **{field: _TRAINED for field in ("sde", "prior", "data.size")},
+  "prior.select": Needs(
+    lambda config: config.prior.fraction < 1, "prior.fraction below 1"
+  ),
+  "prior.reweigh": Needs(
+    lambda config: config.problem.name != "own",
+    "conditions c; without, weights would change what is learned",
+  ),
   **{f"model.{name}": _TRAINED for name in ("dims", "num_layers", "num_heads")},
   "model.patch": _TRAINED,
   **{f"model.{name}": _GIVEN for name in ("conditions", "guidance_scale")},

@@ -64,6 +64,7 @@ minutes whether they are read, and without data.dir those patches.
 from ml_collections import ConfigDict
 
 from experiments.configs import base
+from experiments.configs.priors import PRIOR
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -136,11 +137,7 @@ def _schema() -> ConfigDict:
         "patch": 4,  # pixels along the side of a token
       },
       "prior": base.optimiser(
-        num_steps=2500,
-        batch_size=64,
-        learning_rate=2e-3,
-        ema_decay=0.998,  # of the averaged weights that are sampled from
-        dir="",  # where its checkpoints are, for several runs; "": the workdir
+        num_steps=2500, batch_size=64, learning_rate=2e-3, **PRIOR
       ),
       "classifier": dict(classifier),  # gives the reward
       "independent": dict(classifier),  # only watches, and judges

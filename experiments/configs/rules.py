@@ -165,6 +165,8 @@ RULES: dict[str, Rule] = {
   "particles": (lambda v: v >= 2, "use 2 or more"),
   "candidates": _AT_LEAST_1,
   "drop_c": _FRACTION,
+  "held_out": _FRACTION,
+  "fraction": (lambda v: 0 < v <= 1, "use a number in (0, 1]"),
   "drop_y": _FRACTION,
   **dict.fromkeys(OBJECTIVES, _POSITIVE),  # of compare.rates
 }
@@ -182,6 +184,7 @@ CHOICES = {
   "data.second_control": ("", "ink", "slant", "jpeg"),
   "data.quantity": QUANTITIES,
   "data.second_quantity": ("", *QUANTITIES),
+  "prior.select": ("random", "density", "stratified"),
   "model.dtype": ("float32", "bfloat16"),
   "model.attention": ("", "xla", "cudnn"),
   "model.control_on": ("guided", "conditional"),

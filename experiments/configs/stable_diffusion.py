@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     | {
       "problem": {"name": "stable_diffusion"},
       "model": {
-        "path": "",  # folder of the weights; tiny: random ones, made anew
+        "path": "",  # folder of weights; tiny, tiny_xl: random ones, made anew
         "dtype": "float32",  # or bfloat16
         "size": 512,  # side of an image in pixels
         "guidance_scale": 7.5,  # strength of the prompt, at least 1

@@ -95,7 +95,7 @@ def crossings(
       share=share,
       sample_shape=problem.sample_shape,
     )
-    return reward_fn(found.x, c, y), found.slope, found.cost
+    return reward_fn(found.x, c, y), found.log_ratios
 
   c, y = np.nonzero(cells)
   shape = (len(bridge.SHARES), max(num // len(bridge.SHARES), 2), len(c))
@@ -111,19 +111,17 @@ def crossings(
       index.astype(np.uint32),
     )
   )
-  log_p, slope, cost = (
-    a.reshape(shape)
-    for a in run_chains(
-      function,
-      (control, jax.random.key_data(keys.stage_key(seed, "bridge"))),
-      tuple(rows),
-      seed=seed,
-      name="bridge",
-      chunk=chunk,
-      mesh=mesh,
-    )
+  log_p, log_ratios = run_chains(
+    function,
+    (control, jax.random.key_data(keys.stage_key(seed, "bridge"))),
+    tuple(rows),
+    seed=seed,
+    name="bridge",
+    chunk=chunk,
+    mesh=mesh,
   )
+  log_p, log_ratios = log_p.reshape(shape), log_ratios.reshape(*shape, -1)
   log_u = bridge.log_weights(
-    jnp.asarray(log_p), jnp.asarray(slope), jnp.asarray(cost), gamma=gamma
+    jnp.asarray(log_p), jnp.asarray(log_ratios), gamma=gamma
   )
   return Crossings(cells, np.asarray(log_u), log_p)

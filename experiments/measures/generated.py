@@ -24,6 +24,7 @@ from jax.sharding import Mesh
 from ctrl_jax import distillation, divergence, generators, metrics, sampling
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.metrics import Estimate
+from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn, Params, RewardFn
 from experiments.measures import distances, evaluation, weighting
 from experiments.measures import scores as scoring
@@ -42,7 +43,7 @@ FEW_DIMS = 3  # in which an entropy is known of some thousand samples
 class Generator(NamedTuple):
   """A sampler of its own steps; nothing is known of its paths."""
 
-  eps_fn: Callable[[Params, Any, jax.Array], EpsFn]  # (params, c, y) -> eps
+  eps_fn: Callable[[Params, Any, jax.Array], EpsFn | PairFn]  # of params, c, y
   params: Params
   kernel: Kernel
 
@@ -52,7 +53,9 @@ class Generator(NamedTuple):
     """Samples [batch, *shape] of labels c and y, one key each."""
     start = sampling.initial_noise(chain_keys, shape, self.kernel)
     eps_fn = self.eps_fn(params, *labels)
-    return sampling.rollout(chain_keys, start, self.kernel, eps_fn).x
+    return sampling.rollout(
+      chain_keys, start, self.kernel, eps_fn, compare=False
+    ).x
 
 
 class Setting(NamedTuple):
@@ -103,12 +106,13 @@ def estimate(
 
   def function(params: Params, chain_keys: jax.Array, labels: Any) -> Any:
     x = generator.sample(params[0], chain_keys, labels, problem.sample_shape)
+    auxiliary_fn: Any = generator.eps_fn(params[1], *labels)
     return divergence.integrated(
       x,
       sampling.fold_in(chain_keys, 1),
       times,
       problem.sde,
-      generator.eps_fn(params[1], *labels),
+      auxiliary_fn,
       teacher(*labels),
     )
 

@@ -10,12 +10,14 @@ from jax.sharding import Mesh
 
 from ctrl_jax import parallel, sampling
 from ctrl_jax.kernels import Kernel
+from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn
 from experiments.measures.evaluation import cell_labels
 from experiments.problems.problem import Problem
 from experiments.runtime import keys
 
-Sampler = Callable[[jax.Array, jax.Array], EpsFn]  # (c, y) -> EpsFn
+# (c, y) -> noise prediction
+Sampler = Callable[[jax.Array, jax.Array], EpsFn | PairFn]
 
 
 def seconds_per_sample(
@@ -54,7 +56,9 @@ def seconds_per_sample(
       c, y = labels
       shape = problem.sample_shape
       start = sampling.initial_noise(chain_keys, shape, kernel)
-      return sampling.rollout(chain_keys, start, kernel, sampler(c, y)).x
+      return sampling.rollout(
+        chain_keys, start, kernel, sampler(c, y), compare=False
+      ).x
 
     function = parallel.map_examples(sample, mesh)
     jax.block_until_ready(function((), chain_keys, labels))

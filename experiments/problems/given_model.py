@@ -20,7 +20,12 @@ from ml_collections import ConfigDict
 from ctrl_jax import diffusers
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.pretrained import Pretrained
-from ctrl_jax.stable_diffusion import folders, pipeline
+from ctrl_jax.stable_diffusion import (
+  folders,
+  model_index,
+  pipeline,
+  prompts,
+)
 from experiments.problems import (
   images,
   model_files,
@@ -53,6 +58,8 @@ def find(config: ConfigDict, workdir: pathlib.Path) -> Source | None:
     return None
   folder = pathlib.Path(path).expanduser()
   names = tuple(config.model.conditions)
+  if folder.is_file():
+    model_index.read(folder)  # which needs a folder, and says how to make one
   if (folder / INDEX).is_file():
     return _of_pipeline(folder, config, names, workdir)
   if folder.is_dir():
@@ -81,7 +88,7 @@ def _of_pipeline(
   """A folder of diffusers, whose steps are those that it was trained at."""
   settings, steps = config.model, config.kernel.num_steps
   kind = folders.read_json(folder / INDEX).get("_class_name")
-  if kind != "StableDiffusionPipeline":
+  if kind not in model_index.KINDS:
     inputs.tie_files(workdir, FIELD, folder, model_files.of_folder(folder))
     model = diffusers.load(
       folder,
@@ -102,7 +109,7 @@ def _of_pipeline(
   dtype: Any = jnp.dtype(settings.dtype)
   mesh = devices.weights_mesh(config)
   parts = pipeline.load(folder, dtype=dtype, mesh=mesh)
-  encoded = pipeline.encode_prompts(folder, names, dtype=dtype)
+  encoded = prompts.encode(folder, names, size=settings.size, dtype=dtype)
   return Source(
     stable_diffusion.pretrained(
       names,

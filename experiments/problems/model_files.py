@@ -3,7 +3,9 @@
 
 import pathlib
 
-from ctrl_jax.stable_diffusion import folders
+from ctrl_jax.stable_diffusion import folders, model_index
+
+_TEXTS = ("tokenizer", "scheduler")  # parts without weights
 
 
 def of_network(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -23,12 +25,12 @@ def of_pipeline(folder: pathlib.Path) -> list[pathlib.Path]:
     FileNotFoundError: a part is missing.
     ValueError: it is another pipeline, or there are pickles only.
   """
-  folders.check_pipeline(folder)
-  networks = (folder / part for part in ("unet", "vae", "text_encoder"))
-  others = (folder / part for part in ("tokenizer", "scheduler"))
+  parts = model_index.parts(model_index.read(folder))
+  others = [part for part in parts if part.startswith(_TEXTS)]
+  networks = [part for part in parts if part not in others]
   return [
-    *(file for network in networks for file in of_network(network)),
-    *(file for part in others for file in _texts(part)),
+    *(file for part in networks for file in of_network(folder / part)),
+    *(file for part in others for file in _texts(folder / part)),
   ]
 
 

@@ -22,7 +22,9 @@ from ctrl_jax.datasets import image_folder
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.stable_diffusion import guided, pipeline
+from ctrl_jax.stable_diffusion import prompts as texts
 from ctrl_jax.stable_diffusion.pipeline import Pipeline
+from ctrl_jax.stable_diffusion.prompts import Prompts
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import (
   model_files,
@@ -91,8 +93,8 @@ def model_folder(config: ConfigDict, workdir: pathlib.Path) -> pathlib.Path:
     ValueError: no model was named.
   """
   path = config.model.path
-  if path == "tiny":
-    return tiny_model.write(workdir / "model")
+  if path in tiny_model.KINDS:
+    return tiny_model.write(workdir / "model", kind=path)
   if not path:
     raise ValueError(
       "model.path is empty: give the folder of Stable Diffusion's weights, as "
@@ -115,7 +117,7 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   )
   dtype: Any = jnp.dtype(settings.dtype)
   prompts = schema.all_prompts(config)
-  encoded = pipeline.encode_prompts(folder, prompts, dtype=dtype)
+  encoded = texts.encode(folder, prompts, size=settings.size, dtype=dtype)
   for prompt in encoded.truncated:
     print(f"warning: cut to 77 tokens: {prompt!r}", file=sys.stderr)
   parts = pipeline.load(
@@ -128,9 +130,7 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   return assemble(config, parts, encoded)
 
 
-def assemble(
-  config: ConfigDict, parts: Pipeline, encoded: pipeline.Prompts
-) -> Problem:
+def assemble(config: ConfigDict, parts: Pipeline, encoded: Prompts) -> Problem:
   """The problem but for what y means, of networks and prompts."""
   prompts = schema.all_prompts(config)
   sizes = [config.data.num_controls] * (1 + bool(config.data.second_quantity))
@@ -161,7 +161,7 @@ def assemble(
 def pretrained(
   prompts: Sequence[str],
   parts: Pipeline,
-  encoded: pipeline.Prompts,
+  encoded: Prompts,
   *,
   size: int,
   guidance: float,

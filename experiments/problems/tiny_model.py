@@ -2,12 +2,11 @@
 """A Stable Diffusion of random weights, small enough to run anywhere.
 
 It is a folder like a real one, written and read by the same code, and makes
-coloured noise. The autoencoder halves the side of an image once, and the
-vocabulary is that of bytes: a letter is a token. A CLIP and an aesthetic
-predictor of the same kind judge what it makes.
+coloured noise. The autoencoder halves the side of an image once. It is of
+either kind, as 1.x or as XL. A CLIP and an aesthetic predictor of the same sort
+judge what it makes.
 """
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -15,14 +14,15 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 
 from ctrl_jax import files
 from ctrl_jax.models import aesthetic
-from ctrl_jax.stable_diffusion import clip, clip_text, unet, vae, weights
+from ctrl_jax.stable_diffusion import clip, clip_text, unet, vae
+from ctrl_jax.stable_diffusion.unet_config import SIZES
+from ctrl_jax.stable_diffusion.unet_config import Config as UNetConfig
+from experiments.problems import tiny_parts
+from experiments.problems.tiny_parts import WIDTH, write_json
 
-WIDTH = 32  # of encoded prompts
 _UNET = {
   # One level: every further one takes long to compile.
   "block_out_channels": [32],
@@ -34,6 +34,15 @@ _UNET = {
   "norm_num_groups": 8,
   "sample_size": 8,
 }
+_UNET_XL = {
+  **_UNET,
+  "cross_attention_dim": 2 * WIDTH,
+  "transformer_layers_per_block": [2],
+  "use_linear_projection": True,
+  "addition_embed_type": "text_time",
+  "addition_time_embed_dim": 8,
+  "projection_class_embeddings_input_dim": WIDTH + SIZES * 8,
+}
 _VAE = {
   "block_out_channels": [16, 32],
   "down_block_types": ["DownEncoderBlock2D"] * 2,
@@ -41,13 +50,6 @@ _VAE = {
   "norm_num_groups": 8,
   "scaling_factor": 0.5,
 }
-_TOWER = {
-  "hidden_size": WIDTH,
-  "intermediate_size": 2 * WIDTH,
-  "num_hidden_layers": 1,
-  "num_attention_heads": 2,
-}
-_TOKENS = 77  # of a prompt
 _SIDE = 8  # of the images that CLIP sees
 _SCHEDULER = {  # Stable Diffusion's own
   "_class_name": "DDIMScheduler",
@@ -66,66 +68,89 @@ _PARTS = {
   "tokenizer": "CLIPTokenizer",
   "scheduler": "DDIMScheduler",
 }
-_MARKS = ("<|startoftext|>", "<|endoftext|>")
+_SECOND = {
+  "text_encoder_2": "CLIPTextModelWithProjection",
+  "tokenizer_2": "CLIPTokenizer",
+}
+# What model.path calls each kind.
+KINDS = ("tiny", "tiny_xl")
 
 
 def write(
   folder: pathlib.Path,
   *,
-  unet_config: Mapping[str, Any] = _UNET,
+  kind: str = KINDS[0],
+  unet_config: Mapping[str, Any] | None = None,
   vae_config: Mapping[str, Any] = _VAE,
 ) -> pathlib.Path:
   """Writes the folder, unless it is there; returns it.
 
   Args:
     folder: to write.
-    unet_config: of the U-Net, whose cross_attention_dim is WIDTH.
+    kind: of `KINDS`.
+    unet_config: of the U-Net, whose cross_attention_dim is WIDTH, or of XL
+      twice that; None: the smallest.
     vae_config: of the autoencoder.
   """
   if not folder.exists():
+    xl = kind == KINDS[1]
     with files.draft(folder) as draft:
-      _write(draft, unet_config, vae_config)
+      _write_index(draft, xl=xl)
+      sizes = unet_config or (_UNET_XL if xl else _UNET)
+      _write_networks(draft, sizes, vae_config, xl=xl)
   return folder
 
 
-def _write(
+def _write_index(draft: pathlib.Path, *, xl: bool) -> None:
+  """Writes which parts there are, and how steps are taken."""
+  index: dict[str, Any] = {
+    part: ["transformers" if name.startswith("CLIP") else "diffusers", name]
+    for part, name in (_PARTS | _SECOND if xl else _PARTS).items()
+  }
+  index["_class_name"] = f"StableDiffusion{'XL' if xl else ''}Pipeline"
+  write_json(draft / "model_index.json", index)
+  write_json(draft / "scheduler" / "scheduler_config.json", _SCHEDULER)
+
+
+def _write_networks(
   draft: pathlib.Path,
   unet_config: Mapping[str, Any],
   vae_config: Mapping[str, Any],
+  *,
+  xl: bool,
 ) -> None:
-  """Writes the parts of `write`."""
-  index: dict[str, Any] = {
-    part: ["transformers" if name.startswith("CLIP") else "diffusers", name]
-    for part, name in _PARTS.items()
-  }
-  index["_class_name"] = "StableDiffusionPipeline"
-  _json(draft / "model_index.json", index)
-  _json(draft / "scheduler" / "scheduler_config.json", _SCHEDULER)
-  names = _vocabulary(draft / "tokenizer")
-  text = _text(names)
-  image = jnp.zeros((1, 8, 8, 3))
-  latents, context = jnp.zeros((1, 2, 2, 4)), jnp.zeros((1, 1, WIDTH))
+  """Writes networks and tokenizers."""
+  sizes = UNetConfig.from_json(unet_config)
+  text = tiny_parts.text_encoder(tiny_parts.vocabulary(draft / "tokenizer"))
+  image, ids = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 1), jnp.int32)
+  encoder = lambda config: clip_text.TextEncoder(
+    clip_text.Config.from_json(config)
+  )
   networks: dict[str, tuple[nn.Module, Mapping[str, Any], tuple[Any, ...]]] = {
     "unet": (
-      unet.UNet(unet.Config.from_json(unet_config)),
+      unet.UNet(sizes),
       unet_config,
-      (latents, jnp.zeros(()), context),
+      tuple(
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in sizes.smallest_inputs
+      ),
     ),
-    "vae": (
-      vae.VAE(vae.Config.from_json(vae_config)),
-      vae_config,
-      (image,),
-    ),
-    "text_encoder": (
-      clip_text.TextEncoder(clip_text.Config.from_json(text)),
-      text,
-      (jnp.zeros((1, 1), jnp.int32),),
-    ),
+    "vae": (vae.VAE(vae.Config.from_json(vae_config)), vae_config, (image,)),
+    "text_encoder": (encoder(text), text, (ids,)),
   }
+  if xl:
+    tiny_parts.vocabulary(draft / "tokenizer_2", pad="!")
+    second = text | {
+      "architectures": [_SECOND["text_encoder_2"]],
+      "hidden_act": "gelu",
+      "projection_dim": WIDTH,
+    }
+    networks["text_encoder_2"] = encoder(second), second, (ids,)
   for seed, (part, (network, config, inputs)) in enumerate(networks.items()):
-    _json(draft / part / "config.json", config)
-    file = "diffusion_pytorch_model" if part != "text_encoder" else "model"
-    _save(draft / part / f"{file}.safetensors", network, inputs, seed)
+    write_json(draft / part / "config.json", config)
+    stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
+    file = draft / part / f"{stem}.safetensors"
+    tiny_parts.save(file, network, inputs, seed)
 
 
 def write_clip(folder: pathlib.Path) -> pathlib.Path:
@@ -141,21 +166,21 @@ def _write_clip(draft: pathlib.Path) -> None:
   config = {
     "model_type": "clip",
     "projection_dim": aesthetic.EMBEDDING,
-    "text_config": _text(_vocabulary(draft)),
+    "text_config": tiny_parts.text_encoder(tiny_parts.vocabulary(draft)),
     "vision_config": {
-      **_TOWER,
+      **tiny_parts.TOWER,
       "model_type": "clip_vision_model",
       "image_size": _SIDE,
       "patch_size": _SIDE // 2,
     },
   }
-  _json(draft / "config.json", config)
+  write_json(draft / "config.json", config)
   cut = {"height": _SIDE, "width": _SIDE}
   size = {"size": {"shortest_edge": _SIDE}, "crop_size": cut}
-  _json(draft / "preprocessor_config.json", size)
+  write_json(draft / "preprocessor_config.json", size)
   inputs = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, _SIDE, _SIDE, 3))
   network = clip.Clip(clip.Config.from_json(config))
-  _save(draft / "model.safetensors", network, inputs, 3)
+  tiny_parts.save(draft / "model.safetensors", network, inputs, 3)
 
 
 def write_head(file: pathlib.Path) -> pathlib.Path:
@@ -163,56 +188,5 @@ def write_head(file: pathlib.Path) -> pathlib.Path:
   if not file.exists():
     inputs = (jnp.ones((1, aesthetic.EMBEDDING)),)
     with files.draft(file) as draft:
-      _save(draft, aesthetic.Aesthetic(), inputs, 4)
+      tiny_parts.save(draft, aesthetic.Aesthetic(), inputs, 4)
   return file
-
-
-def _text(names: int) -> dict[str, Any]:
-  """The config of a text encoder with a vocabulary of so many tokens."""
-  return {
-    **_TOWER,
-    "model_type": "clip_text_model",
-    "vocab_size": names,
-    "eos_token_id": names - 1,
-  }
-
-
-def _save(
-  file: pathlib.Path, network: nn.Module, inputs: tuple[Any, ...], seed: int
-) -> None:
-  """Draws the parameters of a network and writes them."""
-  params = _draw(network, inputs, np.random.default_rng(seed))
-  safetensors.numpy.save_file(
-    weights.to_tensors(params), file, metadata={"format": "pt"}
-  )
-
-
-def _draw(
-  network: nn.Module, inputs: tuple[Any, ...], rng: np.random.Generator
-) -> Any:
-  """Parameters of the usual sizes; flax's own take a minute to compile."""
-  shapes = jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"]
-
-  def draw(path, leaf):
-    if path[-1].key in ("bias", "scale"):
-      return np.full(leaf.shape, path[-1].key == "scale", np.float32)
-    fan_in = max(np.prod(leaf.shape[:-1]), 1)
-    drawn = rng.standard_normal(leaf.shape, np.float32) / fan_in**0.5
-    return np.asarray(drawn, np.float32)
-
-  return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
-def _vocabulary(folder: pathlib.Path) -> int:
-  """Writes the tokenizer of letters; returns the size of its vocabulary."""
-  letters = [chr(code) for code in range(33, 127)]
-  tokens = [*letters, *(f"{letter}</w>" for letter in letters), *_MARKS]
-  _json(folder / "vocab.json", {token: i for i, token in enumerate(tokens)})
-  (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-  _json(folder / "tokenizer_config.json", {"model_max_length": _TOKENS})
-  return len(tokens)
-
-
-def _json(file: pathlib.Path, content: Mapping[str, Any]) -> None:
-  file.parent.mkdir(parents=True, exist_ok=True)
-  file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -76,6 +76,7 @@ def make(
     hidden_shape=model.hidden_shape,
     differentiate_inputs=config.differentiate_inputs,
     all_labels=config.all_labels,
+    squeeze=config.squeeze,
     average=problem.average,
   )
   if labels:

@@ -8,22 +8,18 @@ likelihood, beside a second one that only watches.
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ctrl_jax import alternatives, learner, parallel, rewards
-from ctrl_jax.datasets import labelled
-from ctrl_jax.objectives import denoising
+from ctrl_jax import alternatives, rewards
 from ctrl_jax.policy import Policy
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.types import EpsFn, OthersFn, Params, RewardFn
@@ -32,10 +28,10 @@ from experiments.problems.factors import Factor
 from experiments.problems.instruments import Instruments
 from experiments.problems.judges import Judge
 from experiments.problems.keeping import Kept
-from experiments.problems.problem import Data, Problem
-from experiments.runtime import inputs, keys, lock, loop, workdir
+from experiments.problems.problem import Problem
+from experiments.runtime import inputs, keys, workdir
 from experiments.runtime.logs import Log
-from experiments.training import policies
+from experiments.training import policies, priors, pruning
 from experiments.training.algorithms import adam
 
 
@@ -124,73 +120,20 @@ def prior(this: Run) -> Params:
   """Trains the pre-trained model p_pre(x | c); returns its averaged weights.
 
   Raises:
-    ValueError: config.prior.dir has another one.
+    ValueError: config.prior.dir has another one, or no examples are left.
   """
-  config = this.config.prior
+  config, problem = this.config.prior, this.problem
   settings = loop_settings(this, config)
+  chosen = pruning.choose(problem, config, seed=this.config.seed)
   if not config.dir:
-    return _prior(this, settings)
+    return priors.train(problem, chosen, this.config, settings)
   settings["workdir"] = pathlib.Path(config.dir).expanduser()
-  with _shared(this, _data(this.problem), settings["workdir"]):
-    params = _prior(this, settings)
+  with priors.shared(problem, chosen, this.config, settings["workdir"]):
+    params = priors.train(problem, chosen, this.config, settings)
   what = f"the prior in prior.dir ({config.dir})"
   leaves = jax.tree.leaves(params)
   inputs.tie_arrays(this.workdir, "prior.dir", what, leaves)
   return params
-
-
-def _data(problem: Problem) -> Data:
-  if problem.data is None:
-    raise ValueError("there are no data to train a pre-trained model on")
-  return problem.data
-
-
-def _prior(this: Run, settings: dict[str, Any]) -> Params:
-  """Trains in settings["workdir"], or reads what is there."""
-  config, model = this.config.prior, this.problem.pretrained
-  if model.init is None:
-    raise ValueError("the pre-trained model cannot be trained here")
-  trained = loop.fit(
-    "prior",
-    learner.make_learner(
-      denoising.make_loss(model.eps, model.sde, weight_fn=model.loss_weight),
-      adam(config.learning_rate, config),
-      ema_decay=config.ema_decay,
-    ),
-    model.init(keys.stage_key(this.config.seed, "prior/init")),
-    labelled.batches(
-      _data(this.problem)._asdict(),
-      seed=this.config.seed,
-      batch_size=config.batch_size,
-    ).__getitem__,
-    live=("loss",),
-    **settings,
-  )
-  return parallel.gather(trained.ema_params)
-
-
-@contextlib.contextmanager
-def _shared(this: Run, data: Data, folder: pathlib.Path) -> Iterator[None]:
-  """Holds the folder where several runs find one prior.
-
-  It is tied to all that the prior comes from. Of several runs at once one
-  trains and the others wait; of several hosts the first one sees to that.
-  """
-  field, leads = "config.prior.dir", jax.process_index() == 0
-  config = json.loads(this.config.to_json())
-  content = hashlib.blake2b(digest_size=8)
-  for array in data:
-    content.update(array.tobytes())
-  origin = {name: config[name] for name in ("seed", "sde", "model", "prior")}
-  origin["data"] = {"digest": content.hexdigest()}
-  named = {"file": "prior.json", "what": "prior", "field": field}
-  workdir.check_tie(folder, origin, **named)
-  with contextlib.ExitStack() as held:
-    if leads:
-      held.enter_context(lock.held(folder, field=field, wait=True))
-      workdir.tie(folder, origin, **named)
-    multihost_utils.sync_global_devices("prior")
-    yield
 
 
 def classifier(this: Run, stage: str, first: Judge | None = None) -> Judge:

@@ -5,6 +5,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 import torch
+from diffusers.models.normalization import RMSNorm
 
 # A tenth of what is promised. Two float32 networks differ by 1e-6, gradients by
 # up to 5e-6; a gelu by tanh instead of erf would make a difference of 1e-4.
@@ -35,7 +36,7 @@ def from_torch(x: torch.Tensor) -> np.ndarray:
 
 def norms_of(theirs: torch.nn.Module) -> dict[str, tuple]:
   """Epsilon and groups of every normalisation, by name."""
-  kinds = torch.nn.GroupNorm, torch.nn.LayerNorm
+  kinds = torch.nn.GroupNorm, torch.nn.LayerNorm, RMSNorm
   return {
     name: (module.eps, getattr(module, "num_groups", None))
     for name, module in theirs.named_modules()
@@ -49,7 +50,7 @@ def our_norms(network: nn.Module, params, *inputs, **options):
 
   def note(method, args, kwargs, context):
     module = context.module
-    if isinstance(module, nn.GroupNorm | nn.LayerNorm):
+    if isinstance(module, nn.GroupNorm | nn.LayerNorm | nn.RMSNorm):
       groups = getattr(module, "num_groups", None)
       found[".".join(module.path)] = (module.epsilon, groups)
     return method(*args, **kwargs)

@@ -3,7 +3,7 @@
 
 import json
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import diffusers
 import jax
@@ -15,6 +15,7 @@ import torch
 from ctrl_jax import policy, rewards, sampling
 from ctrl_jax.objectives import ctrl
 from ctrl_jax.stable_diffusion import guided, pipeline
+from ctrl_jax.stable_diffusion.prompts import Encoded, Prompts, encode
 from experiments.benchmarks.peers import pytorch
 from tests.parity import test_schedule as schedules
 from tests.parity import toy_export as toy
@@ -36,7 +37,7 @@ class Problem(NamedTuple):
 
   folder: pathlib.Path
   loaded: pipeline.Pipeline
-  prompts: pipeline.Prompts
+  prompts: Prompts
   control: dict  # {"embedding", "lora"}, nowhere zero
   classifier: np.ndarray  # [pixels, labels]
   keys: jax.Array
@@ -60,16 +61,23 @@ class Problem(NamedTuple):
     )
 
 
-@pytest.fixture(scope="module")
-def problem(tmp_path_factory) -> Problem:
+KINDS = {
+  "sd15": (toy.write_pipeline, schedules.SD15),
+  "sdxl": (toy.write_xl, schedules.SDXL),
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def problem(request, tmp_path_factory) -> Problem:
   folder = tmp_path_factory.mktemp("ctrl") / "pipeline"
-  toy.write_pipeline(folder)
+  write, config = KINDS[request.param]
+  write(folder)
   scheduler = folder / "scheduler" / "scheduler_config.json"
-  scheduler.write_text(json.dumps(schedules.SD15))
+  scheduler.write_text(json.dumps(config))
   found = Problem(
     folder,
     pipeline.load(folder),
-    pipeline.encode_prompts(folder, PROMPTS),
+    encode(folder, PROMPTS, size=SIZE),
     {},
     CLASSIFIER
     * np.random.default_rng(1).standard_normal((3 * SIZE**2, LABELS)),
@@ -130,6 +138,11 @@ def theirs(problem) -> pytorch.Loss:
   )
   scheduler.set_timesteps(STEPS)
   classifier = torch.tensor(problem.classifier)
+  prompts = jax.tree.map(lambda leaf: leaf[C], problem.prompts.prompts)
+  empty = jax.tree.map(
+    lambda one, many: jnp.broadcast_to(one, many.shape),
+    *(problem.prompts.empty, prompts),
+  )
   return pytorch.Loss(
     tuned=pytorch.controlled(
       frozen, problem.control["embedding"], problem.control["lora"]
@@ -137,8 +150,8 @@ def theirs(problem) -> pytorch.Loss:
     frozen=frozen,
     vae=load(diffusers.AutoencoderKL, "vae"),
     scheduler=scheduler,
-    prompts=to_torch(problem.prompts.prompts[C]).double(),
-    empty=to_torch(problem.prompts.empty).double(),
+    prompts=told(prompts),
+    empty=told(empty),
     logits_fn=lambda x: x.permute(0, 2, 3, 1).flatten(1) @ classifier,
     null=LABELS,
     guidance=GUIDANCE,
@@ -160,6 +173,18 @@ def noise(problem) -> tuple[torch.Tensor, torch.Tensor]:
   ).path
   steps = [to_torch(z).double() for z in path.noise]
   return to_torch(start).double(), torch.stack(steps)
+
+
+def told(prompts: Encoded) -> dict[str, Any]:
+  """What their U-Net is told of prompts."""
+  tokens, *added = (
+    None if leaf is None else to_torch(leaf).double() for leaf in prompts
+  )
+  found: dict[str, Any] = {"encoder_hidden_states": tokens}
+  if added[0] is not None:
+    names = ("text_embeds", "time_ids")
+    found["added_cond_kwargs"] = dict(zip(names, added, strict=True))
+  return found
 
 
 def relative(found: np.ndarray, expected: np.ndarray) -> float:

@@ -19,6 +19,7 @@ from ctrl_jax import policy, sampling
 from ctrl_jax.models import lora
 from ctrl_jax.stable_diffusion import export, pipeline, released
 from ctrl_jax.stable_diffusion.guided import is_attention, make_network
+from ctrl_jax.stable_diffusion.prompts import encode
 from tests.parity import toy_export as toy
 from tests.parity.against_torch import from_torch, relative_error
 from tests.parity.test_generation import GUIDANCE, theirs
@@ -88,7 +89,7 @@ def rollout(
   loaded = dataclasses.replace(
     loaded, schedule=dataclasses.replace(loaded.schedule, **schedule)
   )
-  prompts = pipeline.encode_prompts(ours.folder, PROMPTS)
+  prompts = encode(ours.folder, PROMPTS)
   params = {
     "unet": loaded.unet_params,
     "prompts": prompts.prompts,

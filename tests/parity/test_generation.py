@@ -17,17 +17,18 @@ import torch
 
 from ctrl_jax import sampling
 from ctrl_jax.stable_diffusion import guided, pipeline
+from ctrl_jax.stable_diffusion.prompts import encode
 from tests.parity import test_schedule as schedules
 from tests.parity import toy_export as toy
 from tests.parity.test_unet import from_torch, relative_error, to_torch
 
 # A tenth of what is promised; float32 gives BAR / 10.
 BAR = 1e-4
-STEPS, GUIDANCE = 50, 7.5
+STEPS, GUIDANCE, SIZE = 50, 7.5, 16
 PROMPTS = ("a cat", "dog got cod", "a cat " * 40)  # the last does not fit
 # What Stable Diffusion 2.1 has that 1.5 has not; it predicts v.
 SD2 = {"use_linear_projection": True, "attention_head_dim": [2, 8]}
-CONFIGS = {"sd15": {}, "sd21": SD2}
+CONFIGS = {"sd15": {}, "sd21": SD2, "sdxl": {}}
 
 
 class Given(diffusers.DDIMScheduler):
@@ -49,9 +50,10 @@ class Given(diffusers.DDIMScheduler):
 
 @pytest.fixture(scope="module", params=CONFIGS)
 def folder(request, tmp_path_factory) -> pathlib.Path:
-  """A pipeline that diffusers wrote, of either kind."""
+  """A pipeline that diffusers wrote, of each kind."""
   folder = tmp_path_factory.mktemp(request.param) / "pipeline"
-  toy.write_pipeline(folder)
+  write = toy.write_xl if request.param == "sdxl" else toy.write_pipeline
+  write(folder)
   scheduler = folder / "scheduler" / "scheduler_config.json"
   scheduler.write_text(json.dumps(schedules.CONFIGS[request.param]))
   if CONFIGS[request.param]:
@@ -65,7 +67,7 @@ def folder(request, tmp_path_factory) -> pathlib.Path:
 
 def ours(folder: pathlib.Path) -> tuple[sampling.Path, list[jax.Array]]:
   """What the chains went through; latents and images."""
-  prompts = pipeline.encode_prompts(folder, PROMPTS)
+  prompts = encode(folder, PROMPTS, size=SIZE)
   assert prompts.truncated == PROMPTS[2:]
   loaded = pipeline.load(folder)
   network = guided.make_network(loaded.unet, loaded.schedule, guidance=GUIDANCE)
@@ -81,7 +83,7 @@ def ours(folder: pathlib.Path) -> tuple[sampling.Path, list[jax.Array]]:
   def generate(params, vae_params, c):
     chain = sampling.rollout(
       keys,
-      sampling.initial_noise(keys, loaded.latent_shape(16), kernel),
+      sampling.initial_noise(keys, loaded.latent_shape(SIZE), kernel),
       kernel,
       lambda x, t: network(params, x, t, c, None).eps,
       keep_path=True,
@@ -98,7 +100,7 @@ def ours(folder: pathlib.Path) -> tuple[sampling.Path, list[jax.Array]]:
 
 
 def theirs(
-  pipe: diffusers.StableDiffusionPipeline,
+  pipe: diffusers.DiffusionPipeline,
   prompts: Sequence[str],
   path: sampling.Path,
   guidance: float = GUIDANCE,
@@ -124,7 +126,7 @@ def theirs(
 @pytest.mark.slow
 def test_images_are_those_of_diffusers(folder):
   path, found = ours(folder)
-  pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder)
+  pipe = diffusers.DiffusionPipeline.from_pretrained(folder)
   expected = theirs(pipe, PROMPTS, path)
   for value, reference in zip(found, expected, strict=True):
     error = relative_error(value, from_torch(reference))

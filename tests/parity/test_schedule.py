@@ -32,9 +32,17 @@ SD21 = {
   "_class_name": "DDIMScheduler",
   "prediction_type": "v_prediction",
 }
+SDXL = {
+  **SD15,
+  "_class_name": "EulerDiscreteScheduler",
+  "interpolation_type": "linear",
+  "timestep_spacing": "leading",
+  "use_karras_sigmas": False,
+}
 CONFIGS = {
   "sd15": SD15,
   "sd21": SD21,
+  "sdxl": SDXL,
   "to_one": {**SD15, "set_alpha_to_one": True, "steps_offset": 0},
   "trailing": {**SD15, "timestep_spacing": "trailing"},
   "linspace": {

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The U-Net against diffusers' own, on small models that diffusers wrote."""
 
+import functools
 import json
 import pathlib
 
@@ -13,7 +14,8 @@ import pytest
 import torch
 
 from ctrl_jax.stable_diffusion import weights
-from ctrl_jax.stable_diffusion.unet import Config, UNet
+from ctrl_jax.stable_diffusion.unet import UNet
+from ctrl_jax.stable_diffusion.unet_config import Config
 from tests.parity.against_torch import (
   check,
   from_torch,
@@ -65,7 +67,16 @@ ODD = {
   "flip_sin_to_cos": False,
   "freq_shift": 1,
 }
-CONFIGS = {"sd1": SD1, "sd2": SD2, "odd": ODD}
+# As in XL: pooled prompts and sizes, several layers a transformer; and on the
+# way up other numbers of them.
+XL = SD2 | {
+  "transformer_layers_per_block": [1, 2],
+  "reverse_transformer_layers_per_block": [3, 1],
+  "addition_embed_type": "text_time",
+  "addition_time_embed_dim": 8,
+  "projection_class_embeddings_input_dim": 5 + 6 * 8,
+}
+CONFIGS = {"sd1": SD1, "sd2": SD2, "odd": ODD, "xl": XL}
 
 
 def load_ours(theirs: torch.nn.Module, folder: pathlib.Path):
@@ -74,7 +85,8 @@ def load_ours(theirs: torch.nn.Module, folder: pathlib.Path):
   config = Config.from_json(json.loads((folder / "config.json").read_text()))
   network = UNet(config)
   shapes = jax.eval_shape(
-    network.init, jax.random.key(0), *_input(config, 8, 8)
+    functools.partial(network.init, **_added(config)),
+    *(jax.random.key(0), *_input(config, 8, 8)),
   )
   # The table of labels is the control's, not the network's.
   ignore = ("class_embedding.",)
@@ -86,6 +98,24 @@ def _input(config: Config, height: int, width: int):
   x = jax.random.normal(keys[0], (2, height, width, config.in_channels))
   context = jax.random.normal(keys[1], (2, 7, config.cross_attention_dim))
   return x, jnp.array([3, 981]), context
+
+
+def _added(config: Config) -> dict[str, jax.Array]:
+  """Pooled prompts and sizes, where they are read."""
+  if config.pooled_dim is None:
+    return {}
+  pooled = jax.random.normal(jax.random.key(3), (2, config.pooled_dim))
+  sizes = jnp.array([[512, 768, 0, 7, 1024, 999], [64, 64, 3, 0, 64, 64]])
+  return {"pooled": pooled, "sizes": sizes}
+
+
+def _theirs(config: Config) -> dict[str, dict[str, torch.Tensor]]:
+  """The same for diffusers."""
+  added = {name: to_torch(value) for name, value in _added(config).items()}
+  if not added:
+    return {}
+  given = {"text_embeds": added["pooled"], "time_ids": added["sizes"]}
+  return {"added_cond_kwargs": given}
 
 
 @pytest.fixture(scope="module", params=CONFIGS)
@@ -105,12 +135,15 @@ def test_predictions_are_those_of_diffusers(pair, size, steps):
   x, _, context = _input(network.config, *size)
   with torch.no_grad():
     expected = theirs(
-      to_torch(x), torch.tensor(steps), to_torch(context)
+      to_torch(x),
+      torch.tensor(steps),
+      to_torch(context),
+      **_theirs(network.config),
     ).sample
-  check(
-    jax.jit(network.apply)({"params": params}, x, jnp.array(steps), context),
-    expected,
+  found = jax.jit(network.apply)(
+    {"params": params}, x, jnp.array(steps), context, **_added(network.config)
   )
+  check(found, expected)
 
 
 def test_every_tensor_of_diffusers_has_its_parameter(pair):
@@ -122,8 +155,8 @@ def test_every_tensor_of_diffusers_has_its_parameter(pair):
 def test_every_normalisation_has_the_epsilon_and_groups_of_diffusers(pair):
   # Epsilons are too small to show in outputs; 1e-5 and 1e-6 are both used.
   theirs, network, params = pair
-  inputs = _input(network.config, 8, 8)
-  assert our_norms(network, params, *inputs) == norms_of(theirs)
+  inputs, added = _input(network.config, 8, 8), _added(network.config)
+  assert our_norms(network, params, *inputs, **added) == norms_of(theirs)
 
 
 def test_a_control_is_the_embedding_of_a_class(tmp_path):
@@ -153,6 +186,7 @@ def test_gradients_are_those_of_autograd(pair):
   theirs, network, params = pair
   network = network.clone(remat=True)
   x, steps, context = _input(network.config, 8, 8)
+  added = _added(network.config)
   shape = (*x.shape[:3], network.config.out_channels)
   weight = jax.random.normal(jax.random.key(2), shape)
   attention = ("mid_block", "attentions.0", "transformer_blocks.0", "attn2")
@@ -164,13 +198,14 @@ def test_gradients_are_those_of_autograd(pair):
   def gradient(inputs):
     x, kernel, context = inputs
     tree = flax.traverse_util.unflatten_dict(flat | {path: kernel})
-    out = network.apply({"params": tree}, x, steps, context)
+    out = network.apply({"params": tree}, x, steps, context, **added)
     return jnp.sum(out * weight)
 
   found = gradient((x, flat[path], context))
 
   leaves = [to_torch(a).requires_grad_() for a in (x, context)]
-  out = theirs(leaves[0], to_torch(steps), leaves[1]).sample
+  more = _theirs(network.config)
+  out = theirs(leaves[0], to_torch(steps), leaves[1], **more).sample
   theirs.zero_grad()
   (out * to_torch(weight)).sum().backward()
   kernel = theirs.get_parameter(weights.tensor_name(path)).grad.T

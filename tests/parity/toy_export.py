@@ -17,11 +17,32 @@ import transformers
 
 from ctrl_jax.models import lora
 from ctrl_jax.stable_diffusion import folders, lora_file, weights
-from ctrl_jax.stable_diffusion.unet import Config, UNet
+from ctrl_jax.stable_diffusion.unet import UNet
+from ctrl_jax.stable_diffusion.unet_config import Config
 from tests.parity.against_torch import relative_error
 
 LABELS, RANK, WIDTH = 3, 2, 128
 STEP = 481
+LETTERS = "acdgot"
+UNET = {
+  "sample_size": 8,
+  "block_out_channels": (32, 64),
+  "norm_num_groups": 8,
+  "layers_per_block": 1,
+}
+VAE = {
+  "block_out_channels": (8, 8),
+  "norm_num_groups": 4,
+  "down_block_types": ("DownEncoderBlock2D",) * 2,
+  "up_block_types": ("UpDecoderBlock2D",) * 2,
+  "latent_channels": 4,
+}
+SCHEDULER = {
+  "beta_start": 0.00085,
+  "beta_end": 0.012,
+  "beta_schedule": "scaled_linear",
+  "steps_offset": 1,
+}
 
 
 def perturb(model: torch.nn.Module) -> torch.nn.Module:
@@ -36,61 +57,92 @@ def write_pipeline(folder: pathlib.Path) -> None:
   """A whole Stable Diffusion pipeline, small and random."""
   torch.manual_seed(0)
   unet = diffusers.UNet2DConditionModel(
-    sample_size=8,
-    block_out_channels=(32, 64),
-    norm_num_groups=8,
+    **UNET,
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
     up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-    layers_per_block=1,
     cross_attention_dim=24,
     attention_head_dim=4,
   )
-  vae = diffusers.AutoencoderKL(
-    block_out_channels=(8, 8),
-    norm_num_groups=4,
-    down_block_types=("DownEncoderBlock2D",) * 2,
-    up_block_types=("UpDecoderBlock2D",) * 2,
-    latent_channels=4,
-  )
-  letters = [*"acdgot", *(f"{letter}</w>" for letter in "acdgot")]
-  vocabulary = [*letters, "<|startoftext|>", "<|endoftext|>"]
-  tokenizer = folder / "tokenizer"
-  tokenizer.mkdir(parents=True)
-  (tokenizer / "vocab.json").write_text(
-    json.dumps({token: i for i, token in enumerate(vocabulary)})
-  )
-  (tokenizer / "merges.txt").write_text("#version: 0.2\n")
-  encoder = transformers.CLIPTextModel(
-    transformers.CLIPTextConfig(
-      vocab_size=len(vocabulary),
-      hidden_size=24,
-      intermediate_size=32,
-      num_hidden_layers=1,
-      num_attention_heads=2,
-      bos_token_id=len(vocabulary) - 2,
-      eos_token_id=len(vocabulary) - 1,
-    )
-  )
+  vae = diffusers.AutoencoderKL(**VAE)
+  tokenizer = make_tokenizer(folder / "tokenizer", LETTERS)
+  encoder = transformers.CLIPTextModel(text_config(tokenizer, hidden_size=24))
   diffusers.StableDiffusionPipeline(
     vae=vae.eval(),
     text_encoder=encoder.eval(),
-    tokenizer=transformers.CLIPTokenizer(
-      str(tokenizer / "vocab.json"),
-      str(tokenizer / "merges.txt"),
-      model_max_length=77,
-    ),
+    tokenizer=tokenizer,
     unet=perturb(unet),
-    scheduler=diffusers.PNDMScheduler(
-      beta_start=0.00085,
-      beta_end=0.012,
-      beta_schedule="scaled_linear",
-      skip_prk_steps=True,
-      steps_offset=1,
-    ),
+    scheduler=diffusers.PNDMScheduler(**SCHEDULER, skip_prk_steps=True),
     safety_checker=None,
     feature_extractor=None,
     requires_safety_checker=False,
   ).save_pretrained(folder)
+
+
+def write_xl(folder: pathlib.Path) -> None:
+  """A whole Stable Diffusion XL, small and random."""
+  torch.manual_seed(0)
+  unet = diffusers.UNet2DConditionModel(
+    **UNET,
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    transformer_layers_per_block=(1, 2),
+    use_linear_projection=True,
+    cross_attention_dim=16 + 24,
+    attention_head_dim=(2, 4),
+    addition_embed_type="text_time",
+    addition_time_embed_dim=8,
+    projection_class_embeddings_input_dim=20 + 6 * 8,
+  )
+  vae = diffusers.AutoencoderKL(**VAE, scaling_factor=0.13025)
+  # As released: the second pads with "!", and both name a wrong end mark.
+  first = make_tokenizer(folder / "tokenizer", LETTERS)
+  second = make_tokenizer(folder / "tokenizer_2", "!" + LETTERS, pad_token="!")
+  sizes = {"num_hidden_layers": 2, "eos_token_id": 2}
+  small = text_config(first, hidden_size=16, **sizes)
+  large = text_config(
+    second, hidden_size=24, hidden_act="gelu", projection_dim=20, **sizes
+  )
+  diffusers.StableDiffusionXLPipeline(
+    vae=vae.eval(),
+    text_encoder=perturb(transformers.CLIPTextModel(small)),
+    text_encoder_2=perturb(transformers.CLIPTextModelWithProjection(large)),
+    tokenizer=first,
+    tokenizer_2=second,
+    unet=perturb(unet),
+    scheduler=diffusers.EulerDiscreteScheduler(**SCHEDULER),
+    add_watermarker=False,
+  ).save_pretrained(folder)
+
+
+def make_tokenizer(
+  folder: pathlib.Path, letters: str, **options: Any
+) -> transformers.CLIPTokenizer:
+  """A tokenizer of single letters, written to a folder."""
+  vocabulary = [*letters, *(f"{letter}</w>" for letter in letters)]
+  vocabulary += ["<|startoftext|>", "<|endoftext|>"]
+  folder.mkdir(parents=True)
+  ids = {token: i for i, token in enumerate(vocabulary)}
+  (folder / "vocab.json").write_text(json.dumps(ids))
+  (folder / "merges.txt").write_text("#version: 0.2\n")
+  files = str(folder / "vocab.json"), str(folder / "merges.txt")
+  return transformers.CLIPTokenizer(*files, model_max_length=77, **options)
+
+
+def text_config(
+  tokenizer: transformers.CLIPTokenizer, **sizes: Any
+) -> transformers.CLIPTextConfig:
+  """Of an encoder of one layer, or as sizes say."""
+  defaults = {
+    "num_hidden_layers": 1,
+    "bos_token_id": len(tokenizer) - 2,
+    "eos_token_id": len(tokenizer) - 1,
+  }
+  return transformers.CLIPTextConfig(
+    vocab_size=len(tokenizer),
+    intermediate_size=32,
+    num_attention_heads=2,
+    **defaults | sizes,
+  )
 
 
 class Ours(NamedTuple):

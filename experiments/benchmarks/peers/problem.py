@@ -21,16 +21,17 @@ from ctrl_jax import sampling
 from ctrl_jax.models import lora
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.stable_diffusion import guided, pipeline
+from ctrl_jax.stable_diffusion import prompts as encoding
 from experiments.benchmarks.programs import SMALL_UNET, SMALL_VAE
 from experiments.configs.sd15_compressibility import ANIMALS
-from experiments.problems import tiny_model
+from experiments.problems import tiny_model, tiny_parts
 from experiments.runtime import workdir
 
 SIDE, LABELS, RANK = 128, 4, 4
 WIDTHS, STRIDES = (64, 128, 256), (1, 2, 2)
 UNET = dataclasses.replace(
   SMALL_UNET,
-  cross_attention_dim=tiny_model.WIDTH,
+  cross_attention_dim=tiny_parts.WIDTH,
   sample_size=SIDE // SMALL_VAE.downsampling,
 )
 SETTINGS = {
@@ -61,7 +62,7 @@ def write(folder: pathlib.Path, *, batch: int, steps: int) -> None:
     vae_config=dataclasses.asdict(SMALL_VAE),
   )
   texts = ANIMALS[:batch]
-  prompts = pipeline.encode_prompts(model, texts)
+  prompts = encoding.encode(model, texts)
   loaded = pipeline.load(model)
   chains, shape = keys(batch), loaded.latent_shape(SIDE)
   kernel = loaded.schedule.kernel(steps, eta=1.0)
@@ -72,8 +73,8 @@ def write(folder: pathlib.Path, *, batch: int, steps: int) -> None:
   if still.path is None:
     raise ValueError("no path was kept")
   arrays = {
-    "prompts": np.asarray(prompts.prompts),
-    "empty": np.asarray(prompts.empty),
+    "prompts": np.asarray(prompts.prompts.tokens),
+    "empty": np.asarray(prompts.empty.tokens),
     "labels": np.arange(batch) % LABELS,
     "start": np.asarray(start),
     "noise": np.asarray(still.path.noise),

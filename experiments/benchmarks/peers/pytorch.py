@@ -100,8 +100,8 @@ class Loss:
     frozen: the pre-trained one.
     vae: the autoencoder.
     scheduler: for its training steps, and those that K steps visit.
-    prompts: encoded, of each chain [B, tokens, d].
-    empty: the empty prompt [tokens, d].
+    prompts: what the U-Net is told of the prompt of each chain, by name.
+    empty: likewise, of the empty prompt.
     logits_fn: of labels, [B, labels], by images [B, 3, H, W].
     null: index of the null label.
   """
@@ -110,8 +110,8 @@ class Loss:
   frozen: torch.nn.Module
   vae: torch.nn.Module
   scheduler: diffusers.DDIMScheduler
-  prompts: torch.Tensor
-  empty: torch.Tensor
+  prompts: Mapping[str, Any]
+  empty: Mapping[str, Any]
   logits_fn: Callable[[torch.Tensor], torch.Tensor]
   null: int
   guidance: float
@@ -127,15 +127,15 @@ class Loss:
     """The guided prediction; labels go with prompts only."""
     time = torch.tensor(step, device=x.device)
 
-    def call(context, labels):
+    def call(prompts, labels):
       return checkpoint(
-        lambda x: unet(x, time, context, class_labels=labels).sample,
+        lambda x: unet(x, time, class_labels=labels, **prompts).sample,
         x,
         use_reentrant=False,
       )
 
     nothing = None if labels is None else torch.full_like(labels, self.null)
-    without = call(self.empty.expand_as(self.prompts), nothing)
+    without = call(self.empty, nothing)
     return without + self.guidance * (call(self.prompts, labels) - without)
 
   def transition(
@@ -197,13 +197,14 @@ def load(folder: pathlib.Path) -> tuple[Loss, tuple[torch.Tensor, ...]]:
   )
   scheduler.set_timesteps(settings["steps"])
   embedding = found["control:embedding"]
+  prompts, empty = to_torch(found["prompts"]), to_torch(found["empty"])
   loss = Loss(
     tuned=controlled(frozen, embedding, adapters),
     frozen=frozen,
     vae=part(diffusers.AutoencoderKL, "vae"),
     scheduler=scheduler,
-    prompts=to_torch(found["prompts"]),
-    empty=to_torch(found["empty"]),
+    prompts={"encoder_hidden_states": prompts},
+    empty={"encoder_hidden_states": empty.expand_as(prompts)},
     logits_fn=classifiers.of_arrays(found, settings["strides"]),
     null=len(embedding),
     guidance=settings["guidance"],
