@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ctrl_jax import policy, steering
+from ctrl_jax.models.heads import Change
 from ctrl_jax.sde import VP
 
 SDE = VP()
@@ -18,7 +19,7 @@ class Gradient(nn.Module):
 
   @nn.compact
   def __call__(self, inputs):
-    return inputs.gradient
+    return Change(inputs.gradient)
 
 
 def added(reward, x, t, y, *, num_controls=0, gamma=1.0):

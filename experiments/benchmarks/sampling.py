@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import parallel
-from ctrl_jax.sampling import PairFn
+from ctrl_jax.sampling import PairFn, Predictions
 from ctrl_jax.types import EpsFn
 from experiments import outputs
 from experiments.benchmarks import programs, weightless
@@ -92,12 +92,26 @@ def _samplers(made: weightless.Control) -> dict[str, speed.Sampler]:
   return {"plain": plain, "ctrl": controlled}
 
 
+def _followed(predict: EpsFn | PairFn) -> Callable[..., Any]:
+  """What a sampler follows of a prediction: not what it is compared with."""
+
+  def follow(x: jax.Array, t: jax.Array) -> Any:
+    found: Any = predict(x, t)
+    if isinstance(found, Predictions):
+      return found.eps, found.squeeze
+    return found
+
+  return follow
+
+
 def _flops(made: weightless.Control, chunk: int) -> dict[str, float]:
   """Of one evaluation of a chunk, by sampler."""
   x = jnp.zeros((chunk, *made.problem.sample_shape))
   labels = jnp.zeros(chunk, jnp.int32)
   return {
-    name: programs.counted_flops(sampler(labels, labels), x, jnp.float32(0.5))
+    name: programs.counted_flops(
+      _followed(sampler(labels, labels)), x, jnp.float32(0.5)
+    )
     for name, sampler in _samplers(made).items()
   }
 
