@@ -136,7 +136,7 @@ def test_reference_samples_that_diverge_are_evidence_of_nothing():
   assert set(log_p[..., 0].ravel().tolist()) == {-1.0, -np.inf}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_doubt_of_few_labels_holds_where_they_are_the_truth():
   """The gap to the target of the law that drew them, by that law itself."""
   x = np.random.default_rng(0).normal(size=(60, 2)).astype(np.float32)

@@ -33,7 +33,7 @@ def settings():
   return config
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_method_is_held_against_its_target(tmp_path):
   config = settings()
   problem = exact.mixture(config, tmp_path)

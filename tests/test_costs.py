@@ -41,7 +41,7 @@ def test_the_page_has_a_row_for_each():
   assert set(table) == {*costs.UPDATES, costs.SMOKE}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_work_costs_more():
   few, many = (
     costs.of_update("digits", Sizes(batch, 1, 2, 2, "float32"))

@@ -187,7 +187,7 @@ def test_a_model_of_pixels_is_tuned(pixels):
   assert np.isfinite(certified.before)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dit_is_tuned_on_a_reward_of_images(latents):
   model = ctrl_jax.diffusers.load(latents, guidance=1.5, classes=("tench", 1))
   reward = lambda x, c, y: jax.nn.log_sigmoid((2 * y - 1) * x.mean((1, 2, 3)))

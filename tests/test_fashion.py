@@ -201,7 +201,7 @@ def test_missing_files_are_told_in_one_line(tmp_path):
   assert error.startswith(f"error: {tmp_path} does not hold train-images")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_smoke(files, tmp_path):
   code, out, error = command(
     f"--config.data.dir={files}",

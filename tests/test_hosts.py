@@ -86,7 +86,7 @@ def copies(*outputs: str) -> dict[str, list[str]]:
   return found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stopped_and_continued_on_two_hosts_it_is_the_run_of_one(
   tmp_path, tmp_path_factory, monkeypatch
 ):

@@ -36,6 +36,7 @@ def _own(tmp_path: pathlib.Path, *flags: str) -> tuple[pathlib.Path, dict]:
   return folder, json.loads((folder / "results.json").read_text())
 
 
+@pytest.mark.long
 def test_vectors_are_sampled_in_their_own_units(tmp_path):
   rng = np.random.default_rng(0)
   x = 1000 + 100 * rng.normal(size=(400, 3))
