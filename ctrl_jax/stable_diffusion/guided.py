@@ -22,6 +22,7 @@ p(y | x, c)^gamma p_pre(x | c) is the guided one, which is what people sample.
 With g = 1 there is no empty prompt, half the cost, and one meaning.
 """
 
+from collections.abc import Callable
 from typing import Literal, NotRequired, TypedDict
 
 import jax
@@ -89,8 +90,6 @@ def make_network(
   Raises:
     ValueError: guidance < 1.
   """
-  if guidance < 1:
-    raise ValueError(f"guidance must be 1 or more, got {guidance}")
 
   def predict(params, x, t, prompt, control):
     tokens, pooled, sizes = prompt
@@ -99,22 +98,47 @@ def make_network(
     )
     return schedule.eps(jnp.asarray(output, jnp.float32), x, t)
 
+  return guide(predict, "unet", guidance=guidance, control_on=control_on)
+
+
+def guide(
+  predict: Callable[..., jax.Array],
+  name: str,
+  *,
+  guidance: float,
+  control_on: Controlled = "guided",
+) -> Network:
+  """(1) of any prediction of a prompt, as `network(params, x, t, c, control)`.
+
+  Args:
+    predict: (weights, x, t, prompts, control) -> eps, float32.
+    name: of the weights among the parameters, which have those of `Parameters`
+      besides.
+    guidance: g of (1).
+    control_on: what adapters and labels act on.
+
+  Raises:
+    ValueError: guidance < 1.
+  """
+  if guidance < 1:
+    raise ValueError(f"guidance must be 1 or more, got {guidance}")
+
   def both_terms(params, x, t, empty, prompt, control):
     if control_on == "conditional":
       # Zeros rather than None: the same program with and without a control.
       nothing = None if control is None else jnp.zeros_like(control)
       return (
         predict(params["uncontrolled"], x, t, empty, nothing),
-        predict(params["unet"], x, t, prompt, control),
+        predict(params[name], x, t, prompt, control),
       )
     if control is not None:
       control = jnp.concatenate([jnp.zeros_like(control), control])
     join = lambda *pair: jnp.concatenate(pair)
     twice, both = join(x, x), jax.tree.map(join, empty, prompt)
-    return jnp.split(predict(params["unet"], twice, t, both, control), 2)
+    return jnp.split(predict(params[name], twice, t, both, control), 2)
 
   def network(
-    params: Parameters,
+    params: Params,
     x: jax.Array,
     t: jax.Array,
     c: jax.Array | None,
@@ -124,7 +148,7 @@ def make_network(
       raise ValueError("Stable Diffusion needs prompts: c must not be None")
     prompt = jax.tree.map(lambda leaf: leaf[c], params["prompts"])
     if guidance == 1:
-      return Output(predict(params["unet"], x, t, prompt, control))
+      return Output(predict(params[name], x, t, prompt, control))
     empty = jax.tree.map(
       lambda one, many: jnp.broadcast_to(one[None], many.shape),
       *(params["empty"], prompt),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Stable Diffusion 3 as a network that `ctrl_jax.policy` can control.
 
-As of Stable Diffusion 1.x (`stable_diffusion.guided`), what is sampled is
+As of Stable Diffusion 1.x, by the same code (`guide`), what is sampled is
 classifier-free guidance of strength g,
 
     u = u(x, t; empty) + g [u(x, t; prompt) - u(x, t; empty)],            (1)
@@ -16,7 +16,8 @@ from typing import TypedDict
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.policy import Network, Output
+from ctrl_jax.policy import Network
+from ctrl_jax.stable_diffusion.guided import guide
 from ctrl_jax.stable_diffusion.prompts import Encoded
 from ctrl_jax.stable_diffusion_3.blocks import ATTENTION
 from ctrl_jax.stable_diffusion_3.mmdit import MMDiT
@@ -54,36 +55,12 @@ def make_network(
   Raises:
     ValueError: guidance < 1.
   """
-  if guidance < 1:
-    raise ValueError(f"guidance must be 1 or more, got {guidance}")
-  join = lambda *pair: jnp.concatenate(pair)
 
-  def network(
-    params: Parameters,
-    x: jax.Array,
-    t: jax.Array,
-    c: jax.Array | None,
-    control: jax.Array | None,
-  ) -> Output:
-    if c is None:
-      raise ValueError("Stable Diffusion needs prompts: c must not be None")
-    prompt, inputs = jax.tree.map(lambda leaf: leaf[c], params["prompts"]), x
-    if guidance != 1:
-      empty = jax.tree.map(
-        lambda one, many: jnp.broadcast_to(one[None], many.shape),
-        *(params["empty"], prompt),
-      )
-      prompt, inputs = jax.tree.map(join, empty, prompt), join(x, x)
-      if control is not None:
-        control = join(jnp.zeros_like(control), control)
+  def predict(params, x, t, prompt, control):
     u = transformer.apply(
-      {"params": params["transformer"]},
-      *(inputs, schedule.steps(t), prompt.tokens, prompt.pooled, control),
+      {"params": params},
+      *(x, schedule.steps(t), prompt.tokens, prompt.pooled, control),
     )
-    u = jnp.asarray(u, jnp.float32)
-    if guidance != 1:
-      without, given = jnp.split(u, 2)
-      u = without + guidance * (given - without)
-    return Output(schedule.eps(u, x, t))
+    return schedule.eps(jnp.asarray(u, jnp.float32), x, t)
 
-  return network
+  return guide(predict, "transformer", guidance=guidance)
