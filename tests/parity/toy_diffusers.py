@@ -111,20 +111,35 @@ def follow(
   predict, scheduler, path: sampling.Path, *, eta: float, **options
 ) -> torch.Tensor:
   """Where diffusers' DDIM ends with the start and the noise of a path."""
+  step = _ddim(predict, scheduler, path, eta=eta, **options)
+  x = to_torch(path.x[0])
+  for k in range(len(path.noise)):
+    x = step(k, x)
+  return x
+
+
+def next_states(
+  predict, scheduler, path: sampling.Path, *, eta: float, **options
+) -> list[torch.Tensor]:
+  """Where each step of diffusers' DDIM leads from the state of a path."""
+  step = _ddim(predict, scheduler, path, eta=eta, **options)
+  return [step(k, to_torch(path.x[k])) for k in range(len(path.noise))]
+
+
+def _ddim(predict, scheduler, path: sampling.Path, *, eta: float, **options):
+  """A function of a step's number and state, of diffusers' DDIM."""
   steps = diffusers.DDIMScheduler.from_config(scheduler.config)
   steps.set_timesteps(len(path.noise))
-  x = to_torch(path.x[0])
-  with torch.no_grad():
-    for t, noise in zip(steps.timesteps, path.noise, strict=True):
-      x = steps.step(
-        predict(x, t),
-        t,
-        x,
-        eta=eta,
-        variance_noise=to_torch(noise) if eta else None,
-        **options,
-      ).prev_sample
-  return x
+
+  @torch.no_grad()
+  def step(k: int, x: torch.Tensor) -> torch.Tensor:
+    t = steps.timesteps[k]
+    noise = to_torch(path.noise[k]) if eta else None
+    return steps.step(
+      predict(x, t), t, x, eta=eta, variance_noise=noise, **options
+    ).prev_sample
+
+  return step
 
 
 def images(model: Pretrained, num: int, seed: int = 1) -> jax.Array:
