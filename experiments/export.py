@@ -22,10 +22,11 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ctrl_jax import checkpoint
+from ctrl_jax.diffusers import prompted
 from ctrl_jax.json_file import plain
 from ctrl_jax.learner import TrainState
 from ctrl_jax.policy import Policy
-from ctrl_jax.stable_diffusion import export, guided, lora_file
+from ctrl_jax.stable_diffusion import export, guided, lora_file, model_index
 from ctrl_jax.types import Params
 from experiments.configs import rules
 from experiments.problems import stable_diffusion
@@ -52,7 +53,7 @@ def config_of(run: pathlib.Path) -> ConfigDict:
   model = config.model
   if model.control_on == "conditional" and model.guidance_scale > 1:
     raise ValueError(
-      f"{run} has model.control_on=conditional, but diffusers has one U-Net "
+      f"{run} has model.control_on=conditional, but diffusers has one network "
       "for prompts and empty prompts: train with model.control_on=guided"
     )
   return config
@@ -94,13 +95,13 @@ def check_last_step(problem: Problem, *, lora: bool) -> None:
     return
   if not lora:
     raise ValueError(
-      "the control is off at the last step, which has no noise as the "
-      "scheduler has set_alpha_to_one, but merged weights are on at every "
-      "step: add --lora, and see before_last in docs/export.md"
+      "the control is off at the last step, which has no noise as a flow or a "
+      "scheduler with set_alpha_to_one ends, but merged weights are on at "
+      "every step: add --lora, and see before_last in docs/export.md"
     )
   print(
     "warning: switch the control off at the last step, as before_last in "
-    "docs/export.md does: the scheduler has set_alpha_to_one",
+    "docs/export.md does: that step has no noise",
     file=sys.stderr,
   )
 
@@ -126,16 +127,18 @@ def write(run: pathlib.Path, to: pathlib.Path, *, lora: bool) -> None:
   check_last_step(problem, lora=lora)
   policy = policies.make(problem, config.control, None)
   control = trained(run, config, policy)
-  adapters = guided.adapters_of_unet(control["lora"])
-  params = problem.pretrained.params["unet"]
-  export.save_pipeline(
-    stable_diffusion.model_folder(config, run),
+  source = stable_diffusion.model_folder(config, run)
+  part = model_index.denoiser(model_index.read(source))
+  adapters = guided.adapters_of(part, control["lora"])
+  params = problem.pretrained.params[part]
+  prompted.save(
+    source,
     to,
     params if lora else export.merge(params, adapters),
     control["embedding"],
   )
   if lora:
-    lora_file.save(to, adapters)
+    lora_file.save(to, adapters, part=part)
   if lora and config.model.dtype != "float32":
     print(
       f"warning: the run rounded its merged weights to {config.model.dtype}; "

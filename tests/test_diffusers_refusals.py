@@ -149,12 +149,16 @@ def test_another_pipeline_is_refused(tmp_path):
   assert "no model_index.json in" in refusal(load, FileNotFoundError)
   for kind, message in (
     ("LDMPipeline", "holds a LDMPipeline; supported are DDPMPipeline, DDIM"),
-    ("StableDiffusionPipeline", "reads prompts: ctrl_jax.stable_diffusion"),
+    ("StableDiffusionPipeline", "reads prompts: ctrl_jax.diffusers.load_pro"),
+    ("StableDiffusion3Pipeline", "reads prompts: ctrl_jax.diffusers.load_pr"),
   ):
     index = {"_class_name": kind}
     (tmp_path / "model_index.json").write_text(json.dumps(index))
     assert message in refusal(load)
-    assert message in refusal(lambda: ctrl_jax.diffusers.kernel(tmp_path, 9))
+  steps = lambda: ctrl_jax.diffusers.kernel(tmp_path, 9)
+  assert "has no folder transformer" in refusal(steps, FileNotFoundError)
+  (tmp_path / "model_index.json").write_text('{"_class_name": "LDMPipeline"}')
+  assert "holds a LDMPipeline; supported are" in refusal(steps)
 
 
 def test_what_does_not_suit_the_model_is_refused(tmp_path):

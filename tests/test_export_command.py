@@ -10,14 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from ml_collections import ConfigDict
 
 from ctrl_jax import checkpoint
+from ctrl_jax.diffusers import prompted
 from ctrl_jax.learner import TrainState
 from ctrl_jax.models import lora
-from ctrl_jax.stable_diffusion import folders, lora_file, weights
+from ctrl_jax.stable_diffusion import folders, guided, lora_file, weights
+from ctrl_jax.types import Params
 from experiments import export
-from experiments.configs import digits, sd15_compressibility
+from experiments.configs import (
+  digits,
+  sd3_compressibility,
+  sd15_compressibility,
+)
 from experiments.problems import stable_diffusion, tiny_model
+from experiments.problems.problem import Problem
 from experiments.runtime import outcome
 from experiments.runtime.workdir import prepare, write_json
 from experiments.training import algorithms, policies
@@ -96,19 +104,12 @@ def test_a_folder_that_is_not_new_is_refused_before_weights_are_read(
   assert sorted(run.iterdir()) == before  # not even the tiny weights
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_what_was_trained_is_what_is_written(
-  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], dtype: str
-) -> None:
-  config = sd15_compressibility.get_config("tiny")
-  config.model.dtype = dtype
-  run = finish(tmp_path / "run", config)
+def train(run: pathlib.Path, config: ConfigDict) -> tuple[Problem, Params]:
+  """A run's problem, and a random control that it ends with."""
   problem = stable_diffusion.load(config, run)
   policy = policies.make(problem, config.control, None)
   with pytest.raises(FileNotFoundError, match="the last, but of none"):
     export.trained(run, config, policy)
-
   rng = np.random.default_rng(0)
   control = jax.tree.map(
     lambda leaf: jnp.asarray(rng.standard_normal(leaf.shape), leaf.dtype),
@@ -122,6 +123,18 @@ def test_what_was_trained_is_what_is_written(
     jnp.float32(1),
   )
   checkpoint.save(run / "checkpoints" / "control", 12, state)
+  return problem, control
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_was_trained_is_what_is_written(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], dtype: str
+) -> None:
+  config = sd15_compressibility.get_config("tiny")
+  config.model.dtype = dtype
+  run = finish(tmp_path / "run", config)
+  problem, control = train(run, config)
   export.write(run, tmp_path / "merged", lora=False)
   export.write(run, tmp_path / "apart", lora=True)
 
@@ -158,6 +171,40 @@ def test_what_was_trained_is_what_is_written(
   assert unet["num_class_embeds"] == 5
   with pytest.raises(FileExistsError, match="merged is not a new folder"):
     export.write(run, tmp_path / "merged", lora=False)
+
+
+@pytest.mark.slow
+def test_of_stable_diffusion_3_labels_lie_beside_the_parts(
+  tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+  config = sd3_compressibility.get_config("tiny")
+  run = finish(tmp_path / "run", config)
+  problem, control = train(run, config)
+  with pytest.raises(ValueError, match="as a flow .* add --lora"):
+    export.write(run, tmp_path / "merged", lora=False)
+  export.write(run, tmp_path / "apart", lora=True)
+  assert "off at the last step, as before_last" in capsys.readouterr().err
+  load = safetensors.numpy.load_file
+  labels = load(tmp_path / "apart/labels.safetensors")["labels"]
+  np.testing.assert_array_equal(labels[:-1], control["embedding"])
+  assert not labels[-1].any() and len(labels) == 5
+  part = "transformer/diffusion_pytorch_model.safetensors"
+  apart = tmp_path / "apart"
+  found, before = (load(folder / part) for folder in (apart, run / "model"))
+  assert found.keys() == before.keys()
+  for name, value in found.items():
+    np.testing.assert_array_equal(value, before[name])
+  adapters = guided.adapters_of("transformer", control["lora"])
+  jax.tree.map(np.testing.assert_array_equal, lora_file.load(apart), adapters)
+  names = load(apart / lora_file.FILE)
+  assert all(name.startswith("transformer.transformer_b") for name in names)
+  # What was written is a pipeline again, and so may be the next one's source.
+  again = prompted.read(apart)
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    again.denoiser_params,
+    problem.pretrained.params["transformer"],
+  )
 
 
 @pytest.mark.slow

@@ -7,17 +7,68 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ctrl_jax.diffusers import prompted
 from ctrl_jax.stable_diffusion import unet_config, vae
+from ctrl_jax.stable_diffusion_3 import mmdit_config
 from experiments.benchmarks import memory_plan, weightless
+from experiments.benchmarks.released import MODELS, SD15, SD35_MEDIUM, SDXL
+from experiments.problems import tiny_model
+from tests import test_stable_diffusion_3_mmdit as released_mmdit
 from tests import test_stable_diffusion_unet_config as released_unet
 from tests import test_stable_diffusion_vae as released_vae
 from tests import toy_pipeline
 
 
-def test_networks_are_those_of_stable_diffusion():
+def _tiny(model, kind):
+  """A released model, at the sizes of a tiny one."""
+  sizes = tiny_model.KINDS[kind]
+  return model._replace(
+    denoiser=type(model.denoiser).from_json(sizes.predicts),
+    vae=vae.Config.from_json(sizes.vae),
+  )
+
+
+TOYS = {
+  "sd15": SD15._replace(
+    denoiser=toy_pipeline.UNET.config, vae=toy_pipeline.VAE.config
+  ),
+  "sdxl": _tiny(SDXL, "tiny_xl"),
+  "sd35-medium": _tiny(SD35_MEDIUM, "tiny_sd3"),
+}
+KINDS = {"sd15": "tiny", "sdxl": "tiny_xl", "sd35-medium": "tiny_sd3"}
+
+
+def test_networks_are_those_that_were_released():
   config = unet_config.Config.from_json(released_unet.SD15)
-  assert dataclasses.replace(config, sample_size=None) == weightless.UNET
-  assert vae.Config.from_json(released_vae.SD15) == weightless.VAE
+  assert dataclasses.replace(config, sample_size=None) == SD15.denoiser
+  assert vae.Config.from_json(released_vae.SD15) == SD15.vae
+  assert unet_config.Config.from_json(released_unet.SDXL) == SDXL.denoiser
+  found = mmdit_config.Config.from_json(released_mmdit.LATER_MEDIUM)
+  assert found == SD35_MEDIUM.denoiser
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_shapes_are_those_that_a_folder_is_read_as(name, tmp_path):
+  folder = tiny_model.write(tmp_path / "tiny", kind=KINDS[name])
+  model = _tiny(MODELS[name], KINDS[name])
+  config = weightless.configure(
+    model, batch=2, parts=1, steps=3, backprop_steps=3, attention="xla"
+  )
+  config.model.update(dtype="float32", size=16)
+  parts = weightless.networks(config, model)
+  planned = weightless.frozen_shapes(config, parts)
+  encoded = prompted.encode(folder, ["a cat"], size=16)
+  read = prompted.read(folder)
+  shapes = lambda tree: jax.tree.map(
+    lambda leaf: (leaf.shape, leaf.dtype), tree
+  )
+  assert shapes(planned.denoiser) == shapes(read.denoiser_params)
+  assert shapes(planned.vae) == shapes(read.vae_params)
+  assert shapes(planned.empty) == shapes(encoded.empty)
+  made = weightless.control(config, parts, planned).problem
+  assert made.sample_shape == read.latent_shape(16)
+  assert made.kernel.num_steps == 3
+  assert config.experiment.startswith(name[:3])
 
 
 def test_a_donated_argument_is_counted_once():
@@ -69,16 +120,21 @@ def test_the_plan_to_take_has_few_devices_then_many_steps_then_few_parts():
   assert "none of these" in memory_plan.advice(rows[-1:], batch=4)
 
 
-def _lower(devices=1, **sizes) -> jax.stages.Lowered:
+def _lower(name="sd15", devices=1, **sizes) -> jax.stages.Lowered:
   """The update of a small model."""
-  config = weightless.configure(attention="xla", **sizes)
+  config = weightless.configure(TOYS[name], attention="xla", **sizes)
   config.model.size = 8
-  parts = weightless.networks(
-    config,
-    unet_config=toy_pipeline.UNET.config,
-    vae_config=toy_pipeline.VAE.config,
-  )
+  parts = weightless.networks(config, TOYS[name])
   return weightless.lower(config, parts, devices=devices)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["sdxl", "sd35-medium"])
+def test_the_update_of_every_model_is_planned(name):
+  sizes = {"batch": 2, "parts": 2, "steps": 3, "backprop_steps": 2}
+  row = memory_plan.plan(_lower(name, **sizes), memory_plan.FOR_CPU)
+  assert row["temporaries"] > 0
+  assert row["total"] > row["arguments"] > row["shared"] > 0
 
 
 @pytest.mark.long

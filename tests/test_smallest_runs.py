@@ -47,8 +47,8 @@ SMALLEST = {
   "benchmarks.gradient_variance": "--seeds 0 --batches 10 --chains 12"
   " --updates 40 --only ppo 'payoff, denoising'",
   "benchmarks.host_overhead": "--steps 2 --batch 4 --rounds 1",
-  "benchmarks.memory_plan": "--attention xla --batch 1 --parts 1 --steps 2"
-  " --backprop-steps 1",
+  "benchmarks.memory_plan": "--model sd15 --attention xla --batch 1 --parts 1"
+  " --steps 2 --backprop-steps 1",
   "benchmarks.objectives": "--seeds 0 --updates 6 --only ctrl ppo",
   "benchmarks.offline_sets": "--config digits.py:smoke --seeds 0 --sizes 20",
   "benchmarks.recipe": "--seeds 0 --updates 1 --batch 8 --variants default",
@@ -72,7 +72,7 @@ ELSEWHERE = {  # runs in a test of its own
 }
 FILES = (
   *("digits", "fashion", "gaussian", "mixture", "own"),
-  *("sd15_compressibility", "sdxl_compressibility"),
+  *("sd15_compressibility", "sdxl_compressibility", "sd3_compressibility"),
 )
 PAGES = {"compare": "comparison", "exactness": "exactness"}
 

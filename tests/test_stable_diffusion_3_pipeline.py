@@ -165,23 +165,29 @@ def _refused(error, function, *args, **options):
 
 
 def test_a_missing_part_is_named(folder):
-  shutil.rmtree(folder / "text_encoder_3")
-  shutil.rmtree(folder / "tokenizer_3")
-  pipeline.load(folder)
-  message = _refused(
-    FileNotFoundError, prompts.encode, folder, TEXTS, with_t5=True
-  )
-  assert "has no text_encoder_3" in message and "zeros" in message
   shutil.rmtree(folder / "tokenizer_2")
-  message = _refused(FileNotFoundError, pipeline.load, folder)
-  assert "has no folder tokenizer_2, of which" in message
+  for function, args in ((pipeline.load, ()), (prompts.encode, (TEXTS,))):
+    message = _refused(FileNotFoundError, function, folder, *args)
+    assert "has no folder tokenizer_2; there is" in message
+
+
+@pytest.mark.parametrize("part", ["text_encoder_3", "tokenizer_3"])
+def test_a_t5_that_is_not_there_is_said_and_left_out(folder, encoded, part):
+  shutil.rmtree(folder / part)
+  pipeline.load(folder)
+  with pytest.warns(UserWarning, match=f"no {part}, T5's: there are zeros"):
+    found = prompts.encode(folder, TEXTS, with_t5=True, length=LENGTH)
+  equal(found.prompts, encoded.prompts)
+  prompts.encode(folder, TEXTS, length=LENGTH)  # not asked for: nothing is said
 
 
 def test_another_pipeline_is_refused(folder):
   index = {"_class_name": "FluxPipeline"}
   (folder / "model_index.json").write_text(json.dumps(index))
-  message = _refused(ValueError, pipeline.load, folder)
-  assert "holds a FluxPipeline; StableDiffusion3Pipeline is needed" in message
+  for function, args in ((pipeline.load, ()), (prompts.encode, (TEXTS,))):
+    message = _refused(ValueError, function, folder, *args)
+    assert "a FluxPipeline; supported here are, as Stable" in message
+    assert message.endswith("StableDiffusion3Pipeline")
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_pipelines_are_recognised(tmp_path: pathlib.Path) -> None:
     model_index.read(folder)
   index = folder / "model_index.json"
   index.write_text('{"_class_name": "FluxPipeline"}')
-  with pytest.raises(ValueError, match="holds a FluxPipeline; Stable"):
+  with pytest.raises(ValueError, match="holds a FluxPipeline; supported"):
     model_index.read(folder)
   index.write_text("[1, 2]")
   with pytest.raises(ValueError, match="holds no JSON object"):

@@ -233,7 +233,7 @@ def test_adapters_are_named_as_the_unet_names_its_parameters():
   adapters = lora.init(
     jax.random.key(0), dict(_params()), rank=2, select=guided.is_attention
   )
-  names = guided.adapters_of_unet(adapters)
+  names = guided.adapters_of("unet", adapters)
   leaves = jax.tree_util.tree_leaves_with_path(_params()["unet"])
   known = {
     jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves

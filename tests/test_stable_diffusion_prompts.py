@@ -45,7 +45,7 @@ def test_evaluated_prompts_come_first_and_training_asks_for_its_own(
   )
   # In two lists, and too long: said once.
   warnings = capsys.readouterr().err.splitlines()
-  assert warnings == [f"warning: cut to 77 tokens: {LONG!r}"]
+  assert warnings == [f"warning: too long, and cut: {LONG!r}"]
 
   log_z = np.arange(16, dtype=np.float32).reshape(4, 4)
   asked = problem.requests(log_z)

@@ -19,6 +19,7 @@ from experiments.benchmarks import weightless
 from experiments.configs import (
   agreement,
   rules,
+  sd3_compressibility,
   sd15_compressibility,
   sd15_multitask,
   sdxl_compressibility,
@@ -44,9 +45,10 @@ def test_configs_are_valid(config: Any, variant: str) -> None:
   rules.validate(config.get_config(variant))
 
 
+@pytest.mark.parametrize("config", [sdxl_compressibility, sd3_compressibility])
 @pytest.mark.parametrize("variant", ["", "self_labelled", "tiny"])
-def test_configs_of_xl_are_valid(variant: str) -> None:
-  rules.validate(sdxl_compressibility.get_config(variant))
+def test_configs_of_todays_models_are_valid(config: Any, variant: str) -> None:
+  rules.validate(config.get_config(variant))
 
 
 def settings(text: str) -> list[str]:

@@ -212,6 +212,11 @@ def test_a_refiner_is_refused_by_name(folder):
   [
     ("a.safetensors", "conditioner.embedders.1.w", "StableDiffusionXLPipeline"),
     ("a.safetensors", "cond_stage_model.w", "StableDiffusionPipeline"),
+    (
+      "a.safetensors",
+      "model.diffusion_model.joint_blocks.0.w",
+      "StableDiffusion3Pipeline",
+    ),
     ("a.ckpt", "", "StableDiffusionPipeline"),
     ("a.gguf", "", "weights rounded for good"),
   ],

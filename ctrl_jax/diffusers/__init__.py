@@ -11,11 +11,16 @@ What model_index.json calls itself decides how a folder is read:
     DiTPipeline                  a `DiTTransformer2DModel` on latents (`dit`),
                                  decoded by the folder's autoencoder
 
-Stable Diffusion, which reads prompts, is in `ctrl_jax.stable_diffusion`.
+and those that read prompts, Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, are
+opened with their prompts, by `load_prompted` (`prompted`):
+
+    model = ctrl_jax.diffusers.load_prompted(folder, ["a cat"], size=1024)
+
 Networks are Flax, weights come from safetensors alone, and what is not
 supported is refused in one line.
 """
 
 from ctrl_jax.diffusers.loading import kernel, load
+from ctrl_jax.diffusers.prompted import load_prompted
 
-__all__ = ["kernel", "load"]
+__all__ = ["kernel", "load", "load_prompted"]

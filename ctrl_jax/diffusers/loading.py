@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ctrl_jax.diffusers import dit, pipelines, schedules, unet2d
+from ctrl_jax.diffusers import dit, pipelines, prompted, schedules, unet2d
 from ctrl_jax.diffusers.dit_config import Config as DiTConfig
 from ctrl_jax.diffusers.schedules import Scheduler
 from ctrl_jax.diffusers.unet2d_config import Config as UNetConfig
@@ -92,12 +92,12 @@ def load(
 def kernel(
   folder: str | pathlib.Path, num_steps: int, *, eta: float = 1.0
 ) -> Kernel:
-  """diffusers' DDIM of num_steps at the training steps of a folder's scheduler.
+  """The noisy steps of a folder's scheduler: DDIM at diffusers' own times.
 
   For `ctrl_jax.tune`, which else places steps of its own.
 
   Args:
-    folder: of a pipeline.
+    folder: of a pipeline, with prompts or without.
     num_steps: K.
     eta: noise of the steps, in [0, 1]; 0 is no sampler to tune.
 
@@ -106,6 +106,8 @@ def kernel(
     ValueError: as in `load` and `Schedule.kernel`.
   """
   folder = pathlib.Path(folder)
+  if pipelines.reads_prompts(folder):
+    return prompted.read_schedule(folder).kernel(num_steps, eta=eta)
   pipelines.read_index(folder)
   return _scheduler(folder).schedule.kernel(num_steps, eta=eta)
 

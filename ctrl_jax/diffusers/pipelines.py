@@ -35,18 +35,19 @@ class Classes(NamedTuple):
 
 
 def read_index(folder: pathlib.Path) -> dict[str, Any]:
-  """What model_index.json holds.
+  """What model_index.json holds, of a pipeline that reads no prompts.
 
   Raises:
     FileNotFoundError: there is no such folder or file.
-    ValueError: it is the folder of another pipeline.
+    ValueError: it is one file, or the folder of another pipeline.
   """
+  prompted = reads_prompts(folder)
   index = folders.read_json(folder / "model_index.json")
   kind = index.get("_class_name")
-  if kind in model_index.KINDS:
+  if prompted:
     raise ValueError(
       f"{folder} holds a {kind}, which reads prompts: "
-      "ctrl_jax.stable_diffusion.pipeline.load opens it, and "
+      "ctrl_jax.diffusers.load_prompted opens it with some, and "
       "experiments/configs/stable_diffusion.py tunes it"
     )
   if kind not in (*PIXELS, LATENTS):
@@ -55,6 +56,19 @@ def read_index(folder: pathlib.Path) -> dict[str, Any]:
       f"{', '.join(PIXELS)} and {LATENTS}"
     )
   return index
+
+
+def reads_prompts(folder: pathlib.Path) -> bool:
+  """Whether the pipeline of a folder is one of `model_index.KINDS`.
+
+  Raises:
+    FileNotFoundError: there is no such folder or file.
+    ValueError: it is one file.
+  """
+  file = folder / "model_index.json"
+  if not file.is_file():
+    model_index.read(folder)  # which says how to make a folder of one file
+  return folders.read_json(file).get("_class_name") in model_index.KINDS
 
 
 def part(folder: pathlib.Path, name: str) -> pathlib.Path:

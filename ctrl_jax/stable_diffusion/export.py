@@ -48,12 +48,12 @@ _TABLE = "class_embedding.weight"
 
 
 def merge(params: Params, adapters: Adapters) -> Params:
-  """Parameters of the U-Net with A B added, each in its own dtype.
+  """Parameters of a network with A B added, each in its own dtype.
 
   The sum is taken in float32 and rounded once.
 
   Args:
-    params: of the U-Net.
+    params: of the U-Net, or of the transformer of Stable Diffusion 3.
     adapters: {path: {"a": [in, rank], "b": [rank, out]}}, paths with or
       without "params/" in front.
 
@@ -73,7 +73,7 @@ def merge(params: Params, adapters: Adapters) -> Params:
   if unknown := sorted(pairs.keys() - known):
     raise ValueError(
       f"{len(unknown)} of {len(pairs)} adapters belong to no parameter of the "
-      f"U-Net, such as {unknown[0]}"
+      f"network, such as {unknown[0]}"
     )
   with jax.default_matmul_precision("highest"):
     merged = lora.merge(params, pairs)
@@ -103,37 +103,67 @@ def save_pipeline(
     ValueError: params or table do not fit the U-Net in source, or a file of
       source is a link that leads out of it.
   """
-  model_index.read(source)
-  if target.exists() and any(target.iterdir()):
-    raise FileExistsError(f"{target} is not empty: name a new folder")
-  copies = _copies(source)
+  index = model_index.read(source, model_index.UNETS)
   file = source / "unet" / "config.json"
   width = folders.read_config(file, Config.from_json).control_dim
-  if table.ndim != 2 or table.shape[1] != width:
-    raise ValueError(
-      f"the table of labels has shape {table.shape}; [labels, {width}] fits"
-    )
-  tensors = weights.to_tensors(params)
-  _check_fits(source / "unet", tensors)
-
-  for name, original in copies.items():
-    (target / name).parent.mkdir(parents=True, exist_ok=True)
-    # Copies, not links: diffusers saves into existing files, and would then
-    # change those of source.
-    shutil.copyfile(original, target / name)
+  tensors = begin(
+    source, target, model_index.denoiser(index), params, table, width
+  )
   _save_unet(
     target / "unet", folders.read_json(file), tensors, np.asarray(table)
   )
 
 
-def _copies(source: pathlib.Path) -> dict[str, pathlib.Path]:
-  """What is copied of a pipeline, by its name in the copy.
+def begin(
+  source: pathlib.Path,
+  target: pathlib.Path,
+  part: str,
+  params: Params,
+  table: jax.Array,
+  width: int,
+) -> dict[str, np.ndarray]:
+  """Copies all of a pipeline but one part, if that is to be written.
+
+  Args:
+    source: folder of the pipeline.
+    target: new folder.
+    part: name of the part.
+    params: of the part.
+    table: as `save_pipeline` has it.
+    width: of a row of the table.
+
+  Returns:
+    The tensors of the part, which are those of source by name and shape.
+
+  Raises:
+    FileExistsError, ValueError: as in `save_pipeline`.
+  """
+  if target.exists() and any(target.iterdir()):
+    raise FileExistsError(f"{target} is not empty: name a new folder")
+  copies = _copies(source, part)
+  if table.ndim != 2 or table.shape[1] != width:
+    raise ValueError(
+      f"the table of labels has shape {table.shape}; [labels, {width}] fits"
+    )
+  tensors = weights.to_tensors(params)
+  _check_fits(source / part, tensors)
+  for name, original in copies.items():
+    (target / name).parent.mkdir(parents=True, exist_ok=True)
+    # Copies, not links: diffusers saves into existing files, and would then
+    # change those of source.
+    shutil.copyfile(original, target / name)
+  (target / part).mkdir()
+  return tensors
+
+
+def _copies(source: pathlib.Path, changed: str) -> dict[str, pathlib.Path]:
+  """What is copied of a pipeline but one part, by its name in the copy.
 
   Where a part's weights are in half precision only, they lose the ".fp16" of
   their names, so that diffusers opens all parts without a `variant`.
 
   Raises:
-    ValueError: a link leads out of source, in the U-Net's folder, too: what is
+    ValueError: a link leads out of source, in that part's folder, too: what is
       written of that is also given away.
   """
   index = source / "model_index.json"
@@ -146,7 +176,7 @@ def _copies(source: pathlib.Path) -> dict[str, pathlib.Path]:
     for name in kept:
       file = folders.inside(folder / name, source)
       plain = name.replace(".fp16.", ".") if half else name
-      if part != "unet":
+      if part != changed:
         found[f"{part}/{name if plain in kept else plain}"] = file
   return found
 
@@ -158,7 +188,6 @@ def _save_unet(
   table: np.ndarray,
 ) -> None:
   """Writes a U-Net with the labels of table and, last, the null label."""
-  folder.mkdir()
   config |= {"class_embed_type": None, "num_class_embeds": len(table) + 1}
   text = json.dumps(config, indent=2, sort_keys=True) + "\n"
   (folder / "config.json").write_text(text, encoding="utf-8")
@@ -170,12 +199,12 @@ def _save_unet(
   )
 
 
-def _check_fits(unet: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
-  """Raises ValueError unless the tensors are those of the U-Net in source.
+def _check_fits(folder: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
+  """Raises ValueError unless the tensors are those of the network in source.
 
   diffusers would start without a missing one, at random values.
   """
-  with folders.open_tensors(folders.find_tensors(unet)) as owners:
+  with folders.open_tensors(folders.find_tensors(folder)) as owners:
     found = {
       name: tuple(owner.get_slice(name).get_shape())
       for name, owner in owners.items()
@@ -185,6 +214,7 @@ def _check_fits(unet: pathlib.Path, tensors: dict[str, np.ndarray]) -> None:
   for name in [*found, *given]:
     if found.get(name) != given.get(name):
       raise ValueError(
-        f"parameters do not fit {unet}: {name} is {given.get(name, 'missing')}"
-        f", there it is {found.get(name, 'missing')}"
+        f"parameters do not fit {folder}: {name} is "
+        f"{given.get(name, 'missing')}, there it is "
+        f"{found.get(name, 'missing')}"
       )

@@ -60,12 +60,17 @@ def is_attention(path: str, leaf: jax.Array) -> bool:
   return path.startswith("unet/") and path.endswith(ATTENTION)
 
 
-def adapters_of_unet(adapters: Params) -> Params:
-  """Adapters of a control of `make_network`, by paths within the U-Net.
+def adapters_of(part: str, adapters: Params) -> Params:
+  """Adapters of a control of `guide`, by paths within its part.
 
   That is how `export` and `lora_file` want them.
+
+  Args:
+    part: name of the weights that they change, such as "unet".
+    adapters: by paths that start with it.
   """
-  return {path.removeprefix("unet/"): pair for path, pair in adapters.items()}
+  start = f"{part}/"
+  return {path.removeprefix(start): pair for path, pair in adapters.items()}
 
 
 def make_network(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adapters of a U-Net as the file that diffusers' `load_lora_weights` reads.
+"""Adapters as the file that diffusers' `load_lora_weights` reads.
 
 Names are PEFT's, with the module's dots and the rank in the middle:
 
@@ -9,9 +9,10 @@ Names are PEFT's, with the module's dots and the rank in the middle:
     unet.mid_block.attentions.0....to_q.lora_A.weight  [rank, in]
     unet.mid_block.attentions.0....to_q.lora_B.weight  [out, rank]
 
-What is written has scale 1, W + A B, as in `models.lora`, and says so. What is
-read may be scaled (see `lora_scale`), and its b is then s B. Read are files of
-Dense layers of the U-Net alone, under any of the names that they have had:
+For Stable Diffusion 3 "transformer." stands for "unet.". What is written has
+scale 1, W + A B, as in `models.lora`, and says so. What is read may be scaled
+(see `lora_scale`), and its b is then s B. Read are files of Dense layers of the
+U-Net or transformer alone, under any of the names that they have had:
 
     unet.(module).lora_A.weight                 diffusers, through PEFT
     base_model.model.(module).lora_A.weight     PEFT
@@ -38,7 +39,7 @@ Adapters = dict[str, dict[str, jax.Array]]
 FILE = "pytorch_lora_weights.safetensors"
 _PEFT = "adapter_model.safetensors"
 _NAME = re.compile(
-  r"(?!text_encoder|lora_te)(?:base_model\.model\.)?(?:unet\.)?"
+  r"(?!text_encoder|lora_te)(?:base_model\.model\.)?(?:unet\.|transformer\.)?"
   r"(?P<kohya>lora_unet_)?(?P<module>[\w.]+?)(?:\.alpha|"
   r"(?:\.lora_|\.lora\.|_lora\.)(?P<side>A|B|down|up)\.weight)"
 )
@@ -50,13 +51,16 @@ _WORDS = re.compile(
 )
 
 
-def save(folder: pathlib.Path, adapters: Adapters) -> None:
+def save(
+  folder: pathlib.Path, adapters: Adapters, *, part: str = "unet"
+) -> None:
   """Writes the adapters to folder / FILE, in the dtype that they have.
 
   Args:
     folder: an existing folder.
     adapters: {path: {"a": [in, rank], "b": [rank, out]}}, paths with or
       without "params/" in front.
+    part: of the pipeline, "unet" or "transformer", that they belong to.
 
   Raises:
     ValueError: none, or one of something other than a Dense kernel.
@@ -72,9 +76,10 @@ def save(folder: pathlib.Path, adapters: Adapters) -> None:
     ranks[module] = pair["a"].shape[1]
     for side, key in (("A", "a"), ("B", "b")):
       value = np.asarray(pair[key]).T
-      tensors[f"unet.{module}.lora_{side}.weight"] = np.ascontiguousarray(value)
+      name = f"{part}.{module}.lora_{side}.weight"
+      tensors[name] = np.ascontiguousarray(value)
   safetensors.numpy.save_file(
-    tensors, folder / FILE, metadata=lora_scale.header(ranks)
+    tensors, folder / FILE, metadata=lora_scale.header(ranks, part)
   )
 
 
@@ -84,7 +89,7 @@ def load(path: pathlib.Path) -> Adapters:
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: it is truncated or corrupted, or holds something else than
-      adapters of Dense layers of the U-Net with a scale.
+      adapters of Dense layers of one network with a scale.
   """
   file = path
   if path.is_dir():
@@ -122,7 +127,7 @@ def pair_up(file: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> Adapters:
     if match is None or not fits:
       raise ValueError(
         f"{file}: {label} {list(value.shape)} is no adapter of a Dense "
-        "layer of the U-Net"
+        "layer of a U-Net or transformer"
       )
     module = _module(match["module"], kohya=match["kohya"] is not None)
     if parts.setdefault(module, {}).setdefault(side, value) is not value:

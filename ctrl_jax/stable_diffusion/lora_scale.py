@@ -7,10 +7,11 @@ With r the rank of an adapter and alpha a number that was chosen with it,
 
 Files say alpha in three ways. PEFT has an adapter_config.json beside its own;
 diffusers (from 0.33 on) writes the fields of that in the file's header, as
-JSON under "lora_adapter_metadata", with "unet." in front of each; kohya's
-scripts write a tensor "(module).alpha" beside each pair. Where nothing is said
-s is 1, as in diffusers. `rank_pattern` and `alpha_pattern` are exceptions, by
-the module's name or its end, of which the first that fits counts.
+JSON under "lora_adapter_metadata", with "unet." in front of each, or of Stable
+Diffusion 3 "transformer."; kohya's scripts write a tensor "(module).alpha"
+beside each pair. Where nothing is said s is 1, as in diffusers. `rank_pattern`
+and `alpha_pattern` are exceptions, by the module's name or its end, of which
+the first that fits counts.
 """
 
 import json
@@ -24,7 +25,7 @@ from ctrl_jax.json_file import shown
 from ctrl_jax.stable_diffusion import fields, folders
 
 CONFIG = "adapter_config.json"
-_HEADER, _PREFIX = "lora_adapter_metadata", "unet."
+_HEADER, _PREFIX = "lora_adapter_metadata", ("unet.", "transformer.")
 _DEFAULT = 8  # of r and lora_alpha, in PEFT
 # What would add something else than A B; absent or empty is supported.
 _ABSENT = (
@@ -37,11 +38,12 @@ _ABSENT = (
 _STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
 
 
-def header(ranks: Mapping[str, int]) -> dict[str, str]:
+def header(ranks: Mapping[str, int], part: str) -> dict[str, str]:
   """The header of a file whose scales are 1, as diffusers reads it.
 
   Args:
     ranks: of each module.
+    part: of the pipeline, that the modules are of.
   """
   most = max(ranks.values())
   others = {f"^{name}": r for name, r in ranks.items() if r != most}
@@ -53,7 +55,7 @@ def header(ranks: Mapping[str, int]) -> dict[str, str]:
     "use_rslora": False,
     "target_modules": sorted(ranks),
   }
-  named = {f"{_PREFIX}{name}": value for name, value in config.items()}
+  named = {f"{part}.{name}": value for name, value in config.items()}
   return {"format": "pt", _HEADER: json.dumps(named, indent=2, sort_keys=True)}
 
 
@@ -70,7 +72,10 @@ def read_config(file: pathlib.Path) -> dict[str, Any] | None:
     source = f"{file}: {_HEADER}"
     config = json_file.parse(text, source)
     named = {n: v for n, v in config.items() if n.startswith(_PREFIX)}
-    config = {n.removeprefix(_PREFIX): v for n, v in (named or config).items()}
+    config = {
+      n.partition(".")[2] if named else n: v
+      for n, v in (named or config).items()
+    }
   elif beside.is_file():
     source, config = str(beside), json_file.read(beside)
   else:

@@ -3,6 +3,8 @@
 
     StableDiffusionPipeline      1.x and 2.x
     StableDiffusionXLPipeline    XL, with a second text encoder and tokenizer
+    StableDiffusion3Pipeline     3 and 3.5, with a transformer for a U-Net, and
+                                 of their third text encoder, T5, all or nothing
 
 The file names the class of every part; a part that is not there is null. Fields
 that are no parts, such as XL's `force_zeros_for_empty_prompt`, lie among them.
@@ -17,19 +19,33 @@ from typing import Any
 from ctrl_jax.json_file import plain
 from ctrl_jax.stable_diffusion import conversions, folders
 
-_XL = "StableDiffusionXLPipeline"
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_FIRST, _XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+_THREE = "StableDiffusion3Pipeline"
+_PARTS = ("vae", "text_encoder", "tokenizer", "scheduler")
+_SECOND = ("text_encoder_2", "tokenizer_2")
 _PARTS_OF = {
-  "StableDiffusionPipeline": _PARTS,
-  _XL: (*_PARTS, "text_encoder_2", "tokenizer_2"),
+  _FIRST: ("unet", *_PARTS),
+  _XL: ("unet", *_PARTS, *_SECOND),
+  _THREE: ("transformer", *_PARTS, *_SECOND),
 }
 KINDS = tuple(_PARTS_OF)
-# As Stability names it in XL's checkpoint of one file.
-_SECOND_ENCODER = "conditioner.embedders.1."
+UNETS, TRANSFORMERS = (_FIRST, _XL), (_THREE,)
+T5 = ("text_encoder_3", "tokenizer_3")  # which may be missing
+# What Stability's checkpoints of one file alone have, by their pipeline.
+_ONLY_IN = {
+  "conditioner.embedders.1.": _XL,
+  "model.diffusion_model.joint_blocks.": _THREE,
+}
 
 
-def read(folder: pathlib.Path) -> dict[str, Any]:
+def read(
+  folder: pathlib.Path, kinds: tuple[str, ...] = KINDS
+) -> dict[str, Any]:
   """The model_index.json of a Stable Diffusion from text, checked.
+
+  Args:
+    folder: of the pipeline.
+    kinds: of `KINDS`, that will do.
 
   Raises:
     FileNotFoundError: the folder, its model_index.json or a part is not there.
@@ -47,10 +63,10 @@ def read(folder: pathlib.Path) -> dict[str, Any]:
       f"{folder} holds the refiner of Stable Diffusion XL, which changes "
       "images and makes none: give the folder of the base model"
     )
-  if kind not in KINDS:
+  if kind not in kinds:
     raise ValueError(
-      f"{folder} holds a {plain(str(kind))}; {' and '.join(KINDS)} are "
-      "supported, that is Stable Diffusion 1.x, 2.x and XL from text"
+      f"{folder} holds a {plain(str(kind))}; supported here are, as Stable "
+      f"Diffusion from text, {' and '.join(kinds)}"
     )
   for part in index:
     folders.check_name(file, part)
@@ -73,15 +89,29 @@ def _whole(path: pathlib.Path) -> pathlib.Path | None:
 def _kind_of(file: pathlib.Path) -> str:
   """The pipeline in a file of `conversions.WHOLE`, as far as it can be read."""
   if file.suffix != ".safetensors":
-    return KINDS[0]
+    return _FIRST
   with folders.open_tensors([file]) as tensors:
-    second = any(name.startswith(_SECOND_ENCODER) for name in tensors)
-  return _XL if second else KINDS[0]
+    found = (
+      kind
+      for start, kind in _ONLY_IN.items()
+      if any(name.startswith(start) for name in tensors)
+    )
+    return next(found, _FIRST)
+
+
+def is_three(index: dict[str, Any]) -> bool:
+  """Whether it is Stable Diffusion 3 or 3.5."""
+  return index["_class_name"] in TRANSFORMERS
 
 
 def is_xl(index: dict[str, Any]) -> bool:
   """Whether it is Stable Diffusion XL."""
   return bool(index["_class_name"] == _XL)
+
+
+def denoiser(index: dict[str, Any]) -> str:
+  """The part that predicts, and that a control acts on."""
+  return parts(index)[0]
 
 
 def parts(index: dict[str, Any]) -> tuple[str, ...]:

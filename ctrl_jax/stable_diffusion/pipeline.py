@@ -6,14 +6,16 @@ Text encoders are not among them: `prompts` encodes once.
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from ctrl_jax.policy import Network
 from ctrl_jax.stable_diffusion import (
   folders,
+  guided,
   model_index,
   schedule,
   unet,
@@ -21,6 +23,7 @@ from ctrl_jax.stable_diffusion import (
   weights,
 )
 from ctrl_jax.stable_diffusion.attention import Implementation
+from ctrl_jax.stable_diffusion.guided import Controlled
 from ctrl_jax.stable_diffusion.schedule import Schedule
 from ctrl_jax.stable_diffusion.unet_config import Config
 from ctrl_jax.types import Params
@@ -35,6 +38,27 @@ class Pipeline:
   schedule: Schedule
   unet_params: Params
   vae_params: Params
+
+  part: ClassVar[str] = "unet"  # that a control acts on
+  is_adapted = staticmethod(guided.is_attention)
+
+  @property
+  def denoiser_params(self) -> Params:
+    """Parameters of that part."""
+    return self.unet_params
+
+  @property
+  def control_dim(self) -> int:
+    """Length of the vector of a label."""
+    return self.unet.config.control_dim
+
+  def network(
+    self, *, guidance: float, control_on: Controlled = "guided"
+  ) -> Network:
+    """What is sampled; see `guided.make_network`."""
+    return guided.make_network(
+      self.unet, self.schedule, guidance=guidance, control_on=control_on
+    )
 
   def latent_shape(self, size: int) -> tuple[int, int, int]:
     """Shape of the latents of images of size x size.
@@ -70,7 +94,7 @@ def load(
   """Reads U-Net, autoencoder and schedule.
 
   Args:
-    folder: of one of `model_index.KINDS`, as diffusers writes it.
+    folder: of one of `model_index.UNETS`, as diffusers writes it.
     dtype: of parameters and computation, but of an autoencoder that needs
       float32.
     attention: see `unet.UNet`.
@@ -81,7 +105,7 @@ def load(
     FileNotFoundError: something is missing.
     ValueError: it is another pipeline, or damaged; see `weights.load`.
   """
-  index = model_index.read(folder)
+  index = model_index.read(folder, model_index.UNETS)
   read = folders.read_config
   config = read(folder / "unet/config.json", Config.from_json)
   network = unet.UNet(config, attention, remat, dtype)

@@ -58,7 +58,7 @@ def encode(
     ValueError: it is another pipeline; no prompts, one in place of a list, one
       that is no text; no size where it is needed; or a damaged file.
   """
-  index = model_index.read(folder)
+  index = model_index.read(folder, model_index.UNETS)
   if isinstance(prompts, str):
     raise ValueError(f"a list of prompts is needed, not one: {prompts!r}")
   if not prompts:

@@ -11,13 +11,13 @@ joins the pooled text of the second. Both are one batch, the empty prompts
 first. eps = x + (1 - t) u is linear in u, so that (1) holds of it, too.
 """
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import jax
 import jax.numpy as jnp
 
 from ctrl_jax.policy import Network
-from ctrl_jax.stable_diffusion.guided import guide
+from ctrl_jax.stable_diffusion.guided import Controlled, guide
 from ctrl_jax.stable_diffusion.prompts import Encoded
 from ctrl_jax.stable_diffusion_3.blocks import ATTENTION
 from ctrl_jax.stable_diffusion_3.mmdit import MMDiT
@@ -26,9 +26,14 @@ from ctrl_jax.types import Params
 
 
 class Parameters(TypedDict):
-  """Parameters of the network of `make_network`."""
+  """Parameters of the network of `make_network`.
+
+  As of Stable Diffusion 1.x a control of the conditional model alone needs the
+  transformer again, `uncontrolled`.
+  """
 
   transformer: Params
+  uncontrolled: NotRequired[Params]
   prompts: Encoded  # of every c [C, ...]
   empty: Encoded  # the empty prompt
 
@@ -39,7 +44,11 @@ def is_attention(path: str, leaf: jax.Array) -> bool:
 
 
 def make_network(
-  transformer: MMDiT, schedule: Schedule, *, guidance: float
+  transformer: MMDiT,
+  schedule: Schedule,
+  *,
+  guidance: float,
+  control_on: Controlled = "guided",
 ) -> Network:
   """The noise prediction of (1) as `network(params, x, t, c, control)`.
 
@@ -51,6 +60,7 @@ def make_network(
     transformer: the network.
     schedule: its steps.
     guidance: g of (1); 1 is the conditional model alone.
+    control_on: what adapters and labels act on; see `guide`.
 
   Raises:
     ValueError: guidance < 1.
@@ -63,4 +73,4 @@ def make_network(
     )
     return schedule.eps(jnp.asarray(u, jnp.float32), x, t)
 
-  return guide(predict, "transformer", guidance=guidance)
+  return guide(predict, "transformer", guidance=guidance, control_on=control_on)

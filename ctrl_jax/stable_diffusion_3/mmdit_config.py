@@ -99,3 +99,16 @@ class Config:
   def control_dim(self) -> int:
     """Width of the control vector: that of the pooled text."""
     return self.pooled_projection_dim
+
+  @property
+  def smallest_inputs(self) -> tuple[tuple[int, ...], ...]:
+    """Shapes of what a network of these sizes can be initialised with.
+
+    They are those of latents, step, context and pooled text.
+    """
+    return (
+      (1, self.patch_size, self.patch_size, self.in_channels),
+      (),
+      (1, 1, self.joint_attention_dim),
+      (1, self.pooled_projection_dim),
+    )

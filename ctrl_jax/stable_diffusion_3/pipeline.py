@@ -13,23 +13,19 @@ not loaded here: prompts are encoded once (`prompts`).
 
 import dataclasses
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from ctrl_jax.json_file import plain
-from ctrl_jax.stable_diffusion import folders, vae, weights
+from ctrl_jax.policy import Network
+from ctrl_jax.stable_diffusion import folders, model_index, vae, weights
 from ctrl_jax.stable_diffusion.attention import Implementation
+from ctrl_jax.stable_diffusion.guided import Controlled
 from ctrl_jax.stable_diffusion.pipeline import decode, load_vae, shapes_of
-from ctrl_jax.stable_diffusion_3 import mmdit, mmdit_config, schedule
+from ctrl_jax.stable_diffusion_3 import guided, mmdit, mmdit_config, schedule
 from ctrl_jax.types import Params
-
-_CLASS = "StableDiffusion3Pipeline"
-_PARTS = (
-  *("transformer", "vae", "scheduler", "text_encoder", "tokenizer"),
-  *("text_encoder_2", "tokenizer_2"),
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +37,27 @@ class Pipeline:
   schedule: schedule.Schedule
   transformer_params: Params
   vae_params: Params
+
+  part: ClassVar[str] = "transformer"  # that a control acts on
+  is_adapted = staticmethod(guided.is_attention)
+
+  @property
+  def denoiser_params(self) -> Params:
+    """Parameters of that part."""
+    return self.transformer_params
+
+  @property
+  def control_dim(self) -> int:
+    """Length of the vector of a label."""
+    return self.transformer.config.control_dim
+
+  def network(
+    self, *, guidance: float, control_on: Controlled = "guided"
+  ) -> Network:
+    """What is sampled; see `guided.make_network`."""
+    return guided.make_network(
+      self.transformer, self.schedule, guidance=guidance, control_on=control_on
+    )
 
   def latent_shape(self, size: int) -> tuple[int, int, int]:
     """Shape of the latents of images of size x size.
@@ -68,34 +85,13 @@ class Pipeline:
     return decode(self.vae, params, latents)
 
 
-def check(folder: pathlib.Path) -> None:
-  """Passes over the folder of a Stable Diffusion 3 pipeline, T5 or no T5.
-
-  Raises:
-    FileNotFoundError: the folder, its model_index.json or a part is not there.
-    ValueError: it is another pipeline's.
-  """
-  index = folders.read_json(folder / "model_index.json")
-  kind = plain(str(index.get("_class_name")))
-  if kind != _CLASS:
-    raise ValueError(
-      f"{folder} holds a {kind}; {_CLASS} is needed, that is Stable Diffusion "
-      "3 and 3.5 from text"
-    )
-  missing = [part for part in _PARTS if not (folder / part).is_dir()]
-  if missing:
-    raise FileNotFoundError(
-      f"{folder} has no folder {', '.join(missing)}, of which {_CLASS} needs "
-      "all but text_encoder_3 and tokenizer_3"
-    )
-
-
 def load(
   folder: pathlib.Path,
   *,
   dtype: Any = jnp.float32,
   attention: Implementation = None,
   remat: bool = False,
+  mesh: Mesh | None = None,
 ) -> Pipeline:
   """Reads transformer, autoencoder and schedule.
 
@@ -104,26 +100,27 @@ def load(
     dtype: of parameters and computation.
     attention: see `mmdit.MMDiT`.
     remat: whether each block is computed again in the backward pass.
+    mesh: of devices that share the parameters; see `weights.load`.
 
   Raises:
     FileNotFoundError: something is missing.
     ValueError: it is another pipeline, or damaged; see `weights.load`; or its
       autoencoder makes latents of another width than the transformer reads.
   """
-  check(folder)
+  model_index.read(folder, model_index.TRANSFORMERS)
   config = folders.read_config(
     folder / "transformer/config.json", mmdit_config.Config.from_json
   )
   network = mmdit.MMDiT(config, attention, remat, dtype)
-  shapes = shapes_of(
-    network,
-    (1, config.patch_size, config.patch_size, config.in_channels),
-    (),
-    (1, 1, config.joint_attention_dim),
-    (1, config.pooled_projection_dim),
+  params = weights.load(
+    folder / "transformer",
+    shapes_of(network, *config.smallest_inputs),
+    dtype=dtype,
+    mesh=mesh,
   )
-  params = weights.load(folder / "transformer", shapes, dtype=dtype)
-  autoencoder, vae_params = load_vae(folder / "vae", dtype=dtype, remat=remat)
+  autoencoder, vae_params = load_vae(
+    folder / "vae", dtype=dtype, remat=remat, mesh=mesh
+  )
   if autoencoder.config.latent_channels != config.in_channels:
     raise ValueError(
       f"{folder}: in_channels of the transformer is {config.in_channels}, and "

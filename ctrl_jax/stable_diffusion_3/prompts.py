@@ -11,6 +11,7 @@ place. So it is here, unless it is asked for.
 """
 
 import pathlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ctrl_jax.stable_diffusion import folders, weights
+from ctrl_jax.stable_diffusion import folders, model_index, weights
 from ctrl_jax.stable_diffusion.prompts import Encoded, Prompts, read_by_clip
 from ctrl_jax.stable_diffusion.tokenizer import Tokens
 from ctrl_jax.stable_diffusion_3 import mmdit_config, t5, t5_tokenizer
@@ -64,15 +65,17 @@ def encode(
   Args:
     folder: of a StableDiffusion3Pipeline, as diffusers writes it.
     prompts: any texts; of what does not fit 77 tokens T5 alone may read more.
-    with_t5: whether T5 reads them, too; else there are zeros in its place.
+    with_t5: whether T5 reads them, too; else there are zeros in its place. Of
+      a folder without T5 a warning says so, and there are zeros as well.
     length: tokens of T5, or zeros.
     dtype: of parameters and computation.
 
   Raises:
-    FileNotFoundError: something is missing, T5 if it is asked for.
-    ValueError: no prompts, one in place of a list, one that is no text; parts
-      that do not fit each other; or a damaged file.
+    FileNotFoundError: something is missing.
+    ValueError: it is another pipeline; no prompts, one in place of a list, one
+      that is no text; parts that do not fit each other; or a damaged file.
   """
+  model_index.read(folder, model_index.TRANSFORMERS)
   if isinstance(prompts, str):
     raise ValueError(f"a list of prompts is needed, not one: {prompts!r}")
   if not prompts:
@@ -89,6 +92,13 @@ def encode(
       f"tokenizer_2 {lengths[1]}"
     )
   cut = read[0][0].truncated | read[1][0].truncated
+  missing = [part for part in model_index.T5 if not (folder / part).is_dir()]
+  if with_t5 and missing:
+    with_t5 = False
+    warnings.warn(
+      f"{folder} has no {missing[0]}, T5's: there are zeros in its place",
+      stacklevel=2,
+    )
   of_t5 = jnp.zeros((len(texts), length, config.joint_attention_dim), dtype)
   if with_t5:
     tokens, of_t5 = _t5(folder, texts, length, dtype)
@@ -128,11 +138,6 @@ def _t5(
 ) -> tuple[Tokens, jax.Array]:
   """Tokens of T5, and its hidden states."""
   source = folder / "text_encoder_3"
-  if not source.is_dir():
-    raise FileNotFoundError(
-      f"{folder} has no text_encoder_3, T5: without it, there are zeros in its "
-      "place"
-    )
   tokens = t5_tokenizer.load(folder / "tokenizer_3", length=length)(texts)
   config = folders.read_config(source / "config.json", t5.Config.from_json)
   config.check_tokens(tokens.ids)

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Memory of one CTRL update of a large model, without its weights.
 
-  python -m experiments.benchmarks.memory_plan [--model sd15]
-    [--backprop-steps 1 10 50] [--parts 4] [--sharding 1 2 4] [--keep-blocks]
-    [--attention xla cudnn] [--batch 4] [--steps 50] [--json FILE]
+  python -m experiments.benchmarks.memory_plan
+    [--model sd15 sdxl sd35-medium] [--backprop-steps 1 10 50] [--parts 4]
+    [--sharding 1 2 4] [--keep-blocks] [--attention xla cudnn own] [--batch 4]
+    [--steps 50] [--json FILE]
 
 The update of configs/sd15_compressibility.py at full size, that is 512x512
 images, guidance 7.5, bfloat16, adapters of rank 4 and a label embedding, blocks
 and steps recomputed, and a reward that decodes the latents for the residual
-classifier. It is traced with shapes in place of arrays, its frozen weights
-among its arguments, and compiled, but never run; the table is XLA's own plan of
-the compiled program:
+classifier; or that of sdxl_compressibility.py or sd3_compressibility.py, which
+are of 1024x1024 images and their own guidance and steps. It is traced with
+shapes in place of arrays, its frozen weights among its arguments, and compiled,
+but never run; the table is XLA's own plan of the compiled program:
 
     total = arguments + outputs - those that share memory + temporaries    (1)
 
@@ -25,11 +27,12 @@ needed.
 
 A CPU's plan asks for far more than a GPU's. XLA's attention writes out its
 logits, 4096 by 4096 for each of 8 heads and both prompts in float32, which
-flash attention never does, and keeps float32 copies of bfloat16 weights: one a
-loop, and there are two loops where only the last steps are differentiated. By
-default XLA also orders a CPU's program for speed, and then blocks are computed
-again long before their gradient needs them: 49 GB of temporaries in place of
-18. Here it orders for memory.
+flash attention never does, nor a CPU's own (`--attention own`), which goes head
+by head; and a CPU keeps float32 copies of bfloat16 weights: one a loop, and
+there are two loops where only the last steps are differentiated. By default XLA
+also orders a CPU's program for speed, and then blocks are computed again long
+before their gradient needs them: 49 GB of temporaries in place of 18. Here it
+orders for memory.
 """
 
 import argparse
@@ -43,11 +46,11 @@ import jax
 
 from experiments import outputs
 from experiments.benchmarks import weightless
+from experiments.benchmarks.released import MODELS
 from experiments.reporting import tables
 from experiments.runtime import arguments, outcome, workdir
 
 CHIPS = {"TPU v5e, 16 GB": 16e9, "24 GB": 24e9, "40 GB": 40e9, "80 GB": 80e9}
-MODELS = {"sd15": weightless.configure}  # -> the experiment, of these sizes
 # Memory before speed; and the machine code, which no one will run, unoptimised.
 FOR_CPU = {
   "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
@@ -120,7 +123,7 @@ def flags(row: Row, *, batch: int) -> str:
   said = {
     "sharding.model": row["devices"],
     "model.dtype": "bfloat16",
-    "model.attention": row["attention"],
+    "model.attention": "" if row["attention"] == "own" else row["attention"],
     "model.remat": row["remat"],
     "control.ctrl.backprop_steps": row["backprop_steps"],
     "control.ctrl.accumulate": f"control.batch_size / {chains}",
@@ -155,11 +158,15 @@ def main() -> None:
     (True, False) if given.keep_blocks else (True,),
   ):
     sizes = {"backprop_steps": back, "parts": parts, "remat": remat}
-    config = MODELS[model](
-      batch=given.batch, steps=given.steps, attention=attention, **sizes
+    config = weightless.configure(
+      MODELS[model],
+      batch=given.batch,
+      steps=given.steps,
+      attention="" if attention == "own" else attention,
+      **sizes,
     )
     lowered = weightless.lower(
-      config, weightless.networks(config), devices=devices
+      config, weightless.networks(config, MODELS[model]), devices=devices
     )
     which = {"model": model, "attention": attention, "devices": devices}
     rows.append({**which, **sizes, **plan(lowered, options)})
@@ -179,7 +186,7 @@ def _parse() -> argparse.Namespace:
   parser.add_argument("--model", nargs="+", default=["sd15"], choices=MODELS)
   parser.add_argument("--backprop-steps", type=count, nargs="+", default=STEPS)
   parser.add_argument(
-    "--attention", nargs="+", default=["xla"], choices=("xla", "cudnn")
+    "--attention", nargs="+", default=["xla"], choices=("xla", "cudnn", "own")
   )
   parser.add_argument("--batch", type=count, default=4, help="chains")
   parser.add_argument(

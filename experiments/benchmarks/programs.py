@@ -25,6 +25,7 @@ from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.stable_diffusion import vae
 from ctrl_jax.stable_diffusion.unet_config import Config as UNetConfig
 from experiments.benchmarks import weightless
+from experiments.benchmarks.released import SD15, Released
 from experiments.benchmarks.weightless import Control
 from experiments.configs import digits, fashion
 from experiments.problems import images
@@ -150,12 +151,12 @@ def stable_diffusion(
   sizes: Sizes,
   *,
   side: int,
-  unet_config: UNetConfig = weightless.UNET,
-  vae_config: vae.Config = weightless.VAE,
+  model: Released = SD15,
 ) -> Program:
   """Adapters on a U-Net with guidance, whose reward decodes the latents."""
   on_gpu = "cudnn" if jax.default_backend() == "gpu" else ""
   config = weightless.configure(
+    model,
     batch=sizes.batch,
     parts=sizes.parts,
     steps=sizes.steps,
@@ -163,9 +164,7 @@ def stable_diffusion(
     attention=sizes.attention or on_gpu,
   )
   config.model.update(dtype=sizes.dtype, size=side, remat=sizes.remat)
-  parts = weightless.networks(
-    config, unet_config=unet_config, vae_config=vae_config
-  )
+  parts = weightless.networks(config, model)
   frozen = _draw(weightless.frozen_shapes(config, parts))
 
   def make(axis_name: str | None) -> Control:
@@ -193,7 +192,7 @@ MODELS: dict[str, Callable[..., Program]] = {
   "digits": lambda sizes, side=8: dit(digits.get_config(), side, sizes),
   "fashion": lambda sizes, side=28: dit(fashion.get_config(), side, sizes),
   "sd-small": lambda sizes, side=128: stable_diffusion(
-    sizes, side=side, unet_config=SMALL_UNET, vae_config=SMALL_VAE
+    sizes, side=side, model=SD15._replace(denoiser=SMALL_UNET, vae=SMALL_VAE)
   ),
   "sd": lambda sizes, side=512: stable_diffusion(sizes, side=side),
 }

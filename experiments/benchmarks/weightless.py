@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A control's update of Stable Diffusion 1.5 as a program, without its weights.
+"""A control's update of a Stable Diffusion as a program, without its weights.
 
-It is what configs/sd15_compressibility.py runs on a device, or on a group that
-shares the weights, traced with shapes in place of arrays. Frozen parameters are
-arguments of the program: as constants they would have to exist.
+It is what an experiment, such as configs/sd15_compressibility.py, runs on a
+device, or on a group that shares the weights, traced with shapes in place of
+arrays. Frozen parameters are arguments of the program: as constants they would
+have to exist.
 """
 
 from typing import Any, NamedTuple
@@ -16,41 +17,28 @@ from ctrl_jax import parallel, placement, rewards
 from ctrl_jax.learner import Learner, TrainState
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.policy import Policy
-from ctrl_jax.stable_diffusion import unet, vae
-from ctrl_jax.stable_diffusion.pipeline import Pipeline
+from ctrl_jax.stable_diffusion import pipeline, unet, vae
+from ctrl_jax.stable_diffusion import schedule as schedules
 from ctrl_jax.stable_diffusion.prompts import Encoded, Prompts
-from ctrl_jax.stable_diffusion.schedule import Schedule
 from ctrl_jax.stable_diffusion.unet_config import Config as UNetConfig
-from experiments.configs import sd15_compressibility
+from ctrl_jax.stable_diffusion_3 import mmdit
+from ctrl_jax.stable_diffusion_3 import pipeline as pipeline_3
+from ctrl_jax.stable_diffusion_3 import schedule as schedules_3
+from experiments.benchmarks.released import SD15, Released
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import stable_diffusion
 from experiments.problems.problem import Problem
 from experiments.training import algorithms, policies
 
-TOKENS = 77  # of a prompt
-UNET = UNetConfig(cross_attention_dim=768)
-VAE = vae.Config(
-  block_out_channels=(128, 256, 512, 512),
-  down_block_types=("DownEncoderBlock2D",) * 4,
-  up_block_types=("UpDecoderBlock2D",) * 4,
-  layers_per_block=2,
-)
-SCHEDULER = {
-  "beta_schedule": "scaled_linear",
-  "beta_start": 0.00085,
-  "beta_end": 0.012,
-  "clip_sample": False,
-  "set_alpha_to_one": False,
-  "steps_offset": 1,
-}
-
 
 class Networks(NamedTuple):
   """What is compiled, by its sizes."""
 
-  unet: unet.UNet
+  denoiser: unet.UNet | mmdit.MMDiT
   vae: vae.VAE
   classifier: ResidualClassifier
+  schedule: schedules.Schedule | schedules_3.Schedule
+  tokens: int  # of an encoded prompt
 
 
 class Control(NamedTuple):
@@ -64,14 +52,15 @@ class Control(NamedTuple):
 class Frozen(NamedTuple):
   """The parameters that do not change, or their shapes."""
 
-  unet: Any
+  denoiser: Any
   vae: Any
   classifier: Any
-  prompts: Any  # [C, tokens, d]
-  empty: Any  # [tokens, d]
+  prompts: Encoded  # of every c [C, ...]
+  empty: Encoded
 
 
 def configure(
+  model: Released = SD15,
   *,
   batch: int,
   parts: int,
@@ -80,17 +69,18 @@ def configure(
   attention: str,
   remat: bool = True,
 ) -> ConfigDict:
-  """The experiment, in bfloat16, with these sizes of an update.
+  """The experiment of a model, in bfloat16, with these sizes of an update.
 
   Args:
+    model: whose experiment it is.
     batch: chains of an update.
     parts: of the batch, computed one after another.
     steps: K.
     backprop_steps: that are differentiated.
-    attention: of the U-Net, as `model.attention`.
+    attention: of the network, as `model.attention`.
     remat: whether blocks are computed again, as `model.remat`.
   """
-  config = sd15_compressibility.get_config()
+  config = model.get_config()
   config.model.update(dtype="bfloat16", attention=attention, remat=remat)
   config.kernel.num_steps = steps
   config.control.batch_size = batch
@@ -98,46 +88,56 @@ def configure(
   return config
 
 
-def networks(
-  config: ConfigDict,
-  *,
-  unet_config: UNetConfig = UNET,
-  vae_config: vae.Config = VAE,
-) -> Networks:
-  """Those of an experiment, of Stable Diffusion 1.5's sizes."""
+def networks(config: ConfigDict, model: Released = SD15) -> Networks:
+  """Those of an experiment, of a model's sizes."""
   settings, judge = config.model, config.classifier
   dtype: Any = jnp.dtype(settings.dtype)
+  how = (settings.attention or None, settings.remat, dtype)
   return Networks(
-    unet.UNet(unet_config, settings.attention or None, settings.remat, dtype),
-    vae.VAE(vae_config, settings.remat, dtype),
+    unet.UNet(model.denoiser, *how)
+    if isinstance(model.denoiser, UNetConfig)
+    else mmdit.MMDiT(model.denoiser, *how),
+    vae.VAE(model.vae, settings.remat, jnp.float32 if model.upcast else dtype),
     ResidualClassifier(
       config.data.num_controls, tuple(judge.widths), tuple(judge.strides)
     ),
+    schedules.Schedule.from_json(model.scheduler)
+    if isinstance(model.denoiser, UNetConfig)
+    else schedules_3.Schedule.from_json(model.scheduler),
+    model.tokens,
   )
 
 
 def frozen_shapes(config: ConfigDict, parts: Networks) -> Frozen:
-  """Shapes of all parameters; only the classifier's are float32."""
+  """Shapes of all parameters; only the classifier's are always float32."""
   dtype: Any = jnp.dtype(config.model.dtype)
-  tokens = (TOKENS, parts.unet.config.cross_attention_dim)
-  latents = (1, 8, 8, parts.unet.config.in_channels)
   image = (1, 8 * parts.vae.config.downsampling, 8, 3)
-  prompt = (1, *tokens)
 
-  def of(network, dtype, *inputs):
-    variables = jax.eval_shape(
-      network.init, jax.random.key(0), *(jnp.zeros(i) for i in inputs)
-    )
+  def of(network: Any, dtype: Any, *inputs: tuple[int, ...]) -> Any:
     return jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), variables["params"]
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype),
+      pipeline.shapes_of(network, *inputs),
     )
 
+  inputs = parts.denoiser.config.smallest_inputs
+  context, added = inputs[2], inputs[3:]
+  if isinstance(parts.denoiser, unet.UNet):
+    added = added[1:]  # behind the control
+  shapes = ((parts.tokens, context[-1]), *(shape[1:] for shape in added))
+  told: Any = [
+    jax.ShapeDtypeStruct(shape, dtype if i < 2 else jnp.float32)
+    for i, shape in enumerate(shapes)
+  ]
+  empty = Encoded(*told)  # sizes, the third, are float32
+  count = len(schema.all_prompts(config))
   return Frozen(
-    of(parts.unet, dtype, latents, (), prompt),
-    of(parts.vae, dtype, image),
+    of(parts.denoiser, dtype, *inputs),
+    of(parts.vae, parts.vae.dtype, image),
     of(parts.classifier, jnp.float32, image),
-    jax.ShapeDtypeStruct((len(schema.all_prompts(config)), *tokens), dtype),
-    jax.ShapeDtypeStruct(tokens, dtype),
+    jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), empty
+    ),
+    empty,
   )
 
 
@@ -151,14 +151,8 @@ def control(
   """The experiment's control; axis_name: of devices, where they are mapped."""
   problem = stable_diffusion.assemble(
     config,
-    Pipeline(
-      unet=parts.unet,
-      vae=parts.vae,
-      schedule=Schedule.from_json(SCHEDULER),
-      unet_params=frozen.unet,
-      vae_params=frozen.vae,
-    ),
-    Prompts(Encoded(frozen.prompts), Encoded(frozen.empty), ()),
+    _pipeline(parts, frozen),
+    Prompts(frozen.prompts, frozen.empty, ()),
   )
   policy = policies.make(problem, config.control, None)
 
@@ -175,6 +169,27 @@ def control(
     axis_name=axis_name,
   )
   return Control(problem, policy, learner)
+
+
+def _pipeline(
+  parts: Networks, frozen: Frozen
+) -> pipeline.Pipeline | pipeline_3.Pipeline:
+  """What a folder of these networks would be read as."""
+  shared = {"vae": parts.vae, "vae_params": frozen.vae}
+  schedule: Any = parts.schedule
+  if isinstance(parts.denoiser, unet.UNet):
+    return pipeline.Pipeline(
+      unet=parts.denoiser,
+      unet_params=frozen.denoiser,
+      schedule=schedule,
+      **shared,
+    )
+  return pipeline_3.Pipeline(
+    transformer=parts.denoiser,
+    transformer_params=frozen.denoiser,
+    schedule=schedule,
+    **shared,
+  )
 
 
 def lower(

@@ -41,13 +41,14 @@ def get_config(variant: str = "") -> ConfigDict:
   changes = {
     "": lambda: None,
     "self_labelled": lambda: config.data.update(dir=""),
-    "tiny": lambda: _tiny(config),
+    "tiny": lambda: make_tiny(config),
   }
   base.choose(changes, variant, "sdxl_compressibility.py")
   return config
 
 
-def _tiny(config: ConfigDict) -> None:
+def make_tiny(config: ConfigDict) -> None:
+  """Random weights and toy sizes."""
   sd15_compressibility.make_tiny(config)
   config.model.update(path="tiny_xl", dtype="float32")
   config.classifier.batch_size = config.independent.batch_size = 32

@@ -42,8 +42,10 @@ def get_config() -> ConfigDict:
     | {
       "problem": {"name": "stable_diffusion"},
       "model": {
-        "path": "",  # folder of weights; tiny, tiny_xl: random ones, made anew
+        # Folder of weights; tiny, tiny_xl, tiny_sd3: random ones, made anew.
+        "path": "",
         "dtype": "float32",  # or bfloat16
+        "t5": False,  # whether it reads prompts too, of Stable Diffusion 3
         "size": 512,  # side of an image in pixels
         "guidance_scale": 7.5,  # strength of the prompt, at least 1
         "control_on": "guided",  # or conditional: leaves the empty prompt alone

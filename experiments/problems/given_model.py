@@ -18,20 +18,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax import diffusers
+from ctrl_jax.diffusers import prompted
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.pretrained import Pretrained
-from ctrl_jax.stable_diffusion import (
-  folders,
-  model_index,
-  pipeline,
-  prompts,
-)
-from experiments.problems import (
-  images,
-  model_files,
-  own_vectors,
-  stable_diffusion,
-)
+from ctrl_jax.stable_diffusion import folders, model_index
+from experiments.problems import images, model_files, own_vectors
 from experiments.problems.problem import make_kernel, make_sde
 from experiments.runtime import devices, finished_run, inputs, strangers
 
@@ -108,10 +99,10 @@ def _of_pipeline(
   inputs.tie_files(workdir, FIELD, folder, model_files.of_pipeline(folder))
   dtype: Any = jnp.dtype(settings.dtype)
   mesh = devices.weights_mesh(config)
-  parts = pipeline.load(folder, dtype=dtype, mesh=mesh)
-  encoded = prompts.encode(folder, names, size=settings.size, dtype=dtype)
+  encoded = prompted.encode(folder, names, size=settings.size, dtype=dtype)
+  parts = prompted.read(folder, dtype=dtype, mesh=mesh)
   return Source(
-    stable_diffusion.pretrained(
+    prompted.pretrained(
       names,
       parts,
       encoded,

@@ -18,14 +18,22 @@ def of_network(folder: pathlib.Path) -> list[pathlib.Path]:
   return [*folders.find_tensors(folder), *_texts(folder)]
 
 
-def of_pipeline(folder: pathlib.Path) -> list[pathlib.Path]:
+def of_pipeline(
+  folder: pathlib.Path, *, with_t5: bool = False
+) -> list[pathlib.Path]:
   """The same of Stable Diffusion's parts.
+
+  Args:
+    folder: of the pipeline.
+    with_t5: whether its T5 is one of them, if it has any.
 
   Raises:
     FileNotFoundError: a part is missing.
     ValueError: it is another pipeline, or there are pickles only.
   """
   parts = model_index.parts(model_index.read(folder))
+  if with_t5:
+    parts += tuple(part for part in model_index.T5 if (folder / part).is_dir())
   others = [part for part in parts if part.startswith(_TEXTS)]
   networks = [part for part in parts if part not in others]
   return [

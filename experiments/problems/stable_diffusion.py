@@ -2,7 +2,7 @@
 """Problems of Stable Diffusion: prompts c, and measured quantities as y.
 
 A sample is a latent; pictures of it are what is measured. The pre-trained
-model is the guided one, see `ctrl_jax.stable_diffusion.guided`. The labelled
+model is the guided one, see `ctrl_jax.diffusers.prompted`. The labelled
 set is any folder of images, or images that the pre-trained model makes.
 """
 
@@ -10,8 +10,7 @@ import dataclasses
 import math
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,10 +19,8 @@ from ml_collections import ConfigDict
 from ctrl_jax import paths, sampling
 from ctrl_jax.datasets import image_folder
 from ctrl_jax.datasets.image_folder import ImageFolder
-from ctrl_jax.pretrained import Pretrained
-from ctrl_jax.stable_diffusion import guided, pipeline
-from ctrl_jax.stable_diffusion import prompts as texts
-from ctrl_jax.stable_diffusion.pipeline import Pipeline
+from ctrl_jax.diffusers import prompted
+from ctrl_jax.diffusers.prompted import Pipeline
 from ctrl_jax.stable_diffusion.prompts import Prompts
 from experiments.configs import stable_diffusion as schema
 from experiments.problems import (
@@ -112,15 +109,16 @@ def load(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   """
   settings = config.model
   folder = model_folder(config, workdir)
-  inputs.tie_files(
-    workdir, "model.path", folder, model_files.of_pipeline(folder)
-  )
+  files = model_files.of_pipeline(folder, with_t5=settings.t5)
+  inputs.tie_files(workdir, "model.path", folder, files)
   dtype: Any = jnp.dtype(settings.dtype)
   prompts = schema.all_prompts(config)
-  encoded = texts.encode(folder, prompts, size=settings.size, dtype=dtype)
+  encoded = prompted.encode(
+    folder, prompts, size=settings.size, with_t5=settings.t5, dtype=dtype
+  )
   for prompt in encoded.truncated:
-    print(f"warning: cut to 77 tokens: {prompt!r}", file=sys.stderr)
-  parts = pipeline.load(
+    print(f"warning: too long, and cut: {prompt!r}", file=sys.stderr)
+  parts = prompted.read(
     folder,
     dtype=dtype,
     attention=settings.attention or None,
@@ -140,7 +138,7 @@ def assemble(config: ConfigDict, parts: Pipeline, encoded: Prompts) -> Problem:
   asked = np.array([prompts.index(p) for p in config.prompts], np.int32)
   unseen = [p for p in prompts[: len(shown)] if p not in config.prompts]
   return Problem(
-    pretrained=pretrained(
+    pretrained=prompted.pretrained(
       prompts,
       parts,
       encoded,
@@ -155,51 +153,6 @@ def assemble(config: ConfigDict, parts: Pipeline, encoded: Prompts) -> Problem:
     control_names=control_names(sizes),
     law=requests.of_conditions(asked),
     facts={"prompts": list(prompts[: len(shown)]), "unseen_prompts": unseen},
-  )
-
-
-def pretrained(
-  prompts: Sequence[str],
-  parts: Pipeline,
-  encoded: Prompts,
-  *,
-  size: int,
-  guidance: float,
-  control_on: Literal["guided", "conditional"] = "guided",
-) -> Pretrained:
-  """The guided model; its samples are scaled latents.
-
-  Args:
-    prompts: values of c.
-    parts: of a folder.
-    encoded: the prompts.
-    size: side of an image, pixels.
-    guidance: strength of the prompt.
-    control_on: as `guided.make_network` has it.
-  """
-  params: guided.Parameters = {
-    "unet": parts.unet_params,
-    "prompts": encoded.prompts,
-    "empty": encoded.empty,
-  }
-  if control_on == "conditional":
-    params["uncontrolled"] = parts.unet_params
-  return Pretrained(
-    network=guided.make_network(
-      parts.unet,
-      parts.schedule,
-      guidance=guidance,
-      control_on=control_on,
-    ),
-    params=params,
-    sde=parts.schedule.sde,
-    sample_shape=parts.latent_shape(size),
-    conditions=tuple(prompts),
-    control_dim=parts.unet.config.control_dim,
-    select=guided.is_attention,
-    mergeable=True,
-    # Images [B, H, W, 3], about in [-1, 1].
-    decode=lambda latents: parts.decode(parts.vae_params, latents),
   )
 
 

@@ -2,14 +2,14 @@
 """A Stable Diffusion of random weights, small enough to run anywhere.
 
 It is a folder like a real one, written and read by the same code, and makes
-coloured noise. The autoencoder halves the side of an image once. It is of
-either kind, as 1.x or as XL. A CLIP and an aesthetic predictor of the same sort
-judge what it makes.
+coloured noise. The autoencoder halves the side of an image once. It is of any
+kind: as 1.x, as XL, or as 3.5 without its T5. A CLIP and an aesthetic predictor
+of the same sort judge what it makes.
 """
 
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from ctrl_jax.models import aesthetic
 from ctrl_jax.stable_diffusion import clip, clip_text, unet, vae
 from ctrl_jax.stable_diffusion.unet_config import SIZES
 from ctrl_jax.stable_diffusion.unet_config import Config as UNetConfig
+from ctrl_jax.stable_diffusion_3 import mmdit, mmdit_config
 from experiments.problems import tiny_parts
 from experiments.problems.tiny_parts import WIDTH, write_json
 
@@ -43,12 +44,32 @@ _UNET_XL = {
   "addition_time_embed_dim": 8,
   "projection_class_embeddings_input_dim": WIDTH + SIZES * 8,
 }
+_TRANSFORMER = {
+  "sample_size": 8,
+  "in_channels": 4,
+  "out_channels": 4,
+  "num_layers": 2,
+  "num_attention_heads": 2,
+  "attention_head_dim": 16,
+  "joint_attention_dim": 2 * WIDTH,
+  "caption_projection_dim": 2 * 16,
+  "pooled_projection_dim": 2 * WIDTH,
+  "pos_embed_max_size": 8,
+  "dual_attention_layers": [0],
+  "qk_norm": "rms_norm",
+}
 _VAE = {
   "block_out_channels": [16, 32],
   "down_block_types": ["DownEncoderBlock2D"] * 2,
   "up_block_types": ["UpDecoderBlock2D"] * 2,
   "norm_num_groups": 8,
   "scaling_factor": 0.5,
+}
+_VAE_3 = {
+  **_VAE,
+  "shift_factor": 0.25,
+  "use_quant_conv": False,
+  "use_post_quant_conv": False,
 }
 _SIDE = 8  # of the images that CLIP sees
 _SCHEDULER = {  # Stable Diffusion's own
@@ -61,27 +82,48 @@ _SCHEDULER = {  # Stable Diffusion's own
   "set_alpha_to_one": False,
   "steps_offset": 1,
 }
-_PARTS = {
+_SCHEDULER_3 = {"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}
+
+
+class _Kind(NamedTuple):
+  """A pipeline, and the configs of its parts."""
+
+  name: str
+  part: str  # that predicts
+  predicts: Mapping[str, Any]
+  vae: Mapping[str, Any]
+  scheduler: Mapping[str, Any]
+  encoders: tuple[str, ...]  # classes of its CLIPs
+
+
+_PLAIN, _PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
+# By what model.path calls it.
+KINDS = {
+  "tiny": _Kind(
+    *("StableDiffusionPipeline", "unet", _UNET, _VAE, _SCHEDULER), (_PLAIN,)
+  ),
+  "tiny_xl": _Kind(
+    *("StableDiffusionXLPipeline", "unet", _UNET_XL, _VAE, _SCHEDULER),
+    (_PLAIN, _PROJECTED),
+  ),
+  "tiny_sd3": _Kind(
+    *("StableDiffusion3Pipeline", "transformer", _TRANSFORMER, _VAE_3),
+    *(_SCHEDULER_3, (_PROJECTED,) * 2),
+  ),
+}
+_CLASSES = {
   "unet": "UNet2DConditionModel",
-  "vae": "AutoencoderKL",
-  "text_encoder": "CLIPTextModel",
-  "tokenizer": "CLIPTokenizer",
-  "scheduler": "DDIMScheduler",
+  "transformer": "SD3Transformer2DModel",
 }
-_SECOND = {
-  "text_encoder_2": "CLIPTextModelWithProjection",
-  "tokenizer_2": "CLIPTokenizer",
-}
-# What model.path calls each kind.
-KINDS = ("tiny", "tiny_xl")
+_Networks = dict[str, tuple[nn.Module, Mapping[str, Any], tuple[Any, ...]]]
 
 
 def write(
   folder: pathlib.Path,
   *,
-  kind: str = KINDS[0],
+  kind: str = "tiny",
   unet_config: Mapping[str, Any] | None = None,
-  vae_config: Mapping[str, Any] = _VAE,
+  vae_config: Mapping[str, Any] | None = None,
 ) -> pathlib.Path:
   """Writes the folder, unless it is there; returns it.
 
@@ -90,67 +132,76 @@ def write(
     kind: of `KINDS`.
     unet_config: of the U-Net, whose cross_attention_dim is WIDTH, or of XL
       twice that; None: the smallest.
-    vae_config: of the autoencoder.
+    vae_config: of the autoencoder; None: likewise.
   """
   if not folder.exists():
-    xl = kind == KINDS[1]
+    chosen = KINDS[kind]
+    if unet_config is not None:
+      chosen = chosen._replace(predicts=unet_config)
+    if vae_config is not None:
+      chosen = chosen._replace(vae=vae_config)
     with files.draft(folder) as draft:
-      _write_index(draft, xl=xl)
-      sizes = unet_config or (_UNET_XL if xl else _UNET)
-      _write_networks(draft, sizes, vae_config, xl=xl)
+      _write_index(draft, chosen)
+      _write_networks(draft, chosen)
   return folder
 
 
-def _write_index(draft: pathlib.Path, *, xl: bool) -> None:
+def _write_index(draft: pathlib.Path, kind: _Kind) -> None:
   """Writes which parts there are, and how steps are taken."""
   index: dict[str, Any] = {
-    part: ["transformers" if name.startswith("CLIP") else "diffusers", name]
-    for part, name in (_PARTS | _SECOND if xl else _PARTS).items()
+    kind.part: ["diffusers", _CLASSES[kind.part]],
+    "vae": ["diffusers", "AutoencoderKL"],
+    "scheduler": ["diffusers", kind.scheduler["_class_name"]],
   }
-  index["_class_name"] = f"StableDiffusion{'XL' if xl else ''}Pipeline"
+  for suffix, name in zip(("", "_2"), kind.encoders, strict=False):
+    index[f"text_encoder{suffix}"] = ["transformers", name]
+    index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
+  index["_class_name"] = kind.name
   write_json(draft / "model_index.json", index)
-  write_json(draft / "scheduler" / "scheduler_config.json", _SCHEDULER)
+  write_json(draft / "scheduler" / "scheduler_config.json", kind.scheduler)
 
 
-def _write_networks(
-  draft: pathlib.Path,
-  unet_config: Mapping[str, Any],
-  vae_config: Mapping[str, Any],
-  *,
-  xl: bool,
-) -> None:
+def _write_networks(draft: pathlib.Path, kind: _Kind) -> None:
   """Writes networks and tokenizers."""
-  sizes = UNetConfig.from_json(unet_config)
-  text = tiny_parts.text_encoder(tiny_parts.vocabulary(draft / "tokenizer"))
-  image, ids = jnp.zeros((1, 8, 8, 3)), jnp.zeros((1, 1), jnp.int32)
-  encoder = lambda config: clip_text.TextEncoder(
-    clip_text.Config.from_json(config)
+  sizes: UNetConfig | mmdit_config.Config
+  predicts: nn.Module
+  if kind.part == "unet":
+    sizes = UNetConfig.from_json(kind.predicts)
+    predicts = unet.UNet(sizes)
+  else:
+    sizes = mmdit_config.Config.from_json(kind.predicts)
+    predicts = mmdit.MMDiT(sizes)
+  inputs = tuple(
+    jax.ShapeDtypeStruct(shape, jnp.float32) for shape in sizes.smallest_inputs
   )
-  networks: dict[str, tuple[nn.Module, Mapping[str, Any], tuple[Any, ...]]] = {
-    "unet": (
-      unet.UNet(sizes),
-      unet_config,
-      tuple(
-        jax.ShapeDtypeStruct(shape, jnp.float32)
-        for shape in sizes.smallest_inputs
-      ),
-    ),
-    "vae": (vae.VAE(vae.Config.from_json(vae_config)), vae_config, (image,)),
-    "text_encoder": (encoder(text), text, (ids,)),
+  autoencoder = vae.VAE(vae.Config.from_json(kind.vae))
+  networks: _Networks = {
+    kind.part: (predicts, kind.predicts, inputs),
+    "vae": (autoencoder, kind.vae, (jnp.zeros((1, 8, 8, 3)),)),
+    **_encoders(draft, kind.encoders),
   }
-  if xl:
-    tiny_parts.vocabulary(draft / "tokenizer_2", pad="!")
-    second = text | {
-      "architectures": [_SECOND["text_encoder_2"]],
-      "hidden_act": "gelu",
-      "projection_dim": WIDTH,
-    }
-    networks["text_encoder_2"] = encoder(second), second, (ids,)
   for seed, (part, (network, config, inputs)) in enumerate(networks.items()):
     write_json(draft / part / "config.json", config)
     stem = "model" if part.startswith("text") else "diffusion_pytorch_model"
     file = draft / part / f"{stem}.safetensors"
     tiny_parts.save(file, network, inputs, seed)
+
+
+def _encoders(draft: pathlib.Path, names: tuple[str, ...]) -> _Networks:
+  """Writes a tokenizer for each CLIP; the second pads with "!"."""
+  found: _Networks = {}
+  for i, name in enumerate(names):
+    suffix, pad = ("", "_2")[i], (tiny_parts.MARKS[1], "!")[i]
+    letters = tiny_parts.vocabulary(draft / f"tokenizer{suffix}", pad=pad)
+    config = tiny_parts.text_encoder(letters)
+    if name == _PROJECTED:
+      config |= {"architectures": [name], "projection_dim": WIDTH}
+    if i:
+      config |= {"hidden_act": "gelu"}
+    encoder = clip_text.TextEncoder(clip_text.Config.from_json(config))
+    ids = jnp.zeros((1, 1), jnp.int32)
+    found[f"text_encoder{suffix}"] = encoder, config, (ids,)
+  return found
 
 
 def write_clip(folder: pathlib.Path) -> pathlib.Path:

@@ -24,7 +24,7 @@ TOWER = {
   "num_attention_heads": 2,
 }
 _TOKENS = 77  # of a prompt
-_MARKS = ("<|startoftext|>", "<|endoftext|>")
+MARKS = ("<|startoftext|>", "<|endoftext|>")
 
 
 def text_encoder(names: int) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _draw(
   return jax.tree_util.tree_map_with_path(draw, shapes)
 
 
-def vocabulary(folder: pathlib.Path, *, pad: str = _MARKS[1]) -> int:
+def vocabulary(folder: pathlib.Path, *, pad: str = MARKS[1]) -> int:
   """Writes the tokenizer of letters; returns the size of its vocabulary.
 
   Args:
@@ -71,7 +71,7 @@ def vocabulary(folder: pathlib.Path, *, pad: str = _MARKS[1]) -> int:
     pad: the token that prompts are padded with.
   """
   letters = [chr(code) for code in range(33, 127)]
-  tokens = [*letters, *(f"{letter}</w>" for letter in letters), *_MARKS]
+  tokens = [*letters, *(f"{letter}</w>" for letter in letters), *MARKS]
   write_json(folder / "vocab.json", {t: i for i, t in enumerate(tokens)})
   (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
   config = {"model_max_length": _TOKENS, "pad_token": pad}

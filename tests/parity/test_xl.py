@@ -103,7 +103,7 @@ def test_a_control_given_back_makes_the_same_images(folder, tmp_path) -> None:
 
   chain, images = generate(control, loaded.vae_params)
   assert chain.kl.min() > 1
-  adapters = guided.adapters_of_unet(control["lora"])
+  adapters = guided.adapters_of("unet", control["lora"])
   target = tmp_path / "controlled"
   export.save_pipeline(folder, target, loaded.unet_params, control["embedding"])
   lora_file.save(target, adapters)

@@ -40,9 +40,9 @@ from collections.abc import Mapping, Sequence
 from concurrent import futures
 from typing import Any
 
-from experiments.benchmarks import weightless
 from experiments.benchmarks.accelerator import turns
 from experiments.benchmarks.programs import SMALL_UNET, SMALL_VAE
+from experiments.benchmarks.released import SD15
 from experiments.configs import sd15_compressibility
 from experiments.reporting import tables
 from experiments.runtime import arguments, outcome, workdir
@@ -67,17 +67,17 @@ Row = dict[str, Any]
 def settings(*, toy: bool) -> Row:
   """What PyTorch is told of the update; see `peers.full_size`."""
   config = sd15_compressibility.get_config()
-  unet, vae = weightless.UNET, weightless.VAE
+  unet, vae = SD15.denoiser, SD15.vae
   if toy:
     unet, vae = SMALL_UNET, SMALL_VAE
   return {
     "unet": dataclasses.asdict(unet),
     "vae": dataclasses.asdict(vae),
-    "scheduler": weightless.SCHEDULER,
+    "scheduler": SD15.scheduler,
     "side": 64 if toy else 512,
     "batch": 2 if toy else 4,
     "steps": 3 if toy else 50,
-    "tokens": weightless.TOKENS,
+    "tokens": SD15.tokens,
     "labels": config.data.num_controls,
     "rank": config.control.rank,
     "guidance": config.model.guidance_scale,

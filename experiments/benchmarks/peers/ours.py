@@ -13,9 +13,11 @@ from ml_collections import ConfigDict
 
 from ctrl_jax import parallel, placement
 from ctrl_jax.stable_diffusion import pipeline
+from ctrl_jax.stable_diffusion.prompts import Encoded
 from experiments.benchmarks import weightless
 from experiments.benchmarks.peers import problem, worker
 from experiments.benchmarks.programs import SMALL_VAE
+from experiments.benchmarks.released import SD15
 from experiments.runtime import devices
 
 
@@ -33,11 +35,11 @@ def main() -> None:
     loaded.unet_params,
     loaded.vae_params,
     problem.tree(arrays, "classifier"),
-    jnp.asarray(arrays["prompts"]),
-    jnp.asarray(arrays["empty"]),
+    Encoded(jnp.asarray(arrays["prompts"])),
+    Encoded(jnp.asarray(arrays["empty"])),
   )
   networks = weightless.networks(
-    config, unet_config=problem.UNET, vae_config=SMALL_VAE
+    config, SD15._replace(denoiser=problem.UNET, vae=SMALL_VAE)
   )
   made = weightless.control(config, networks, frozen, axis_name=parallel.AXIS)
   mesh = parallel.make_mesh()
