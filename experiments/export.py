@@ -100,8 +100,8 @@ def check_last_step(problem: Problem, *, lora: bool) -> None:
       "every step: add --lora, and see before_last in docs/export.md"
     )
   print(
-    "warning: switch the control off at the last step, as before_last in "
-    "docs/export.md does: that step has no noise",
+    "warning: switch the control off at the last step, as before_last or "
+    "Control3 in docs/export.md does: that step has no noise",
     file=sys.stderr,
   )
 
