@@ -122,6 +122,14 @@ def test_what_a_kind_does_not_have_is_refused(root):
   assert "guidance must be 1 or more" in refusal(load, size=16, guidance=0.5)
 
 
+def test_t5_reads_where_it_is_asked_for(tmp_path):
+  toy_sd3.write(tmp_path / "sd3", with_t5=True)
+  read = functools.partial(prompted.encode, tmp_path / "sd3", ["a cat"], size=8)
+  found = [read(with_t5=asked).prompts.tokens for asked in (False, True)]
+  said = [np.abs(tokens[0, toy_sd3.TOKENS :]).max(-1) > 0 for tokens in found]
+  assert len(said[0]) == 256 and not said[0].any() and said[1].all()
+
+
 def test_t5_belongs_to_the_files_of_a_run_that_asks_for_it(root, tmp_path):
   folder = tmp_path / "sd3"
   toy_sd3.write(folder, with_t5=True)
