@@ -2,7 +2,7 @@
 # # Your own photographs and a csv
 #
 # From a folder of pictures and a table of labels to samples of a label: one
-# command, here at a size for three minutes. The pictures are patches of the two
+# command, here at a size for a few minutes. The pictures are patches of the two
 # photographs that scikit-learn has; put yours in their place.
 
 # %%
