@@ -10,6 +10,7 @@ PARITY := .venv-parity
 PARITY_SETUP := $(PARITY)/.setup
 TRL := .venv-trl
 TRL_SETUP := $(TRL)/.setup
+DIST := dist
 
 # Large blocks of memory in large pages, where the C library can (glibc 2.35): a
 # program's temporaries are allocated anew at every call, page by page.
@@ -23,7 +24,7 @@ ifdef PIP_FIND_LINKS
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 endif
 
-.PHONY: help setup demo docs exactness faults compare bench-smoke accelerator peers format lint test-fast test test-all mutants parity lock clean
+.PHONY: help setup demo docs dist exactness faults compare bench-smoke accelerator peers format lint test-fast test test-all mutants parity lock clean
 .DELETE_ON_ERROR:
 
 help: ## list these targets
@@ -39,6 +40,10 @@ demo: setup ## train a control on digits and report how exact it is
 docs: setup ## build the site of docs/ and the reference in build/site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 	@echo build/site/index.html
+
+dist: setup ## build a wheel and a source distribution in dist
+	@$(BIN)/uv build --quiet --clear --no-create-gitignore --out-dir $(DIST)
+	@ls $(DIST)/*
 
 exactness: setup ## hold every exact problem against its answer; about an hour
 	@$(BIN)/python -m experiments.exactness --write

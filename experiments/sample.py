@@ -37,7 +37,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import paths, trust
-from ctrl_jax.datasets import image_folder
 from experiments import sampler
 from experiments.configs import rules
 from experiments.problems import painting
@@ -216,21 +215,9 @@ def _doubt(log_w: jax.Array, told: str) -> None:
 
 def _paint(pictures: np.ndarray, to: pathlib.Path) -> None:
   """Writes images [N, H, W, channels] in [-1, 1], and all in one."""
-  if pictures.shape[-1] == 1:
-    pictures = np.repeat(pictures, 3, axis=-1)
+  pictures = painting.coloured(pictures)
   painting.save([to / f"{i:06d}.png" for i in range(len(pictures))], pictures)
-  some = image_folder.as_bytes(pictures[:MOST])
-  across = int(np.ceil(len(some) ** 0.5))
-  down = -(-len(some) // across)
-  pad = max(1, some.shape[1] // 16)
-  room = np.full((across * down - len(some), *some.shape[1:]), 255, some.dtype)
-  sheet = np.concatenate([some, room])
-  edges = ((0, 0), (0, pad), (0, pad), (0, 0))
-  sheet = np.pad(sheet, edges, constant_values=255)
-  height, width = sheet.shape[1:3]
-  sheet = sheet.reshape(down, across, height, width, 3).swapaxes(1, 2)
-  sheet = sheet.reshape(down * height, across * width, 3)
-  painting.save_bytes(to / "contact.png", sheet)
+  painting.save_bytes(to / "contact.png", painting.sheet(pictures[:MOST]))
 
 
 if __name__ == "__main__":

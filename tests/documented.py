@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every command that this project tells its readers to type.
 
-They stand in README, CONTRIBUTING, CHANGELOG and docs/ as indented lines, in
-fences of a shell, and between backticks; indented in the docstrings of
-experiments, and in the comments of experiments/launch.
+They stand in README, CONTRIBUTING, CHANGELOG, SECURITY and docs/ as indented
+lines, in fences of a shell, and between backticks; indented in the docstrings
+of experiments, and in the comments of experiments/launch.
 """
 
 import argparse
@@ -20,7 +20,10 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (
-  *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG")),
+  *(
+    ROOT / f"{name}.md"
+    for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")
+  ),
   *sorted((ROOT / "docs").glob("*.md")),
 )
 MODULES = sorted((ROOT / "experiments").rglob("*.py"))

@@ -29,8 +29,9 @@ stable_diffusion, stable_diffusion_3, diffusers
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
 configs reporting, runtime, problems, measures, training, baselines, outputs
-sampler, stages prior_stages, generator_stages interpolation_stages, run compare
-exactness export sample distill prune interpolate, benchmarks
+sampler, composed, playing, stages prior_stages, generator_stages
+interpolation_stages, run compare exactness export sample play distill prune
+interpolate, benchmarks
 """
 # Only experiments know configs, flags, logs and figures.
 NOT_IN_LIBRARY = {

@@ -148,7 +148,7 @@ def test_a_field_that_means_nothing_in_an_experiment_is_refused(
       },
       "control.path_consistency.temper",
     ),
-    ({"control.head": (), "control.all_labels": True}, "control.all_labels"),
+    ({"control.head": (), "control.all_labels": False}, "control.all_labels"),
   ],
 )
 def test_what_takes_an_effect_away(changes: dict[str, Any], field: str) -> None:

@@ -66,6 +66,7 @@ ELSEWHERE = {  # runs in a test of its own
   "benchmarks.peers": "test_peers.py",
   "distill": "test_distill_command.py",
   "export": "test_export_command.py",
+  "play": "test_play.py",
   "prune": "test_prune_command.py",
   "interpolate": "test_interpolate_command.py",
   "sample": "test_sample_command.py",

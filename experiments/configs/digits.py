@@ -5,8 +5,8 @@
 
 A class-conditional DiT is trained on the 8x8 images, a classifier on pairs
 (image, ink bin), and CTRL adds the ink bin, one of 4, as a control. Expected
-of seed 0, in two minutes on two CPU cores (seven on a slow Xeon): gap 0.27 +-
-0.01 nats, effective sample size 59 %, oracle accuracy 89 % where the exact
+of seed 0, in two minutes on two CPU cores (seven on a slow Xeon): gap 0.18 +-
+0.01 nats, effective sample size 62 %, oracle accuracy 90 % where the exact
 target has 91 %.
 
 Variants: gamma3, the target sharpened by gamma = 3 (gap 0.47 +- 0.02); slant,
@@ -31,6 +31,11 @@ def get_config(variant: str = "") -> ConfigDict:
   """
   config = base.get_config()
   config.experiment, config.variant = "digits", variant
+  # Muon goes twice as far as Adam in as many updates (docs/measured.md), and a
+  # head that sees every label's log p knows on what side of its bin x_0 lies.
+  config.control.update(
+    optimizer="muon", head_learning_rate=2e-2, all_labels=True
+  )
   changes = {
     "": lambda: None,
     "gamma3": lambda: config.reward.update(gamma=3.0),
@@ -38,7 +43,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "flow": lambda: base.use_flow(config),
     "lora": lambda: config.control.update(adapt="lora", head=()),
     "full": lambda: config.control.update(
-      adapt="full", head=(), learning_rate=1e-3
+      adapt="full", head=(), optimizer="adam", learning_rate=1e-3
     ),
     "compare": lambda: base.compare_images(config),
     "smoke": lambda: _smoke(config),

@@ -87,3 +87,22 @@ def save_bytes(path: pathlib.Path, picture: np.ndarray) -> None:
   write_whole(
     path, functools.partial(Image.fromarray(picture).save, format="png")
   )
+
+
+def coloured(images: np.ndarray) -> np.ndarray:
+  """Images [N, H, W, 1 or 3] with three channels."""
+  return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+
+
+def sheet(images: np.ndarray) -> np.ndarray:
+  """Images [N, H, W, 1 or 3] in [-1, 1] as one picture of bytes, by rows."""
+  some = image_folder.as_bytes(coloured(images))
+  across = int(np.ceil(len(some) ** 0.5))
+  down = -(-len(some) // across)
+  pad = max(1, some.shape[1] // 16)
+  room = np.full((across * down - len(some), *some.shape[1:]), 255, some.dtype)
+  edges = ((0, 0), (0, pad), (0, pad), (0, 0))
+  cells = np.pad(np.concatenate([some, room]), edges, constant_values=255)
+  height, width = cells.shape[1:3]
+  cells = cells.reshape(down, across, height, width, 3).swapaxes(1, 2)
+  return cells.reshape(down * height, across * width, 3)

@@ -62,10 +62,11 @@ def problem(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
 
 def _images(config: ConfigDict, kept: Kept) -> Problem:
   names = filter(None, (config.data.control, config.data.second_control))
+  measured = [images.QUANTITIES[name] for name in names]
   stage, factors = config.classifier, []
   num = config.data.num_controls
-  for number, name in enumerate(names, start=1):
-    quantity, judge = images.QUANTITIES[name], kept["classifier"][str(number)]
+  for number, quantity in enumerate(measured, start=1):
+    judge = kept["classifier"][str(number)]
     network = keeping.again(
       quantity.feature, num, tuple(stage.hidden), judge, pixels=stage.pixels
     )
@@ -83,6 +84,8 @@ def _images(config: ConfigDict, kept: Kept) -> Problem:
     num_conditions=len(images.CONDITIONS),
     controls=np.arange(math.prod(sizes), dtype=np.int32),
     control_names=control_names(sizes),
+    measure=measured[0].measure if len(measured) == 1 else None,
+    property_name=measured[0].name if len(measured) == 1 else "",
   )
 
 
