@@ -5,7 +5,7 @@
 
     digits, head          the output head of configs/digits.py, 8x8
     digits, narrow head   one of 32 numbers a token, `control.head=(32,)`
-    digits, adapters      the network's own weights tuned, `digits.py:lora`
+    digits, adapters      the network's own weights tuned, without a head
     fashion, ...          likewise of configs/fashion.py, 28x28
     sd-small, adapters    Stable Diffusion of two levels at 128x128, guided
     sd, adapters          Stable Diffusion 1.5 at 512x512, in bfloat16, guided

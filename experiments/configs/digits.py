@@ -9,13 +9,13 @@ of seed 0, in two minutes on two CPU cores (seven on a slow Xeon): gap 0.18 +-
 0.01 nats, effective sample size 62 %, oracle accuracy 90 % where the exact
 target has 91 %.
 
-Variants: gamma3, the target sharpened by gamma = 3 (gap 0.47 +- 0.02); slant,
+Variants: gamma3, the target sharpened by gamma = 3 (gap 0.23 +- 0.01); slant,
 another control, by image moments; flow, a network that predicts the velocity of
-a rectified flow, trained by flow matching; lora and full, which tune the
-network's weights, by adapters or all of them, instead of an output head;
-compare, other targets and every method of guidance beside it
-(docs/comparison.md); smoke, all of it at toy sizes, for a look at the machinery
-only: 45 seconds.
+a rectified flow, trained by flow matching; lora, which tunes the network by
+adapters beside a narrow head (gap 0.28 +- 0.01); full, which tunes all of its
+weights and has no head; compare, other targets and every method of guidance
+beside it (docs/comparison.md); smoke, all of it at toy sizes, for a look at the
+machinery only: 45 seconds.
 """
 
 from ml_collections import ConfigDict
@@ -41,7 +41,7 @@ def get_config(variant: str = "") -> ConfigDict:
     "gamma3": lambda: config.reward.update(gamma=3.0),
     "slant": lambda: _slant(config),
     "flow": lambda: base.use_flow(config),
-    "lora": lambda: config.control.update(adapt="lora", head=()),
+    "lora": lambda: config.control.update(adapt="lora", head=(32,)),
     "full": lambda: config.control.update(
       adapt="full", head=(), optimizer="adam", learning_rate=1e-3
     ),
