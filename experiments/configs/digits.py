@@ -67,6 +67,7 @@ def _smoke(config: ConfigDict) -> None:
   config.classifier.num_steps = 100
   config.independent.num_steps = 100
   config.control.update(num_steps=8, batch_size=8, head=(16,), log_every=2)
+  config.control.update(optimizer="adam", head_learning_rate=1e-2)
   config.evaluate.update(num_samples=200, num_reference=400, num_bridge=8)
   config.compare.update(num_steps=4, particles=4, strengths=(1.0,))
   config.compare.classifier.num_steps = 20
