@@ -88,7 +88,7 @@ def test_a_begun_run_keeps_its_number_of_clusters(tmp_path):
     families.make(_config(tmp_path, "self:4", _pictures()), folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_needs_no_label_and_samples_no_data(tmp_path):
   np.savez(tmp_path / "mine.npz", x=_pictures(240))
   folder = tmp_path / "run"
