@@ -217,3 +217,44 @@ def check_replicated(tree: Any) -> None:
       if not np.array_equal(first, copy, equal_nan=True):
         name = jax.tree_util.keystr(path)
         raise ValueError(f"{name} differs between the devices of this host")
+
+
+def shared_equally(chunk: int, mesh: Mesh) -> int:
+  """A number of chains, rounded up to what devices share equally."""
+  return -(-chunk // shares(mesh)) * shares(mesh)
+
+
+def map_chunks(
+  mapped: Callable[..., Any],
+  params: Any,
+  noise: Callable[[int], jax.Array],
+  labels: Any,
+  *,
+  chunk: int,
+  mesh: Mesh,
+  tell: Callable[[], None] = lambda: None,
+) -> Any:
+  """What a program makes of many chains, a chunk at a time.
+
+  Args:
+    mapped: the program, of `map_examples`.
+    params: placed on the mesh.
+    noise: number of chains -> their keys.
+    labels: tree of arrays [N, ...]; the last chunk is padded.
+    chunk: chains at a time, of `shared_equally`.
+    mesh: all devices.
+    tell: called after every chunk.
+
+  Returns:
+    The tree of results as NumPy arrays [N, ...].
+  """
+  num = len(jax.tree.leaves(labels)[0])
+  padded = -(-num // chunk) * chunk
+  fill = lambda a: np.resize(a, (padded, *np.shape(a)[1:]))
+  inputs = noise(padded), jax.tree.map(fill, labels)
+  parts = []
+  for start in range(0, padded, chunk):
+    part = jax.tree.map(lambda a, i=start: a[i : i + chunk], inputs)
+    parts.append(gather(mapped(params, *shard(part, mesh))))
+    tell()
+  return jax.tree.map(lambda *a: np.concatenate(a)[:num], *parts)

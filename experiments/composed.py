@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import choices, composition, parallel, placement, sampling
-from ctrl_jax.policy import Policy
+from ctrl_jax.policy import Policy, frozen
 from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import EpsFn
 from experiments.runtime import devices, keys
@@ -69,8 +69,8 @@ class Composer:
     self.run, self.mesh = run, mesh
     self.labels = choices.are_labels(problem.controls)
     self.weighs_c = 1 < problem.num_sampled <= MANY
-    shares = parallel.shares(mesh)
-    self.chunk = -(-min(CHUNK, run.config.evaluate.chunk) // shares) * shares
+    chunk = min(CHUNK, run.config.evaluate.chunk)
+    self.chunk = parallel.shared_equally(chunk, mesh)
     self.control = placement.place(run.control, mesh)
     self._program = functools.cache(self._compiled)
 
@@ -112,16 +112,11 @@ class Composer:
 
   def _chains(self, program: Any, rows: dict[str, Any], seed: int) -> Found:
     """Those of all rows, in chunks of one size."""
-    num, parts = len(rows["c"]), []
-    padded = -(-num // self.chunk) * self.chunk
-    noise = keys.example_keys(seed, "sample", padded)
-    rows = {k: np.resize(a, (padded, *a.shape[1:])) for k, a in rows.items()}
-    for start in range(0, padded, self.chunk):
-      some = slice(start, start + self.chunk)
-      part = noise[some], {name: a[some] for name, a in rows.items()}
-      part = parallel.shard(part, self.mesh)
-      parts.append(parallel.gather(program(self.control, *part)))
-    return Found(*(np.concatenate(a)[:num] for a in zip(*parts, strict=True)))
+    noise = lambda padded: keys.example_keys(seed, "sample", padded)
+    found = parallel.map_chunks(
+      *(program, self.control, noise, rows), chunk=self.chunk, mesh=self.mesh
+    )
+    return Found(*found)
 
   def _compiled(self, mixed: bool | None, weighs_c: bool) -> Any:
     """A program of labels that are mixed or not; None: of no control."""
@@ -131,8 +126,7 @@ class Composer:
 
     def function(control: Any, noise: jax.Array, rows: Any) -> Any:
       if mixed is None:
-        reference = problem.reference_fn(rows["c"])
-        pair_fn = _unchanged(reference)
+        pair_fn = frozen(problem.reference_fn).pair_fn({}, rows["c"], rows["c"])
       else:
         pair_fn = _weighed(policy, control, rows)
       if weighs_c:
@@ -173,11 +167,3 @@ class Composer:
 def _weighed(policy: Policy, control: Any, rows: Any) -> PairFn:
   pair_fn = policy.pair_fn(control, rows["c"], rows["y"])
   return composition.combined([pair_fn], [rows["strength"]])
-
-
-def _unchanged(reference: EpsFn) -> PairFn:
-  def pair(x: jax.Array, t: jax.Array) -> sampling.Predictions:
-    eps = reference(x, t)
-    return sampling.Predictions(eps, eps)
-
-  return pair

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax.guidance import reconstruction, smc, value
-from ctrl_jax.sampling import Predictions
+from ctrl_jax.policy import frozen
 from experiments.measures import evaluation
 from experiments.measures.evaluation import Reference
 from experiments.measures.methods import Method
@@ -42,12 +42,7 @@ def twisted(
   def system(strength, key, c, y):
     chain_keys = jax.random.split(key, num)
     c, y = jnp.full(num, c), jnp.full(num, y)
-    predict = learned.reference_fn(c)
-
-    def propose(x, t):
-      eps = predict(x, t)
-      return Predictions(eps, eps)
-
+    propose = frozen(learned.reference_fn).pair_fn({}, c, y)
     twist = reconstruction.twist_fn(
       learned.reward_fn,
       problem.sde,

@@ -73,24 +73,21 @@ def run_chains(
     The tree of results as NumPy arrays [N, ...].
   """
   num = len(jax.tree.leaves(labels)[0])
-  shares = parallel.shares(mesh)
-  chunk = -(-chunk // shares) * shares
-  padded = -(-num // chunk) * chunk
+  chunk = parallel.shared_equally(chunk, mesh)
   mapped = parallel.map_examples(function, mesh)
-  inputs = (
-    keys.example_keys(seed, name, padded, first=first),
-    jax.tree.map(lambda a: np.resize(a, (padded,)), labels),
-  )
   params = placement.place(params, mesh)
-  parts = []
-  progress = Progress(name, start=0, total=padded // chunk)
-  for start in range(0, padded, chunk):
-    part = jax.tree.map(lambda a, i=start: a[i : i + chunk], inputs)
-    parts.append(parallel.gather(mapped(params, *parallel.shard(part, mesh))))
+  progress = Progress(name, start=0, total=-(-num // chunk))
+
+  def tell() -> None:
     progress.advance({})
     interrupts.leave_if_asked()
+
+  noise = lambda padded: keys.example_keys(seed, name, padded, first=first)
+  found = parallel.map_chunks(
+    mapped, params, noise, labels, chunk=chunk, mesh=mesh, tell=tell
+  )
   progress.close()
-  return jax.tree.map(lambda *a: np.concatenate(a)[:num], *parts)
+  return found
 
 
 def reference(

@@ -52,8 +52,7 @@ def paint(
   missing = (row for row, file in enumerate(files) if not file.exists())
   done = num if folder.exists() else next(missing, num)
   done = int(multihost_utils.broadcast_one_to_all(np.int32(done)))
-  shares = parallel.shares(mesh)
-  chunk = -(-chunk // shares) * shares
+  chunk = parallel.shared_equally(chunk, mesh)
   padded = -(-num // chunk) * chunk
   inputs = (
     keys.example_keys(seed, "labelled", padded),
