@@ -70,6 +70,7 @@ ELSEWHERE = {  # runs in a test of its own
   "prune": "test_prune_command.py",
   "interpolate": "test_interpolate_command.py",
   "sample": "test_sample_command.py",
+  "benchmarks.tails": "test_tails.py",
 }
 FILES = (
   *("digits", "fashion", "gaussian", "mixture", "own"),
