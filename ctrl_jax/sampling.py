@@ -37,6 +37,10 @@ from ctrl_jax.kernels import Kernel
 from ctrl_jax.squeeze import Squeeze
 from ctrl_jax.types import EpsFn, Keys, PerExample, PerStep, Sample
 
+# Name, by `jax.ad_checkpoint.checkpoint_name`, of what takes time and through
+# which no derivative passes: with remat it is kept, and not computed again.
+KEPT = "kept"
+
 
 class Path(NamedTuple):
   """Everything a chain went through, step by step."""
@@ -158,8 +162,9 @@ def rollout(
       unless eps_fn returns `Predictions`.
     compare: with the reference of `Predictions`; False: samples are all that is
       wanted, and under jit the reference is not computed.
-    remat: recompute each step in the backward pass, so that memory does not
-      grow with K; no effect on values or gradients.
+    remat: recompute each step in the backward pass, but for what has the name
+      `KEPT`, so that memory hardly grows with K; no effect on values or
+      gradients.
     backprop_steps: gradients flow through the last so many steps only, one cut
       per trajectory; None: all of them. An array [batch] has a cut for each
       chain, as `truncation.draw` draws them: the time is that of all steps.
@@ -215,7 +220,8 @@ def rollout(
     jnp.asarray(column, dtype)
     for column in (*kernel.columns, kernel.kl_weight, kernel.noise_coef)
   )
-  body = jax.checkpoint(step) if remat else step
+  keep = jax.checkpoint_policies.save_only_these_names(KEPT)
+  body = jax.checkpoint(step, policy=keep) if remat else step
   carry = (x_init, jnp.zeros(x_init.shape[0], dtype))
   cut = steps - backprop_steps
   early = jax.tree.map(lambda column: column[:cut], rows)

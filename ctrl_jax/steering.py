@@ -36,7 +36,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
+from ctrl_jax import sampling
 from ctrl_jax.models.heads import HeadInputs
 from ctrl_jax.policy import Condition, Policy, ScaleFn
 from ctrl_jax.sampling import PairFn
@@ -94,12 +96,18 @@ def with_head(
     asked = y >= 0 if num_controls else ~jnp.isnan(y)
     return asked, jnp.where(asked, y, jnp.zeros_like(y))
 
+  def seen(value):
+    """What the head sees of the reward; the backward pass needs no reward."""
+    if differentiate_inputs:
+      return value
+    return checkpoint_name(jax.lax.stop_gradient(value), sampling.KEPT)
+
   def every_log_p(x0, c, label):
     labels = jnp.arange(num_controls, dtype=label.dtype)
     found = jax.vmap(
       lambda other: reward_fn(x0, c, jnp.full_like(label, other)), out_axes=1
     )(labels)
-    return found if differentiate_inputs else jax.lax.stop_gradient(found)
+    return seen(found)
 
   def averaged(total, x0, alpha, std, gamma):
     slope, log_p = jax.grad(total, has_aux=True)(x0)
@@ -131,8 +139,7 @@ def with_head(
       gradient, log_p = jax.grad(total, has_aux=True)(x0)
     else:
       gradient, log_p = averaged(total, x0, alpha, std, average)
-    if not differentiate_inputs:
-      gradient, log_p = jax.lax.stop_gradient((gradient, log_p))
+    gradient, log_p = seen(gradient), seen(log_p)
     log_snr = jnp.log(alpha / std)
     time = jnp.stack([t, log_snr, jnp.sin(6 * t), jnp.cos(6 * t)])
     time = jnp.broadcast_to(time, (len(x), 4))
@@ -157,8 +164,8 @@ def with_head(
   def init(key: jax.Array) -> Params:
     head_key, policy_key = jax.random.split(key)
     image = jnp.zeros((1, *sample_shape))
-    seen = 5 + max(num_controls, 1) + num_controls * all_labels
-    context = jnp.zeros((1, seen + num_conditions))
+    width = 5 + max(num_controls, 1) + num_controls * all_labels
+    context = jnp.zeros((1, width + num_conditions))
     hidden = None if hidden_shape is None else jnp.zeros((1, *hidden_shape))
     params = head.init(
       head_key,
@@ -177,8 +184,7 @@ def with_head(
 
     def pair(x, t):
       base = pair_of_policy(x, t)
-      seen = inputs(x, base, t, c, y, label)
-      change: Any = head.apply(control["head"], seen)
+      change: Any = head.apply(control["head"], inputs(x, base, t, c, y, label))
       on = scale_fn(t) * asked.reshape(-1, *(1,) * (x.ndim - 1))
       eps = base.eps + on * change.eps
       if not squeeze or change.squeeze is None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ctrl_jax import policy, steering
+from ctrl_jax import kernels, policy, sampling, steering
 from ctrl_jax.models.heads import Change, FlatHead
 from ctrl_jax.sde import VE, VP
 from tests import toy_control as toy
@@ -111,6 +111,30 @@ def test_gradients_stop_at_what_is_seen_of_the_reward(column):
   through, not_through = (jax.grad(total)(X, on) for on in (True, False))
   assert np.abs(through).min() > 1e-3
   np.testing.assert_array_equal(not_through, 0)
+
+
+@pytest.mark.parametrize("differentiate_inputs", [True, False])
+def test_a_reward_that_is_but_seen_is_not_computed_again(differentiate_inputs):
+  steered = steering.with_head(
+    policy.frozen(lambda c: lambda x, t: x),
+    Echo(0),
+    lambda x, c, y: jax.lax.erf(x - CENTRES[y][:, None]).sum(-1),
+    VP(),
+    lambda t: jnp.ones(()),
+    sample_shape=SHAPE,
+    num_controls=CONTROLS,
+    differentiate_inputs=differentiate_inputs,
+  )
+  kernel = kernels.ddim(VP(), kernels.time_grid(3))
+  keys = jax.random.split(jax.random.key(2), len(X))
+
+  def loss(control):
+    pair = steered.pair_fn(control, None, Y)
+    return sampling.rollout(keys, X, kernel, pair).x.sum()
+
+  program = jax.make_jaxpr(jax.grad(loss))(steered.init(jax.random.key(1)))
+  # In the scan forward; in that backward if a derivative passes through it.
+  assert str(program).count(" erf ") == 1 + differentiate_inputs
 
 
 def test_a_real_control_has_no_other_labels():
