@@ -78,23 +78,23 @@ def run(
   _check(problem, steps)
   timed = Clock(Run(config, source, problem, mesh, log))
   learned = pretraining.learn(timed)
-  reference = stages.sample_reference(timed.this, learned)
+  reference = stages.sample_reference(timed.run, learned)
   control = finished_run.learned(source)["control"]
-  this = timed.this._replace(workdir=folder)
+  run = timed.run._replace(workdir=folder)
   teacher = functools.partial(learned.policy.eps_fn, control)
   settings = generator.settings(updates=updates, batch=batch, rate=rate)
-  asked = _asked(this.problem, np.asarray(reference.evidence.table.mean))
-  clock = Clock(this)
+  asked = _asked(run.problem, np.asarray(reference.evidence.table.mean))
+  clock = Clock(run)
   trained = clock("generator", generator.train, settings, teacher, asked, steps)
   budget = generator.evaluations(updates, batch, steps)
   regressed = clock(
     "regression", generator.regress, settings, teacher, asked, budget
   )
-  made = _generators(this.problem, learned, control, trained, regressed, steps)
+  made = _generators(run.problem, learned, control, trained, regressed, steps)
   generator.save(folder, trained["generator"], made["distilled"].kernel)
-  reference = evaluation.evaluated(this.problem, reference)
+  reference = evaluation.evaluated(run.problem, reference)
   setting = Setting(
-    this.problem,
+    run.problem,
     learned.reward_fn,
     config.seed,
     config.evaluate.num_samples,
@@ -107,7 +107,7 @@ def run(
   )
   return {
     **outputs.provenance(),
-    "judged_by": learned.looking.judge,
+    "judged_by": learned.evaluators.judge,
     "seconds": clock.seconds,
     "evaluations": budget,
     "nats": scores.jsonable(nats),
@@ -132,7 +132,7 @@ def _measure(
   some = {name: drawn[name] for name in DRAWN if name in drawn}
   _draw(problem, {"pretrained_resampled": target, **some}, folder)
   entries = generated.judge(
-    setting, drawn, policy, target, learned.looking, found
+    setting, drawn, policy, target, learned.evaluators, found
   )
   rates = _speeds(problem, made, chunk=setting.chunk, mesh=setting.mesh)
   return {

@@ -81,13 +81,13 @@ def _prepare(
   problem = families.make(config, folder)
   found = rotations.pictures(problem, seed=config.seed)
   problem = rotations.problem_of(problem, found, config, asked.angles[0])
-  this = Run(config, folder, problem, parallel.make_mesh(), log)
-  start = pretraining.prior(this)
+  run = Run(config, folder, problem, parallel.make_mesh(), log)
+  start = pretraining.prior(run)
 
   def all_from(name: str, rank: int) -> tuple[Params, ...]:
     return start, *(
       domains.tune(
-        this,
+        run,
         f"{name}-{degrees:g}",
         rotations.domain(found, degrees),
         start,
@@ -104,9 +104,7 @@ def _prepare(
   }
   margin = np.ptp(asked.tested) / 3
   span = (asked.tested[0] - margin, asked.tested[-1] + margin)
-  return Setting(
-    this, asked, found, networks, domains.expert(this, found, span)
-  )
+  return Setting(run, asked, found, networks, domains.expert(run, found, span))
 
 
 def _way(

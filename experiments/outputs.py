@@ -21,7 +21,7 @@ LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def collect(
-  this: Run,
+  run: Run,
   learned: Learned,
   reference: Reference,
   chains: Chains,
@@ -32,7 +32,7 @@ def collect(
   """Scores every method, writes evaluation.npz, returns results.json.
 
   Args:
-    this: the run.
+    run: its config, folder, problem and devices.
     learned: what the control was trained with.
     reference: samples of the pre-trained chain.
     chains: of the tuned policy.
@@ -41,7 +41,7 @@ def collect(
     wall_seconds: of each stage.
     sampling_seconds: for a sample, of pretrained and ctrl.
   """
-  config, problem = this.config, this.problem
+  config, problem = run.config, run.problem
   gamma, seed = config.reward.gamma, config.seed
   # A head asks the classifier at every step, in training and in sampling.
   asked = 1 + problem.kernel.num_steps * bool(config.control.head)
@@ -59,7 +59,7 @@ def collect(
   table = {
     name: scores.score(
       method,
-      learned.looking,
+      learned.evaluators,
       exact,
       log_z,
       names=names,
@@ -85,9 +85,9 @@ def collect(
   if doubted is not None:
     doubt = doubts.results(doubted, table["ctrl"]["gap"])
     arrays |= doubts.arrays_of(doubted, problem)
-    doubts.write_csv(this.workdir / "to_label.csv", doubted, names)
+    doubts.write_csv(run.workdir / "to_label.csv", doubted, names)
   workdir.write_arrays(
-    this.workdir / "evaluation.npz", **arrays, **learned.reliability
+    run.workdir / "evaluation.npz", **arrays, **learned.reliability
   )
   return {
     "experiment": config.experiment,
@@ -106,7 +106,7 @@ def collect(
       "gamma": gamma,
       **problem.facts,
     },
-    "judged_by": learned.looking.judge,
+    "judged_by": learned.evaluators.judge,
     "classifier": learned.classifier,
     "doubt": doubt,
     "independent_classifier": learned.independent,

@@ -19,7 +19,7 @@ from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.types import Params
 from experiments import outputs
 from experiments.measures import evaluation, prior_quality
-from experiments.problems import families, judges
+from experiments.problems import classifiers, families
 from experiments.problems.chunks import Look, in_chunks
 from experiments.problems.problem import Problem
 from experiments.runtime import workdir
@@ -66,8 +66,8 @@ def bench(config: ConfigDict, folder: pathlib.Path, log: Log) -> Bench:
     )
   chosen = pruning.choose(problem, config.prior, seed=config.seed)
   rows = _equally(_groups(problem, chosen), chosen.held_out)
-  this = Run(config, folder, problem, mesh, log)
-  features, accuracy = _judge(this, chosen)
+  run = Run(config, folder, problem, mesh, log)
+  features, accuracy = _judge(run, chosen)
   data = problem.data
   return Bench(problem, mesh, features, accuracy, data.x[rows], data.c[rows])
 
@@ -91,16 +91,16 @@ def _equally(groups: np.ndarray, held_out: np.ndarray) -> np.ndarray:
   return np.stack([held_out[of_rows == c][:num] for c in range(len(counts))])
 
 
-def _judge(this: Run, chosen: Chosen) -> tuple[Look, float | None]:
+def _judge(run: Run, chosen: Chosen) -> tuple[Look, float | None]:
   """Features of a classifier of classes, and its accuracy."""
-  num, config = int(chosen.classes.max()) + 1, this.config.independent
+  num, config = int(chosen.classes.max()) + 1, run.config.independent
   if num < 2:  # what is seen then is the sample itself
     return lambda x: x.reshape(len(x), -1), None
-  cut = labelled.split(len(chosen.pool), seed=this.config.seed, fractions=SPLIT)
+  cut = labelled.split(len(chosen.pool), seed=run.config.seed, fractions=SPLIT)
   train, calibration, test = (chosen.pool[part] for part in cut)
-  settings = pretraining.loop_settings(this, config)
-  judge = judges.train(
-    pruning.data_of(this.problem).x,
+  settings = pretraining.loop_settings(run, config)
+  judge = classifiers.train(
+    pruning.data_of(run.problem).x,
     chosen.classes.astype(np.int32),
     Classifier(num, HIDDEN),
     noise=config.noise,
@@ -111,7 +111,7 @@ def _judge(this: Run, chosen: Chosen) -> tuple[Look, float | None]:
     optimizer=adam(config.learning_rate, config),
     **settings,
   )
-  look = in_chunks(judge.features_fn, chunk=this.config.evaluate.chunk)
+  look = in_chunks(judge.features_fn, chunk=run.config.evaluate.chunk)
   return look, judge.metrics["accuracy"]
 
 
@@ -186,9 +186,9 @@ def images(config: ConfigDict, shared: Bench) -> dict[str, Any]:
   }
 
 
-def _samples(this: Run, params: Params, shared: Bench) -> np.ndarray:
+def _samples(run: Run, params: Params, shared: Bench) -> np.ndarray:
   """Samples [SETS, C, n, ...] of the conditions of what is held out."""
-  problem = this.problem
+  problem = run.problem
   model = problem.pretrained
 
   def function(params: Params, keys: jax.Array, c: jax.Array) -> jax.Array:
@@ -201,10 +201,10 @@ def _samples(this: Run, params: Params, shared: Bench) -> np.ndarray:
     function,
     params,
     c.ravel(),
-    seed=this.config.seed,
+    seed=run.config.seed,
     name="samples",
-    chunk=this.config.evaluate.chunk,
-    mesh=this.mesh,
+    chunk=run.config.evaluate.chunk,
+    mesh=run.mesh,
   )
   if model.bound is not None:  # as anybody would look at them
     x = np.clip(x, -model.bound, model.bound)

@@ -92,8 +92,8 @@ def every(
   """All arms of a table, in its order."""
   plain = [Arm("", 1.0, False)]
   plain += [Arm(rule, f, False) for f in fractions for rule in which]
-  twins = [False, True] if weights else [False]
-  return [arm._replace(reweigh=twin) for arm in plain for twin in twins]
+  reweighed = [False, True] if weights else [False]
+  return [arm._replace(reweigh=w) for arm in plain for w in reweighed]
 
 
 class Study(NamedTuple):

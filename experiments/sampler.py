@@ -44,25 +44,25 @@ class Drawn(NamedTuple):
   log_weights: np.ndarray  # of the paths, up to log Z [N]; NaN: has none
 
 
-def save(this: Run, learned: Learned, control: Params) -> None:
+def save(run: Run, learned: Learned, control: Params) -> None:
   """Writes what the run learned."""
-  labels = list(enumerate(this.problem.factors, start=1))
+  labels = list(enumerate(run.problem.factors, start=1))
   kept = {
     "version": np.int32(finished_run.VERSION),
-    "sample_shape": np.array(this.problem.sample_shape),
+    "sample_shape": np.array(run.problem.sample_shape),
     "classifier": learned.kept,
     "control": control,
     "names": {str(i): np.array(f.names) for i, f in labels if f.names},
     "of": {str(i): np.array(f.name) for i, f in labels},
-    **this.problem.kept,
+    **run.problem.kept,
   }
-  if not choices.are_labels(this.problem.controls):
-    kept["values"] = this.problem.controls
-    kept["control_units"] = np.array(this.problem.control_units)
-  if this.problem.data is not None:
+  if not choices.are_labels(run.problem.controls):
+    kept["values"] = run.problem.controls
+    kept["control_units"] = np.array(run.problem.control_units)
+  if run.problem.data is not None:
     kept["pretrained"] = learned.pretrained.params
   flat = traverse_util.flatten_dict(jax.device_get(kept), sep=":")
-  workdir.write_arrays(this.workdir / finished_run.LEARNED, **flat)
+  workdir.write_arrays(run.workdir / finished_run.LEARNED, **flat)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

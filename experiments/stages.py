@@ -53,7 +53,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   algorithms.check(problem, config, devices=parallel.shares(mesh))
   timed = Clock(Run(config, workdir, problem, mesh, log))
   learned = pretraining.learn(timed)
-  this = timed.this
+  run = timed.run
   reference = timed("reference", sample_reference, learned)
   params = timed("control", control.train, learned, reference)
   reference = evaluation.evaluated(problem, reference)
@@ -78,44 +78,44 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   )
   best = {name: float(seconds.min()) for name, seconds in speeds.items()}
   results = outputs.collect(
-    this, learned, reference, chains, doubted, timed.seconds, best
+    run, learned, reference, chains, doubted, timed.seconds, best
   )
-  sampler.save(this, learned, params)
+  sampler.save(run, learned, params)
   return {**results, "comparison": compared}
 
 
-def sample_reference(this: Run, learned: Learned) -> Reference:
+def sample_reference(run: Run, learned: Learned) -> Reference:
   """Samples of the pre-trained chain, hence log Z(c, y)."""
-  config = this.config
+  config = run.config
   return evaluation.reference(
-    this.problem,
+    run.problem,
     learned.reference_fn,
     learned.reward_fn,
     gamma=config.reward.gamma,
     num=config.evaluate.num_reference,
     seed=config.seed,
     chunk=config.evaluate.chunk,
-    mesh=this.mesh,
-    path=this.workdir / "reference.npz",
+    mesh=run.mesh,
+    path=run.workdir / "reference.npz",
   )
 
 
 def find_evidence(
-  this: Run,
+  run: Run,
   learned: Learned,
   params: Params,
   reference: Reference,
   chains: Chains,
 ) -> Reference:
   """The reference with log Z found anew where its samples do not know it."""
-  config = this.config
-  return bridging.held_against(
-    this.problem,
+  config = run.config
+  return bridging.corrected(
+    run.problem,
     reference,
     chains,
     functools.partial(
       bridging.crossings,
-      this.problem,
+      run.problem,
       learned.policy,
       params,
       learned.reward_fn,
@@ -123,13 +123,13 @@ def find_evidence(
       num=config.evaluate.num_bridge,
       seed=config.seed,
       chunk=config.evaluate.chunk,
-      mesh=this.mesh,
+      mesh=run.mesh,
     ),
   )
 
 
 def find_doubt(
-  this: Run, learned: Learned, reference: Reference, chains: Chains
+  run: Run, learned: Learned, reference: Reference, chains: Chains
 ) -> Doubted:
   """What the gap is worth if the learned classifier is wrong.
 
@@ -139,16 +139,18 @@ def find_doubt(
   if learned.others_fn is None:
     raise ValueError("p(y | x) is known: there is nothing to doubt")
   return doubting.measure(
-    this.problem,
+    run.problem,
     learned.others_fn,
     reference,
     chains,
-    gamma=this.config.reward.gamma,
-    chunk=this.config.evaluate.chunk,
+    gamma=run.config.reward.gamma,
+    chunk=run.config.evaluate.chunk,
   )
 
 
-def sample_control(this: Run, learned: Learned, params: Params) -> Chains:
+def sample_control(run: Run, learned: Learned, params: Params) -> Chains:
   """Chains of the tuned policy; of images, some beside the reference's."""
-  twins = drawings.twins(this.problem)
-  return control.sample(this, learned.policy, params, learned, twins=twins)
+  few = drawings.num_uncontrolled(run.problem)
+  return control.sample(
+    run, learned.policy, params, learned, num_uncontrolled=few
+  )

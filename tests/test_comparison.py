@@ -39,16 +39,16 @@ def test_every_method_is_held_against_its_target(tmp_path):
   problem = exact.mixture(config, tmp_path)
   with Log(tmp_path, enabled=False) as log:
     mesh = parallel.make_mesh(jax.devices()[:1])
-    this = pretraining.Run(config, tmp_path, problem, mesh, log)
-    learned = pretraining.learn(pretraining.Clock(this))
-    reference = stages.sample_reference(this, learned)
-    params = control.train(this, learned, reference)
-    entries = comparison.run(this, learned, reference, params)
+    run = pretraining.Run(config, tmp_path, problem, mesh, log)
+    learned = pretraining.learn(pretraining.Clock(run))
+    reference = stages.sample_reference(run, learned)
+    params = control.train(run, learned, reference)
+    entries = comparison.run(run, learned, reference, params)
     # What has been judged is not judged again.
     known = json.loads((tmp_path / "comparison.json").read_text())
     known["smc twist=1"]["ancestors"] = -1.0
     (tmp_path / "comparison.json").write_text(json.dumps(known))
-    again = comparison.run(this, learned, reference, params)
+    again = comparison.run(run, learned, reference, params)
   assert again == {**entries, "smc twist=1": again["smc twist=1"]}
   assert again["smc twist=1"]["ancestors"] == -1.0
 
@@ -166,9 +166,9 @@ def test_a_study_goes_on_with_what_is_kept(tmp_path, monkeypatch):
 
 
 def test_examples_have_every_factor_or_there_are_none(tmp_path):
-  this = pretraining.Run(*two_factors(tmp_path))
+  run = pretraining.Run(*two_factors(tmp_path))
   with pytest.raises(ValueError, match="both factors"):
-    guided.pairs(this, None)
+    guided.pairs(run, None)
 
 
 def test_page_has_a_place_for_every_study():

@@ -11,7 +11,7 @@ from experiments.configs import gaussian, mixture
 from experiments.measures import distances
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
-from experiments.problems import exact, instruments
+from experiments.problems import evaluators, exact
 
 NUM = 6000
 
@@ -46,7 +46,7 @@ def mixture_case():
     while sum(map(len, found)) < num:
       x, _ = draw_prior(rng, problem.truth.mixture, 20000)
       p = np.asarray(
-        instruments.probabilities(problem.reward_fn, problem.num_controls)(
+        evaluators.probabilities(problem.reward_fn, problem.num_controls)(
           jnp.asarray(x, jnp.float32)
         )
       )[:, y]
@@ -55,7 +55,7 @@ def mixture_case():
 
   x, _ = draw_prior(rng, problem.truth.mixture, 40000)
   p = np.asarray(
-    instruments.probabilities(problem.reward_fn, problem.num_controls)(
+    evaluators.probabilities(problem.reward_fn, problem.num_controls)(
       jnp.asarray(x, jnp.float32)
     )
   )

@@ -21,7 +21,7 @@ from experiments.benchmarks import (
 )
 from experiments.benchmarks.optimal_control import Grid, Optimum
 from experiments.configs import mixture
-from experiments.problems import instruments
+from experiments.problems import evaluators
 
 SDE = VP()
 KERNEL = kernels.ddim(SDE, kernels.time_grid(6))
@@ -129,7 +129,7 @@ def test_mixture_value_is_the_evidence_of_its_samples(tmp_path):
   )(keys, start)
   log_p = np.log(
     np.asarray(
-      instruments.probabilities(problem.reward_fn, problem.num_controls)(x)
+      evaluators.probabilities(problem.reward_fn, problem.num_controls)(x)
     )
   )
   row = error_budget.estimate(learned_classifier.log_evidence(log_p, 3.0))

@@ -55,11 +55,11 @@ def test_no_more_than_a_chunk_is_sampled_at_a_time(
     seed=0,
     chunk=CHUNK,
     mesh=parallel.make_mesh(jax.devices()[:1]),
-    twins=1,
+    num_uncontrolled=1,
   )
   assert chains.x.shape == (2 * CELLS, 2)
-  # Without a control, a chain is its twin.
-  np.testing.assert_array_equal(chains.twins, chains.x[:CELLS])
+  # Without a control, a chain is the reference's.
+  np.testing.assert_array_equal(chains.uncontrolled, chains.x[:CELLS])
   assert seen == {CHUNK}
 
 

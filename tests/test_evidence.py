@@ -247,7 +247,7 @@ def test_chains_are_held_against_their_own_c_and_y(problem):
 
   replaced = problem.__class__(**vars(problem) | {"num_conditions": 2})
   whole = Reference(np.zeros((400, 2, 2)), samples, before)
-  found = bridging.held_against(replaced, whole, chains, cross).evidence
+  found = bridging.corrected(replaced, whole, chains, cross).evidence
   assert asked == [[[False] * 3, [False, True, False]]]
   expected = table.copy()
   expected[1, 1] = -0.25

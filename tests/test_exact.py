@@ -10,7 +10,7 @@ import pytest
 
 from ctrl_jax import linear_quadratic, sampling
 from experiments.configs import gaussian, mixture
-from experiments.problems import exact, instruments
+from experiments.problems import evaluators, exact
 
 NOWHERE = pathlib.Path("unused")
 
@@ -56,7 +56,7 @@ def test_two_factors_are_independent_given_x():
   assert problem.num_controls == 6
   x = jax.random.normal(jax.random.key(0), (50, 2))
   p = np.asarray(
-    instruments.probabilities(problem.reward_fn, problem.num_controls)(x)
+    evaluators.probabilities(problem.reward_fn, problem.num_controls)(x)
   ).reshape(50, 3, 2)
   np.testing.assert_allclose(p.sum((1, 2)), 1, rtol=1e-5)
   product = p.sum(2)[:, :, None] * p.sum(1)[:, None, :]
@@ -72,7 +72,7 @@ def test_every_label_is_some_modes_likeliest_neighbour():
     problem = make(mixture, exact.mixture, **{"problem.seed": seed})
     x = jnp.asarray(problem.truth.mixture.means, jnp.float32)
     p = np.asarray(
-      instruments.probabilities(problem.reward_fn, problem.num_controls)(x)
+      evaluators.probabilities(problem.reward_fn, problem.num_controls)(x)
     )
     assert p.max(0).min() > 0.05
 
@@ -131,10 +131,10 @@ def test_a_sample_that_diverged_is_right_about_no_label():
   problem = make(mixture, exact.mixture)
   x = np.zeros((3, 2), np.float32)
   x[1, 0], x[2, 1] = np.nan, np.inf
-  verdict = instruments.verdict(problem)(x)
+  verdict = evaluators.verdict(problem)(x)
   np.testing.assert_allclose(verdict.sum(1), [1, 0, 0], rtol=1e-5)
   logits = jnp.array([[0.0, 2.0], [jnp.nan, 2.0], [1.0, jnp.inf]])
-  np.testing.assert_array_equal(instruments.likeliest(logits), [1, -1, -1])
+  np.testing.assert_array_equal(evaluators.likeliest(logits), [1, -1, -1])
 
 
 def test_exploding_noise_is_scaled_for_its_chains():

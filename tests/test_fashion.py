@@ -15,7 +15,7 @@ import pytest
 from ctrl_jax import parallel, rewards
 from ctrl_jax.datasets import jpeg, oracles
 from experiments.configs import fashion, rules
-from experiments.problems import families, judges
+from experiments.problems import classifiers, families
 from experiments.problems.factors import joint_label
 from experiments.runtime import inputs, logs
 from experiments.training import pretraining
@@ -101,7 +101,7 @@ def test_two_factors_share_no_labelled_image(files, tmp_path):
 
 def toy_judge(weights):
   logits_fn = lambda x: x.reshape(len(x), -1) @ jnp.asarray(weights)
-  return judges.Judge(
+  return classifiers.Predictor(
     rewards.classifier(logits_fn),
     logits_fn,
     lambda x: x[:, 0],
@@ -116,7 +116,7 @@ def test_joint_judge_is_the_product_of_its_factors():
   parts = [
     toy_judge(rng.normal(size=(6, n)).astype(np.float32)) for n in (2, 3)
   ]
-  joint = judges.joint(parts, (2, 3))
+  joint = classifiers.joint(parts, (2, 3))
   x = jnp.asarray(rng.normal(size=(5, 2, 3)), jnp.float32)
   p = [np.asarray(jax.nn.softmax(judge.logits_fn(x))) for judge in parts]
   product = np.einsum("ni,nj->nij", *p).reshape(5, 6)
@@ -129,7 +129,7 @@ def test_joint_judge_is_the_product_of_its_factors():
   assert joint.features_fn(x).shape == (5, 6)
   # What is kept is that of each, numbered, also of one alone.
   assert list(joint.kept) == ["1", "2"]
-  alone = judges.joint(parts[:1], (2,))
+  alone = classifiers.joint(parts[:1], (2,))
   assert alone.reward_fn is parts[0].reward_fn
   assert alone.kept == {"1": parts[0].kept}
 

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from experiments.configs import own as own_config
-from experiments.problems import families, instruments, photos
-from experiments.problems.judges import Judge
+from experiments.problems import evaluators, families, photos
+from experiments.problems.classifiers import Predictor
 
 SIDE, NUM = 8, 60
 
@@ -83,12 +83,12 @@ def test_without_an_oracle_the_independent_classifier_judges(folder, tmp_path):
   config = _config(folder, columns=("parity",))
   problem = families.make(config, tmp_path / "run")
   bright = lambda x: jnp.abs(x).mean((1, 2))[:, :2]
-  judge = Judge(None, bright, bright, {}, {}, {})
-  looking = instruments.make(problem, judge, chunk=4)
-  assert (looking.judge, looking.sizes) == ("judge", (2,))
+  judge = Predictor(None, bright, bright, {}, {}, {})
+  made = evaluators.make(problem, judge, chunk=4)
+  assert (made.judge, made.sizes) == ("judge", (2,))
   x = np.zeros((3, SIDE, SIDE, 3), np.float32)
   x[0, ..., 1], x[1, ..., 0], x[2] = 0.5, 0.5, np.nan
-  np.testing.assert_array_equal(looking.verdict(x), [[0, 1], [1, 0], [0, 0]])
+  np.testing.assert_array_equal(made.verdict(x), [[0, 1], [1, 0], [0, 0]])
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.configs import own as own_config
-from experiments.problems import families, instruments, own_function
+from experiments.problems import evaluators, families, own_function
 
 NUM = 40
 MODULE = """
@@ -66,7 +66,7 @@ def test_real_numbers_are_bins_of_data_and_of_samples(here):
   np.testing.assert_allclose(problem.measure(samples), [-1, 1, np.nan])
   # A sample beyond the data's bounds is seen as the picture that it makes.
   np.testing.assert_allclose(problem.measure(9 * samples[1:2]), [1])
-  assert instruments.make(problem, None, chunk=4).judge == "oracle"
+  assert evaluators.make(problem, None, chunk=4).judge == "oracle"
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_a_function_sees_vectors_as_they_were_given(here):
   np.testing.assert_allclose(problem.edges, np.median(total), rtol=1e-2)
   measured = problem.measure(problem.data.x)  # of what is sampled
   np.testing.assert_allclose(measured, total, rtol=1e-4)
-  verdict = instruments.verdict(problem)(problem.data.x)
+  verdict = evaluators.verdict(problem)(problem.data.x)
   np.testing.assert_array_equal(verdict[:, 1] == 1, total >= problem.edges[0])
 
 

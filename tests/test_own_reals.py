@@ -13,9 +13,9 @@ from experiments.configs import base
 from experiments.configs import own as own_config
 from experiments.measures import scores, weighting
 from experiments.measures.weighting import Cells
-from experiments.problems import exact, families, instruments, own_reals
-from experiments.problems.instruments import Instruments, Measured
-from experiments.problems.judges import Judge
+from experiments.problems import evaluators, exact, families, own_reals
+from experiments.problems.classifiers import Predictor
+from experiments.problems.evaluators import Evaluators, Measured
 from experiments.training import policies
 
 NUM = 200
@@ -99,11 +99,11 @@ def test_a_policy_is_the_same_in_whatever_units_y_is(tmp_path):
 def test_without_a_function_the_independent_regression_measures(tmp_path):
   problem = _make(tmp_path, age=AGE)
   guess = lambda x: 500 + 100 * x[:, :1]
-  judge = Judge(None, guess, lambda x: x, {}, {}, {})
-  looking = instruments.make(problem, judge, chunk=4)
-  assert looking.judge == "judge" and looking.verdict is looking.opinion is None
+  judge = Predictor(None, guess, lambda x: x, {}, {}, {})
+  made = evaluators.make(problem, judge, chunk=4)
+  assert made.judge == "judge" and made.verdict is made.opinion is None
   x = np.float32([[1, 0, 0], [-2, 0, 0]])
-  np.testing.assert_allclose(looking.measured.look(x), [600, 300])
+  np.testing.assert_allclose(made.measured.look(x), [600, 300])
 
 
 def test_the_error_of_y_is_that_of_weighted_samples():
@@ -112,8 +112,8 @@ def test_the_error_of_y_is_that_of_weighted_samples():
   log_weights = np.float64([[[0, 0]], [[0, -1e9]]])
   cells = Cells(samples, log_weights, np.zeros_like(log_weights))
   measured = Measured(lambda x: x[:, 0], np.float32([4, 5]))
-  looking = Instruments(None, None, lambda x: x, {}, (), measured=measured)
-  found = scores._verdict(cells, looking)["y_error"]["mean"]
+  made = Evaluators(None, None, lambda x: x, {}, (), measured=measured)
+  found = scores._verdict(cells, made)["y_error"]["mean"]
   np.testing.assert_allclose(found, np.sqrt((3**2 + 2**2) / 2))
 
 

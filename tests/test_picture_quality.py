@@ -14,7 +14,7 @@ from experiments.configs import sd15_multitask
 from experiments.measures import scores
 from experiments.measures.weighting import Cells
 from experiments.problems import (
-  judges,
+  classifiers,
   picture_quality,
   stable_diffusion,
   stable_quantities,
@@ -65,8 +65,8 @@ def test_tables_have_them_where_they_were_measured() -> None:
   assert "CLIP score" not in summary.text(results)
 
 
-def judge_of(sign: int) -> judges.Judge:
-  return judges.Judge(
+def judge_of(sign: int) -> classifiers.Predictor:
+  return classifiers.Predictor(
     lambda x, c, y: sign * x * y,
     lambda x: jnp.stack([sign * x, -sign * x], axis=1),
     lambda x: sign * x[:, None],
@@ -77,7 +77,7 @@ def judge_of(sign: int) -> judges.Judge:
 
 
 def test_a_judge_after_a_function_is_one_of_its_inputs() -> None:
-  found = judges.after(judge_of(1), lambda x: x**2 + 1)
+  found = classifiers.after(judge_of(1), lambda x: x**2 + 1)
   x, y = jnp.array([1.0, 2.0]), jnp.array([1, 3])
   assert found.reward_fn(x, None, y).tolist() == [2, 15]
   assert found.logits_fn(x).tolist() == [[2, -2], [5, -5]]
@@ -92,8 +92,8 @@ def test_latents_are_decoded_once_for_all_factors() -> None:
     decoded.append(len(x))
     return x + 1
 
-  joint = judges.joint([judge_of(1), judge_of(-1)], (2, 3))
-  reward_fn = judges.after(joint, decode).reward_fn
+  joint = classifiers.joint([judge_of(1), judge_of(-1)], (2, 3))
+  reward_fn = classifiers.after(joint, decode).reward_fn
   # (y1, y2) = (1, 2) and (0, 1) of x + 1 = 2 and 3: x (y1 - y2).
   found = reward_fn(jnp.array([1.0, 2.0]), None, jnp.array([5, 1]))
   assert found.tolist() == [-2, -3]
@@ -127,8 +127,8 @@ def test_pictures_of_latents_are_judged(tmp_path: pathlib.Path) -> None:
 def test_an_example_without_logits_is_wrong_and_counted() -> None:
   logits = np.array([[2.0, 0.0], [0.0, 1.0], [np.nan, 0.0], [-np.inf, 0.0]])
   labels = np.zeros(4, np.int32)  # argmax would call the third one right
-  found, curves = judges.figures(logits, labels, 1.0)
-  known, _ = judges.figures(logits[:2], labels[:2], 1.0)
+  found, curves = classifiers.figures(logits, labels, 1.0)
+  known, _ = classifiers.figures(logits[:2], labels[:2], 1.0)
   assert found["accuracy"] == 0.25 and found["undefined"] == 0.5
   assert found["nll"] == known["nll"] and "undefined" not in known
   assert curves["reliability_count"].sum() == 2

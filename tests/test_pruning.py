@@ -79,8 +79,8 @@ def test_weights_of_classes_have_mean_one_over_the_examples(problem, tmp_path):
     **{"prior.num_steps": 4, "prior.fraction": 0.2, "prior.reweigh": True}
   )
   with logs.Log(tmp_path) as log:
-    this = pretraining.Run(config, tmp_path, problem, parallel.make_mesh(), log)
-    pretraining.prior(this)
+    run = pretraining.Run(config, tmp_path, problem, parallel.make_mesh(), log)
+    pretraining.prior(run)
   weights = np.array(json.loads((tmp_path / "class_weights.json").read_text()))
   chosen = pruning.choose(problem, config.prior, seed=0)
   of_each = weights[chosen.classes[chosen.rows]]

@@ -64,9 +64,9 @@ def test_default_is_what_a_run_trains(tmp_path):
   reference = evaluation.Reference(None, None, known)
   with Log(tmp_path) as log:
     mesh = parallel.make_mesh(jax.devices()[:1])
-    this = pretraining.Run(CONFIG, tmp_path, PROBLEM, mesh, log)
+    run = pretraining.Run(CONFIG, tmp_path, PROBLEM, mesh, log)
     expected = control.train(
-      this, pretraining.learn(pretraining.Clock(this)), reference
+      run, pretraining.learn(pretraining.Clock(run)), reference
     )
   trainer = recipe_variants.make_trainer(
     PROBLEM, CONFIG, VARIANTS["default"], TABLE

@@ -11,7 +11,7 @@ from ctrl_jax.trust import Trust
 from experiments.measures import scores
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
-from experiments.problems.instruments import Instruments
+from experiments.problems.evaluators import Evaluators
 from experiments.reporting import tables
 from tests import toy_results
 
@@ -34,13 +34,13 @@ def test_factors_are_judged_by_themselves():
   def verdict(samples):
     return (samples[:, None] == np.arange(Y)).astype(float)
 
-  looking = Instruments(verdict, None, lambda x: x[:, None], {}, SIZES)
+  evaluators = Evaluators(verdict, None, lambda x: x[:, None], {}, SIZES)
   cells = Cells(measured, log_weights, np.zeros((N, C, Y)))
   exact = Cells(measured, np.zeros((N, C, Y)), np.zeros((N, C, Y)))
   exact = Method(exact, None, None, None, None, 1, 0)
   method = Method(cells, None, None, None, None, 1, 0)
   found = scores.score(
-    method, looking, exact, None, names=(), gamma=1.0, seed=0
+    method, evaluators, exact, None, names=(), gamma=1.0, seed=0
   )
   lost = 1 / 8 / (C * Y)  # of the one of NaN
   assert found["oracle_accuracy"]["mean"] == pytest.approx(1 / 4 - lost)
@@ -55,7 +55,7 @@ def test_factors_are_judged_by_themselves():
 
 def judged(samples, reference, log_weights, *, of_reference, known=None):
   """scores.score of weighed samples, the exact target being those given."""
-  looking = Instruments(
+  evaluators = Evaluators(
     lambda x: np.eye(Y)[np.zeros(len(x), int)],
     lambda x: np.zeros(len(x), int),
     lambda x: x,
@@ -70,7 +70,9 @@ def judged(samples, reference, log_weights, *, of_reference, known=None):
   method = Method(
     Cells(samples, weights, zeros), None, None, None, None, 1, 0, of_reference
   )
-  return scores.score(method, looking, exact, None, names=(), gamma=1, seed=0)
+  return scores.score(
+    method, evaluators, exact, None, names=(), gamma=1, seed=0
+  )
 
 
 @pytest.mark.slow

@@ -42,30 +42,30 @@ class Candidate(NamedTuple):
 
 
 def of_run(
-  this: Run, learned: Learned, reference: Reference, params: Params
+  run: Run, learned: Learned, reference: Reference, params: Params
 ) -> Iterator[Candidate]:
   """Everything that config.compare lists; trains what needs to be.
 
   Args:
-    this: the run.
+    run: its config, folder, problem and devices.
     learned: what its control was trained with.
     reference: samples of the pre-trained chain.
     params: of the run's control.
   """
-  yield from _exact(this, reference)
-  yield from _targets(this, learned, reference, params)
-  yield from _updates(this, learned, reference)
-  yield from _guided(this, learned, reference)
-  yield from _selected(this, learned, reference)
+  yield from _exact(run, reference)
+  yield from _targets(run, learned, reference, params)
+  yield from _updates(run, learned, reference)
+  yield from _guided(run, learned, reference)
+  yield from _selected(run, learned, reference)
 
 
 def _guided(
-  this: Run, learned: Learned, reference: Reference
+  run: Run, learned: Learned, reference: Reference
 ) -> Iterator[Candidate]:
   """Policies of guidance at every strength."""
-  settings, gamma = this.config.compare, this.config.reward.gamma
+  settings, gamma = run.config.compare, run.config.reward.gamma
   for name in filter(guided.GUIDES.get, settings.guidance):
-    guide = guided.make(name, this, learned, reference)
+    guide = guided.make(name, run, learned, reference)
     for strength in settings.strengths:
       yield Candidate(
         name,
@@ -74,7 +74,7 @@ def _guided(
         guide.trained,
         functools.partial(
           _sample,
-          this,
+          run,
           learned,
           reference,
           guide.policy,
@@ -86,10 +86,10 @@ def _guided(
 
 
 def _selected(
-  this: Run, learned: Learned, reference: Reference
+  run: Run, learned: Learned, reference: Reference
 ) -> Iterator[Candidate]:
   """Methods that choose among candidates, along the way or at the end."""
-  settings, gamma = this.config.compare, this.config.reward.gamma
+  settings, gamma = run.config.compare, run.config.reward.gamma
   # At least two groups of n for every c, or there is no standard error.
   numbers = [n for n in BEST_OF if 2 * n <= len(reference.samples)]
   kinds: tuple[
@@ -101,38 +101,38 @@ def _selected(
   )
   for name, sample, setting, values in kinds:
     for number in values if name in settings.guidance else ():
-      one = functools.partial(sample, this, learned, reference, number)
+      one = functools.partial(sample, run, learned, reference, number)
       yield Candidate(name, {setting: number}, gamma, 0, one)
 
 
-def _exact(this: Run, reference: Reference) -> Iterator[Candidate]:
+def _exact(run: Run, reference: Reference) -> Iterator[Candidate]:
   """The targets themselves, which no policy can do better than."""
-  own, others = this.config.reward.gamma, this.config.compare.strengths
+  own, others = run.config.reward.gamma, run.config.compare.strengths
   for gamma in sorted({own, *others}, key=lambda g: (g != own, g)):
 
     def weigh(gamma=gamma):
-      target = evaluation.at_gamma(this.problem, reference, gamma)
-      return methods.target(this.problem, target, gamma), {}
+      target = evaluation.at_gamma(run.problem, reference, gamma)
+      return methods.target(run.problem, target, gamma), {}
 
     yield Candidate("exact_target", {"gamma": gamma}, gamma, 0, weigh)
 
 
 def _targets(
-  this: Run, learned: Learned, reference: Reference, params: Params
+  run: Run, learned: Learned, reference: Reference, params: Params
 ) -> Iterator[Candidate]:
   """The run's own policy update, for its gamma and for config.compare.gammas.
 
   Each starts from the control of the nearest gamma that came before it.
   """
-  method, gamma = this.config.control.objective, this.config.reward.gamma
-  known = {gamma: (params, _budget(this))}
-  for other in (gamma, *this.config.compare.gammas):
-    changed = _change(this, num_steps=this.config.compare.num_steps)
+  method, gamma = run.config.control.objective, run.config.reward.gamma
+  known = {gamma: (params, _budget(run))}
+  for other in (gamma, *run.config.compare.gammas):
+    changed = _change(run, num_steps=run.config.compare.num_steps)
     changed.config.reward.gamma = other
     if other not in known:
       nearby = min(known, key=lambda g: abs(math.log(g / other)))
       start, cost = known[nearby]
-      target = evaluation.at_gamma(this.problem, reference, other)
+      target = evaluation.at_gamma(run.problem, reference, other)
       tuned = control.train(
         changed,
         learned,
@@ -160,18 +160,18 @@ def _targets(
 
 
 def _updates(
-  this: Run, learned: Learned, reference: Reference
+  run: Run, learned: Learned, reference: Reference
 ) -> Iterator[Candidate]:
   """Other policy updates, of as many evaluations as the run's own."""
-  config, gamma = this.config.control, this.config.reward.gamma
-  steps = this.problem.kernel.num_steps
+  config, gamma = run.config.control, run.config.reward.gamma
+  steps = run.problem.kernel.num_steps
   cost = functools.partial(algorithms.evaluations, config, steps=steps)
   whole = config.num_steps * cost(config.objective)
-  for name in this.config.compare.objectives:
+  for name in run.config.compare.objectives:
     changed = _change(
-      this,
+      run,
       objective=name,
-      head_learning_rate=this.config.compare.rates[name],
+      head_learning_rate=run.config.compare.rates[name],
       num_steps=whole // cost(name),
     )
     stage = f"control_{name}"
@@ -182,28 +182,28 @@ def _updates(
       gamma,
       _budget(changed),
       functools.partial(
-        _sample, this, learned, reference, learned.policy, tuned, name=name
+        _sample, run, learned, reference, learned.policy, tuned, name=name
       ),
     )
 
 
-def _change(this: Run, **settings: Any) -> Run:
+def _change(run: Run, **settings: Any) -> Run:
   """The run with other settings of its control."""
-  config: ConfigDict = copy.deepcopy(this.config)
+  config: ConfigDict = copy.deepcopy(run.config)
   config.control.update(**settings)
-  return this._replace(config=config)
+  return run._replace(config=config)
 
 
-def _budget(this: Run) -> int:
+def _budget(run: Run) -> int:
   """Evaluations of the network that training its control takes."""
-  config = this.config.control
-  steps = this.problem.kernel.num_steps
+  config = run.config.control
+  steps = run.problem.kernel.num_steps
   each = algorithms.evaluations(config, config.objective, steps=steps)
   return int(config.num_steps * config.batch_size * each)
 
 
 def _sample(
-  this: Run,
+  run: Run,
   learned: Learned,
   reference: Reference,
   policy: Policy,
@@ -213,20 +213,20 @@ def _sample(
   evaluations: int = 1,
 ) -> Sampled:
   """A policy, held against the target of the run's gamma."""
-  gamma = this.config.reward.gamma
+  gamma = run.config.reward.gamma
   method = methods.policy(
-    this.problem,
-    evaluation.at_gamma(this.problem, reference, gamma),
-    control.sample(this, policy, params, learned, name=name),
+    run.problem,
+    evaluation.at_gamma(run.problem, reference, gamma),
+    control.sample(run, policy, params, learned, name=name),
     gamma=gamma,
-    evaluations=evaluations * this.problem.kernel.num_steps,
+    evaluations=evaluations * run.problem.kernel.num_steps,
     reward_queries=0,
   )
   return method, {}
 
 
 def _best_of_n(
-  this: Run, learned: Learned, reference: Reference, n: int
+  run: Run, learned: Learned, reference: Reference, n: int
 ) -> Sampled:
-  gamma = this.config.reward.gamma
-  return methods.likeliest(this.problem, reference, gamma=gamma, n=n), {}
+  gamma = run.config.reward.gamma
+  return methods.likeliest(run.problem, reference, gamma=gamma, n=n), {}

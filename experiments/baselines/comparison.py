@@ -29,44 +29,44 @@ from experiments.training.pretraining import Learned, Run
 
 
 def run(
-  this: Run, learned: Learned, reference: Reference, params: Params
+  run: Run, learned: Learned, reference: Reference, params: Params
 ) -> dict[str, dict[str, Any]]:
   """The entry of every candidate, by its name.
 
   Args:
-    this: the run.
+    run: its config, folder, problem and devices.
     learned: what its control was trained with.
     reference: samples of the pre-trained chain.
     params: of the control.
   """
-  path = this.workdir / "comparison.json"
+  path = run.workdir / "comparison.json"
   entries = json.loads(path.read_text()) if path.exists() else {}
-  for candidate in candidates.of_run(this, learned, reference, params):
+  for candidate in candidates.of_run(run, learned, reference, params):
     if candidate.name not in entries:
-      entries[candidate.name] = _judge(this, learned, reference, candidate)
+      entries[candidate.name] = _judge(run, learned, reference, candidate)
       workdir.write_json(path, entries)
   return dict(entries)
 
 
 def _judge(
-  this: Run, learned: Learned, reference: Reference, candidate: Candidate
+  run: Run, learned: Learned, reference: Reference, candidate: Candidate
 ) -> dict[str, Any]:
   """What results.json says of a method, and what it took to train."""
-  seed, gamma = this.config.seed, candidate.gamma
-  tilted = evaluation.at_gamma(this.problem, reference, gamma)
-  target = methods.target(this.problem, tilted, gamma)
+  seed, gamma = run.config.seed, candidate.gamma
+  tilted = evaluation.at_gamma(run.problem, reference, gamma)
+  target = methods.target(run.problem, tilted, gamma)
   method, more = candidate.sample()
   entry = scores.score(
     method,
-    learned.looking,
+    learned.evaluators,
     target,
     tilted.evidence,
-    names=this.problem.control_names,
+    names=run.problem.control_names,
     gamma=gamma,
     seed=seed,
   )
   pair = {"pretrained_resampled": target, "ctrl": method}
-  known = distances.measure(this.problem, pair, seed=seed).methods
+  known = distances.measure(run.problem, pair, seed=seed).methods
   kl = method.path_kl
   given, log_p = method.cells.log_likelihood, reference.log_likelihood
   finite = all(np.isfinite(v).all() for v in (given, log_p, kl or 0.0))

@@ -43,22 +43,22 @@ class Guide(NamedTuple):
   trained: int  # evaluations of the network that its training took
 
 
-def make(name: str, this: Run, learned: Learned, reference: Reference) -> Guide:
+def make(name: str, run: Run, learned: Learned, reference: Reference) -> Guide:
   """The method of guidance of this name, trained if it needs to be.
 
   Raises:
     ValueError: the problem has no network to fine-tune.
   """
-  return GUIDES[name](this, learned, reference)
+  return GUIDES[name](run, learned, reference)
 
 
-def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
+def pairs(run: Run, reference: Reference) -> dict[str, np.ndarray]:
   """Labelled examples x, c and y: those of the reward's classifier.
 
   Raises:
     ValueError: y has several factors, of which no example has all.
   """
-  problem = this.problem
+  problem = run.problem
   if problem.data is not None and problem.factors[0].clustered is None:
     if len(problem.factors) > 1:
       raise ValueError(
@@ -78,7 +78,7 @@ def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
     }
   num = min(PAIRS // problem.num_conditions, len(reference.samples))
   log_p = reference.log_likelihood[:num]
-  noise = np.random.default_rng(this.config.seed).gumbel(size=log_p.shape)
+  noise = np.random.default_rng(run.config.seed).gumbel(size=log_p.shape)
   c = np.broadcast_to(np.arange(problem.num_conditions), log_p.shape[:2])
   found = {
     "x": reference.samples[:num].reshape(-1, *problem.sample_shape),
@@ -89,25 +89,25 @@ def pairs(this: Run, reference: Reference) -> dict[str, np.ndarray]:
   return {name: column[known] for name, column in found.items()}
 
 
-def weighed(this: Run, reference: Reference) -> dict[str, np.ndarray]:
+def weighed(run: Run, reference: Reference) -> dict[str, np.ndarray]:
   """Samples x of the pre-trained model, and their log w of every y."""
   table = np.asarray(reference.evidence.table.mean)
   table = np.where(np.isfinite(table), table, 0.0)  # no sample has that y
-  log_w = this.config.reward.gamma * reference.log_likelihood - table
+  log_w = run.config.reward.gamma * reference.log_likelihood - table
   log_w = log_w.reshape(-1, log_w.shape[-1])
   known = ~np.isnan(log_w).any(1)
-  x = reference.samples.reshape(-1, *this.problem.sample_shape)
+  x = reference.samples.reshape(-1, *run.problem.sample_shape)
   return {"x": x[known], "log_weight": log_w[known].astype(np.float32)}
 
 
 def _reconstruction(
-  this: Run, learned: Learned, reference: Reference, *, through: bool
+  run: Run, learned: Learned, reference: Reference, *, through: bool
 ) -> Guide:
   def pair_fn(control, c, y):
     return reconstruction.pair_fn(
       learned.reference_fn(c),
       learned.reward_fn,
-      this.problem.sde,
+      run.problem.sde,
       c,
       y,
       strength=control["strength"],
@@ -119,12 +119,12 @@ def _reconstruction(
 
 
 def _noisy(
-  this: Run, learned: Learned, reference: Reference, *, soft: bool
+  run: Run, learned: Learned, reference: Reference, *, soft: bool
 ) -> Guide:
   """The gradient of a classifier of noisy samples, or of a soft value."""
-  settings, sde = this.config.compare.classifier, this.problem.sde
+  settings, sde = run.config.compare.classifier, run.problem.sde
   network = NoisyClassifier(
-    this.problem.num_controls, sde, tuple(settings.hidden)
+    run.problem.num_controls, sde, tuple(settings.hidden)
   )
 
   def outputs_fn(params: Params, x: jax.Array, t: jax.Array) -> jax.Array:
@@ -133,15 +133,15 @@ def _noisy(
 
   stage = "guide_soft_value" if soft else "guide_classifier"
   start = jax.jit(network.init)(
-    keys.stage_key(this.config.seed, f"{stage}/init"),
-    jnp.zeros((1, *this.problem.sample_shape)),
+    keys.stage_key(run.config.seed, f"{stage}/init"),
+    jnp.zeros((1, *run.problem.sample_shape)),
     jnp.zeros(1),
   )
-  examples = (weighed if soft else pairs)(this, reference)
+  examples = (weighed if soft else pairs)(run, reference)
   make_loss = soft_value.make_loss if soft else classifier.make_loss
   read = soft_value.value if soft else classifier.noisy_reward
   loss_fn = make_loss(outputs_fn, sde)
-  params = _fit(this, examples, stage, loss_fn, start, settings)
+  params = _fit(run, examples, stage, loss_fn, start, settings)
 
   def pair_fn(control, c, y):
     return classifier.pair_fn(
@@ -157,9 +157,9 @@ def _noisy(
 
 
 def _classifier_free(
-  this: Run, learned: Learned, reference: Reference, *, triples: bool
+  run: Run, learned: Learned, reference: Reference, *, triples: bool
 ) -> Guide:
-  problem, settings = this.problem, this.config.compare.classifier_free
+  problem, settings = run.problem, run.config.compare.classifier_free
   if not problem.pretrained.control_dim:
     raise ValueError(
       "compare.guidance has classifier_free: an exact prior has no network to "
@@ -172,15 +172,15 @@ def _classifier_free(
     num_controls=problem.num_controls,
     dims=learned.pretrained.control_dim,
   )
-  start = jax.jit(tuned.init)(keys.stage_key(this.config.seed, "guide/init"))
+  start = jax.jit(tuned.init)(keys.stage_key(run.config.seed, "guide/init"))
   loss_fn = classifier_free.make_loss(
     tuned, problem.sde, drop_c=settings.drop_c, drop_y=settings.drop_y
   )
-  stage, examples = "guide_triples", pairs(this, reference)
+  stage, examples = "guide_triples", pairs(run, reference)
   if not triples:
     stage = "guide_pairs"
     examples["c"] = np.full_like(examples["c"], classifier_free.NULL)
-  params = _fit(this, examples, stage, loss_fn, start, settings)
+  params = _fit(run, examples, stage, loss_fn, start, settings)
 
   def pair_fn(control, c, y):
     model = tuned, control["tuned"], learned.reference_fn(c)
@@ -200,7 +200,7 @@ def _policy(pair_fn: Callable[..., Any]) -> Policy:
 
 
 def _fit(
-  this: Run,
+  run: Run,
   examples: dict[str, np.ndarray],
   stage: str,
   loss_fn: LossFn,
@@ -218,11 +218,11 @@ def _fit(
     start,
     labelled.batches(
       examples,
-      seed=this.config.seed,
+      seed=run.config.seed,
       batch_size=settings.batch_size,
     ).__getitem__,
     live=("loss",),
-    **loop_settings(this, settings),
+    **loop_settings(run, settings),
   )
   return parallel.gather(trained.ema_params)
 

@@ -22,7 +22,7 @@ from experiments.training.pretraining import Learned, Run
 
 
 def twisted(
-  this: Run, learned: Learned, reference: Reference, strength: float
+  run: Run, learned: Learned, reference: Reference, strength: float
 ) -> tuple[Method, dict[str, Any]]:
   """SMC: systems of config.compare.particles, as many as num_samples allows.
 
@@ -31,12 +31,12 @@ def twisted(
   reward needs a gradient.
 
   Args:
-    this: the run; its gamma is the target's.
+    run: whose gamma is the target's.
     learned: gives the reference and the reward.
     reference: gives log Z.
     strength: of the twist, in units of gamma.
   """
-  problem, config = this.problem, this.config
+  problem, config = run.problem, run.config
   num, gamma = config.compare.particles, config.reward.gamma
 
   def system(strength, key, c, y):
@@ -87,7 +87,7 @@ def twisted(
     seed=config.seed,
     name=f"smc {strength:g}",
     chunk=max(config.evaluate.chunk // num, 1),
-    mesh=this.mesh,
+    mesh=run.mesh,
   )
   cells = (problem.num_conditions, problem.num_controls)
   samples, weights, likelihood = (_by_cell(a, cells) for a in (x, log_w, log_p))
@@ -125,10 +125,10 @@ def _by_cell(values: np.ndarray, cells: tuple[int, int]) -> np.ndarray:
 
 
 def decoded(
-  this: Run, learned: Learned, reference: Reference, strength: float
+  run: Run, learned: Learned, reference: Reference, strength: float
 ) -> tuple[Method, dict[str, Any]]:
   """Soft value-based decoding, by the posterior mean, of a strength gamma."""
-  problem, config = this.problem, this.config
+  problem, config = run.problem, run.config
 
   def function(_, chain_keys, labels):
     c, y = labels
@@ -154,7 +154,7 @@ def decoded(
     seed=config.seed,
     name=f"value {strength:g}",
     chunk=config.evaluate.chunk,
-    mesh=this.mesh,
+    mesh=run.mesh,
   )
   log_p = log_p.reshape(-1, problem.num_conditions, problem.num_controls)
   x = x.reshape(*log_p.shape, *problem.sample_shape)

@@ -65,10 +65,10 @@ def solve(problem: Problem, *, gamma: float, grid: Grid) -> Optimum:
 
 
 def imitate(
-  this: Run, head: Policy, optimal: Controlled, updates: int
+  run: Run, head: Policy, optimal: Controlled, updates: int
 ) -> Params:
   """The head's parameters that minimise (1)."""
-  config = this.config.control.copy_and_resolve_references()
+  config = run.config.control.copy_and_resolve_references()
   config.update(num_steps=updates, save_every=updates)
 
   def loss_fn(params, chain_keys, batch):
@@ -76,8 +76,8 @@ def imitate(
     # The path KL of P_opt, with the head as its reference, is (1).
     kl = sampling.rollout(
       chain_keys,
-      this.problem.starts(chain_keys),
-      this.problem.kernel,
+      run.problem.starts(chain_keys),
+      run.problem.kernel,
       lambda x, t: pair(x, t).eps,
       reference_fn=head.eps_fn(params, None, batch["y"]),
     ).kl.mean()
@@ -87,37 +87,37 @@ def imitate(
   trained = loop.fit(
     "imitate",
     learner.make_learner(loss_fn, optimizer, ema_decay=config.ema_decay),
-    head.init(keys.stage_key(this.config.seed, "imitate/init")),
+    head.init(keys.stage_key(run.config.seed, "imitate/init")),
     labelled.batches(
-      {"y": this.problem.controls},
-      seed=this.config.seed,
+      {"y": run.problem.controls},
+      seed=run.config.seed,
       batch_size=config.batch_size,
     ).__getitem__,
-    **pretraining.loop_settings(this, config),
+    **pretraining.loop_settings(run, config),
   )
   return jax.device_get(trained.ema_params)
 
 
 def log_weights(
-  this: Run, reward_fn: RewardFn, policy: Controlled
+  run: Run, reward_fn: RewardFn, policy: Controlled
 ) -> np.ndarray:
   """log w [n, Y] of a policy's chains; the noise is the same for all."""
-  problem, settings = this.problem, this.config.evaluate
+  problem, settings = run.problem, run.config.evaluate
 
   def function(_, chain_keys, y):
     start = problem.starts(chain_keys)
     chain = sampling.rollout(chain_keys, start, problem.kernel, policy(y))
     log_p = reward_fn(chain.x, None, y)
-    return paths.log_weights(chain, log_p, gamma=this.config.reward.gamma)
+    return paths.log_weights(chain, log_p, gamma=run.config.reward.gamma)
 
   _, y = evaluation.cell_labels(settings.num_samples, problem)
   result = evaluation.run_chains(
     function,
     {},
     y,
-    seed=this.config.seed,
+    seed=run.config.seed,
     name="evaluate",
     chunk=settings.chunk,
-    mesh=this.mesh,
+    mesh=run.mesh,
   )
   return result.reshape(-1, problem.num_controls)

@@ -114,9 +114,9 @@ def measure(
   """All rows for one seed and one gamma; files go under workdir."""
   problem, gamma = compared_policies.plane(config, workdir), config.reward.gamma
   log = logs.Log(workdir, enabled=False)
-  this = Run(config, workdir, problem, devices.mesh(config), log)
-  learned = pretraining.learn(pretraining.Clock(this))
-  reference = stages.sample_reference(this, learned)
+  run = Run(config, workdir, problem, devices.mesh(config), log)
+  learned = pretraining.learn(pretraining.Clock(run))
+  reference = stages.sample_reference(run, learned)
   x, log_p = reference.samples[:, 0], reference.log_likelihood[:, 0]
   optimum = compared_policies.solve(problem, gamma=gamma, grid=Grid())
 
@@ -124,15 +124,15 @@ def measure(
     reference_fn = problem.reference_fn(None)
     return optimal_control.pair_fn(optimum, problem.kernel, reference_fn, y)
 
-  fitted = compared_policies.imitate(this, learned.policy, optimal, updates)
-  trained = control.train(this, learned, reference)
+  fitted = compared_policies.imitate(run, learned.policy, optimal, updates)
+  trained = control.train(run, learned, reference)
   policies: dict[str, Controlled] = {
     "optimal": optimal,
     "fitted": lambda y: learned.policy.pair_fn(fitted, None, y),
     "ctrl": lambda y: learned.policy.pair_fn(trained, None, y),
   }
   log_w = {
-    name: compared_policies.log_weights(this, problem.reward_fn, policy)
+    name: compared_policies.log_weights(run, problem.reward_fn, policy)
     for name, policy in policies.items()
   }
   y = learned_classifier.draw_labels(

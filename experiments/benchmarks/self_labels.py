@@ -38,7 +38,7 @@ from ctrl_jax.datasets.digits import Digits
 from experiments import sampler
 from experiments.problems import clusters
 from experiments.problems.chunks import in_chunks
-from experiments.problems.instruments import probabilities
+from experiments.problems.evaluators import probabilities
 from experiments.reporting import studies, tables
 from experiments.runtime import arguments, finished_run, keys, outcome
 from experiments.sampler import Sampler

@@ -29,13 +29,13 @@ def log_weights(problem: Problem, chains: Chains, gamma: float) -> np.ndarray:
   return log_w.reshape(-1, problem.num_conditions, problem.num_controls)
 
 
-def held_against(
+def corrected(
   problem: Problem,
   reference: Reference,
   chains: Chains,
   cross: Callable[..., Crossings],
 ) -> Reference:
-  """The reference with log Z found anew where its samples do not know it.
+  """The reference with log Z corrected where its samples do not know it.
 
   Args:
     problem: gives every (c, y).

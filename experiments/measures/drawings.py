@@ -15,7 +15,7 @@ DRAWN = 100  # images of each (c, y)
 POINTS = 1000  # vectors of each (c, y)
 
 
-def twins(problem: Problem) -> int:
+def num_uncontrolled(problem: Problem) -> int:
   """Images of each (c, y) that are drawn beside those of the reference."""
   if len(problem.sample_shape) != 3:
     return 0
@@ -61,10 +61,15 @@ def arrays_of(
     -1, problem.num_conditions, problem.num_controls
   )
   log_w = bridging.log_weights(problem, chains, gamma)
-  if chains.twins is not None:
-    for name, images in (("pretrained", chains.twins), ("ctrl", chains.x)):
+  if chains.uncontrolled is not None:
+    for name, images in (
+      ("pretrained", chains.uncontrolled),
+      ("ctrl", chains.x),
+    ):
       first = images.reshape(-1, *kl.shape[1:], *problem.sample_shape)
-      some = first[: twins(problem)].reshape(-1, *problem.sample_shape)
+      some = first[: num_uncontrolled(problem)].reshape(
+        -1, *problem.sample_shape
+      )
       shown = problem.pictures(some)
       shown = shown.reshape(-1, *kl.shape[1:], *shown.shape[1:])
       arrays[f"samples_{name}"] = np.moveaxis(shown, (2, 1, 0), (0, 1, 2))

@@ -40,7 +40,7 @@ class Chains(NamedTuple):
   """What is kept of the chains of a policy; batch first, nats."""
 
   x: np.ndarray  # [B, ...]
-  twins: np.ndarray | None  # images of the reference from the same noise
+  uncontrolled: np.ndarray | None  # images of the reference from the same noise
   log_likelihood: np.ndarray  # [B], of the requested y
   log_ratio: np.ndarray  # [B]
   step_kl: np.ndarray  # [B, K]
@@ -174,7 +174,7 @@ def controlled(
   chunk: int,
   mesh: Mesh,
   name: str = "evaluate",
-  twins: int = 0,
+  num_uncontrolled: int = 0,
 ) -> Chains:
   """Chains of the policy, compared with the reference; y fastest, then c.
 
@@ -188,7 +188,8 @@ def controlled(
     chunk: chains at a time.
     mesh: all devices.
     name: of the evaluation.
-    twins: of each (c, y), samples of the reference from the same noise.
+    num_uncontrolled: samples of each (c, y) that the reference makes of the
+      same noise.
   """
 
   def function(control, chain_keys, labels):
@@ -200,7 +201,7 @@ def controlled(
     step_kl = sampling.compared(chain.step_kl)
     return chain.x, log_p, chain.log_ratio, step_kl.T
 
-  def twin(control, chain_keys, labels):
+  def without(control, chain_keys, labels):
     c, y = labels
     start = problem.starts(chain_keys)
     pair_fn = policy.pair_fn(control, c, y)
@@ -211,11 +212,13 @@ def controlled(
   c, y = cell_labels(num, problem)
   run = functools.partial(run_chains, seed=seed, name=name, mesh=mesh)
   x, *rest = run(function, control, (c, y), chunk=chunk)
-  unguided = None
-  if twins:
-    few = twins * problem.num_conditions * problem.num_controls
-    unguided = run(twin, control, (c[:few], y[:few]), chunk=min(chunk, few))
-  return Chains(x, unguided, *rest)
+  uncontrolled = None
+  if num_uncontrolled:
+    few = num_uncontrolled * problem.num_conditions * problem.num_controls
+    uncontrolled = run(
+      without, control, (c[:few], y[:few]), chunk=min(chunk, few)
+    )
+  return Chains(x, uncontrolled, *rest)
 
 
 def cell_labels(num: int, problem: Problem) -> tuple[np.ndarray, np.ndarray]:

@@ -32,7 +32,7 @@ from experiments.measures.evidence import Evidence
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
 from experiments.problems.chunks import Look
-from experiments.problems.instruments import Instruments
+from experiments.problems.evaluators import Evaluators
 from experiments.problems.problem import Problem
 from experiments.runtime import keys
 
@@ -133,7 +133,7 @@ def judge(
   methods: dict[str, Method],
   policy: Method,
   exact: Method,
-  looking: Instruments,
+  evaluators: Evaluators,
   log_z: Evidence,
 ) -> dict[str, dict[str, Any]]:
   """The figures of every method, by its name.
@@ -143,14 +143,14 @@ def judge(
     methods: what is judged, "ctrl" among them.
     policy: other samples of the policy, at all of its steps.
     exact: the target.
-    looking: what looks at samples.
+    evaluators: what they are judged by.
     log_z: of every (c, y).
   """
   problem, seed = setting.problem, setting.seed
   names = problem.control_names
   score = functools.partial(
     scoring.score,
-    instruments=looking,
+    evaluators=evaluators,
     exact=exact,
     log_z=log_z,
     names=names,
@@ -160,12 +160,12 @@ def judge(
   entries = {}
   for name, method in methods.items():
     cells, far = method.cells, functools.partial(_wasserstein, seed=seed)
-    like = scoring.spread(method, policy, looking.features, seed)
+    like = scoring.spread(method, policy, evaluators.features, seed)
     entries[name] = score(method) | {
       "fidelity_policy": like["fidelity"],
       "sliced_wasserstein_target": far(cells, exact.cells),
       "sliced_wasserstein_policy": far(cells, policy.cells),
-      "coverage": _coverage(policy.cells, cells, looking.features, seed),
+      "coverage": _coverage(policy.cells, cells, evaluators.features, seed),
       "kl_target": _kl(problem, cells, log_z),
     }
   known = distances.measure(

@@ -22,7 +22,7 @@ from experiments.measures.evidence import Evidence
 from experiments.measures.methods import Method
 from experiments.measures.weighting import Cells
 from experiments.problems.chunks import Look
-from experiments.problems.instruments import Instruments
+from experiments.problems.evaluators import Evaluators
 from experiments.problems.problem import Quality
 from experiments.runtime import keys
 
@@ -36,7 +36,7 @@ Weights = jax.Array | None
 
 def score(
   method: Method,
-  instruments: Instruments,
+  evaluators: Evaluators,
   exact: Method,
   log_z: Evidence,
   *,
@@ -48,7 +48,7 @@ def score(
 
   Args:
     method: whose samples are judged.
-    instruments: what judges them.
+    evaluators: what judges them.
     exact: the exact target, weighed samples of the reference.
     log_z: log Z; where it is a bound, so is the gap.
     names: of every y.
@@ -64,15 +64,15 @@ def score(
   elif method.path_kl is not None:
     objective = float(gamma * log_p - method.path_kl)
   return {
-    **_verdict(cells, instruments),
+    **_verdict(cells, evaluators),
     "log_likelihood": float(log_p),
     "path_kl": method.path_kl,
     "objective": objective,
     "gap": gap,
     "ess_fraction": method.ess,
     **trusted(method.trust, names),
-    **spread(method, exact, instruments.features, seed),
-    **quality(cells, instruments.quality, seed),
+    **spread(method, exact, evaluators.features, seed),
+    **quality(cells, evaluators.quality, seed),
     "reward_queries": method.reward_queries,
     "network_evaluations_per_sample": method.evaluations,
     "train_seconds": None,
@@ -80,7 +80,7 @@ def score(
   }
 
 
-def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
+def _verdict(cells: Cells, evaluators: Evaluators) -> dict[str, Any]:
   """Whether samples are what was asked for; null where nobody can tell."""
   shape = cells.log_weights.shape
   n, conditions, controls = shape
@@ -91,8 +91,8 @@ def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
   # What diverged is nothing that was asked for, whatever is said of it.
   finite = np.isfinite(cells.samples).all(tuple(range(3, cells.samples.ndim)))
   found["not_finite"] = int((~finite).sum())
-  if instruments.verdict is not None:
-    verdict = instruments.verdict(samples).reshape(*shape, controls)
+  if evaluators.verdict is not None:
+    verdict = evaluators.verdict(samples).reshape(*shape, controls)
     verdict = np.where(finite[..., None], verdict, 0)
     table = np.zeros((controls, controls))
     for measured in range(controls):
@@ -102,14 +102,14 @@ def _verdict(cells: Cells, instruments: Instruments) -> dict[str, Any]:
     found["oracle_accuracy"] = jsonable(weighting.estimate(right, cells))
     found["macro_f1"] = float(metrics.macro_f1(jnp.asarray(table)))
     found["confusion"] = np.rint(table).astype(int).tolist()
-    if len(instruments.sizes) > 1:
-      found |= by_factor(verdict, table, cells, instruments.sizes)
-  if instruments.measured is not None:
-    look, asked = instruments.measured
+    if len(evaluators.sizes) > 1:
+      found |= by_factor(verdict, table, cells, evaluators.sizes)
+  if evaluators.measured is not None:
+    look, asked = evaluators.measured
     miss = np.where(finite, look(samples).reshape(shape) - asked, np.nan)
     found["y_error"] = jsonable(weighting.root_mean_square(miss, cells))
-  if instruments.opinion is not None:
-    right = instruments.opinion(samples).reshape(shape) == np.arange(controls)
+  if evaluators.opinion is not None:
+    right = evaluators.opinion(samples).reshape(shape) == np.arange(controls)
     share = weighting.mean(right & finite, cells.log_weights)
     found["independent_accuracy"] = float(share.mean())
   return found

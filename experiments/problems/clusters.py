@@ -25,10 +25,10 @@ from ctrl_jax.models.prototypes import Prototypes
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.self_labels import DRAWS, LOOKS, VIEWS
 from ctrl_jax.types import Params, RewardFn
-from experiments.problems import judges, keeping, networks, own_vectors
+from experiments.problems import classifiers, keeping, networks, own_vectors
 from experiments.problems.chunks import in_chunks
+from experiments.problems.classifiers import Predictor
 from experiments.problems.factors import Factor
-from experiments.problems.judges import Judge
 from experiments.problems.keeping import Kept
 from experiments.problems.own_clusters import WIDER
 from experiments.problems.own_vectors import Units
@@ -53,12 +53,12 @@ class _Rows(NamedTuple):
 def train(
   problem: Problem,
   factor: Factor,
-  first: Judge | None,
+  first: Predictor | None,
   config: ConfigDict,
   *,
   seed: int,
   **settings: Any,
-) -> Judge:
+) -> Predictor:
   """The clusters that give the reward, or those that judge these.
 
   Of the first, a label is what a further look says, (4) of `self_labels`; of
@@ -105,9 +105,9 @@ def train(
     return np.repeat(said[some], labels.shape[1], axis=0), labels[some].ravel()
 
   heat = classifier.fit_temperature(*pairs(rows.calibration))
-  metrics, curves = judges.figures(*pairs(rows.test), heat)
+  metrics, curves = classifiers.figures(*pairs(rows.test), heat)
   kept = keeping.of_network(network, params, heat)
-  judge = Judge(
+  predictor = Predictor(
     keeping.reward_fn(network, kept),
     keeping.logits_fn(network, params),
     fitted.features_fn,
@@ -115,7 +115,7 @@ def train(
     curves | {"clusters": _some_of_each(x, said.argmax(1), num)},
     kept | seen,
   )
-  return judges.after(judge, look)
+  return classifiers.after(predictor, look)
 
 
 def _fit(

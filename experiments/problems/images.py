@@ -21,7 +21,7 @@ from ctrl_jax.models.heads import TokenHead
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.sde import SDE
 from ctrl_jax.types import Params
-from experiments.problems import judges
+from experiments.problems import classifiers
 from experiments.problems.factors import (
   FEWEST,
   Examples,
@@ -239,7 +239,7 @@ def _factor(
   edges = equal_shares(values, config.data.num_controls)
 
   def make_network(stage: ConfigDict, rows: np.ndarray) -> nn.Module:
-    return judges.on_features(
+    return classifiers.on_features(
       quantity.feature, len(edges) + 1, stage, jnp.asarray(images[rows])
     )
 

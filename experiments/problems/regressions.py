@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Regressions of a real y: trained on pairs (x, y), calibrated, and judged."""
+"""Regressions of a real y: trained on pairs (x, y), calibrated, and tested."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models import regression
 from experiments.problems import keeping, networks
-from experiments.problems.judges import Judge
+from experiments.problems.classifiers import Predictor
 
 LEVELS = (0.5, 0.9)  # of the intervals whose coverage is told
 
@@ -27,7 +27,7 @@ def train(
   calibration: np.ndarray,
   test: np.ndarray,
   **settings: Any,
-) -> Judge:
+) -> Predictor:
   """Trains on one split, fits the scale on another, tests on a third.
 
   Args:
@@ -60,7 +60,7 @@ def train(
   )
   mean, deviation = map(np.asarray, regression.moments(fitted.on(test)))
   metrics = figures(mean, deviation, target[test], scale=scale, spread=spread)
-  return Judge(
+  return Predictor(
     keeping.density_fn(network, kept),
     _mean(keeping.moments_fn(network, kept)),
     fitted.features_fn,

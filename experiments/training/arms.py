@@ -53,7 +53,7 @@ class Asked:
 class Setting(NamedTuple):
   """What every stage needs to know."""
 
-  this: Run
+  run: Run
   asked: Asked
   found: Pictures
   networks: dict[str, tuple[Params, ...]]
@@ -68,11 +68,11 @@ def kinds(arms: Sequence[str]) -> list[str]:
 
 def train(setting: Setting, arm: str) -> dict[str, Any]:
   """A classifier's figures by angle, and those of the samples it saw."""
-  this, asked, found = setting.this, setting.asked, setting.found
+  run, asked, found = setting.run, setting.asked, setting.found
   parts = [rotations.domain(found, degrees) for degrees in asked.angles]
   x = np.concatenate([part.x for part in parts])
   y = found.one_hot(np.concatenate([part.c for part in parts]))
-  rng = np.random.default_rng((this.config.seed, ARMS.index(arm)))
+  rng = np.random.default_rng((run.config.seed, ARMS.index(arm)))
   figures: dict[str, Any] = {}
   if arm == "mixup":
     more = rotations.mixed(rng, x, y, MIXTURES * asked.samples)
@@ -85,7 +85,7 @@ def train(setting: Setting, arm: str) -> dict[str, Any]:
   if arm != "erm":
     x, y = (np.concatenate(both) for both in zip((x, y), more, strict=True))
   figures["by_angle"] = domains.classify(
-    this,
+    run,
     arm.replace(", ", "-"),
     x,
     y,
@@ -116,11 +116,11 @@ def _generated(
   angles = np.array(asked.angles)
   kind = BEYOND.get(arm, arm)
   if arm == "style":
-    times = np.asarray(setting.this.problem.kernel.times)
+    times = np.asarray(setting.run.problem.kernel.times)
     rows = interpolated.switches(rng, num, size, times)
     sought = angles[rows[:, 0].astype(int)]  # what is coarse decides
   else:
-    key = keys.stage_key(setting.this.config.seed, "weights")
+    key = keys.stage_key(setting.run.config.seed, "weights")
     stretch = asked.stretch if arm in BEYOND else 1.0
     drawn = interpolation.draws(key, num, size, stretch=stretch)
     rows = np.asarray(jax.device_get(drawn))
@@ -135,19 +135,19 @@ def samples(
   setting: Setting, name: str, kind: str, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
   """Samples of rows by a kind of interpolation, and their labels; kept."""
-  this = setting.this
-  path = this.workdir / "samples" / f"{name}.npz"
+  run = setting.run
+  path = run.workdir / "samples" / f"{name}.npz"
   if not path.exists():
     whose, make = KINDS.get(kind, ("tuned", interpolated.of_switch))
     x, c = interpolated.draw(
-      this.problem,
+      run.problem,
       setting.networks[whose],
-      make(this.problem.pretrained),
+      make(run.problem.pretrained),
       rows,
       name=name,
-      seed=this.config.seed,
-      chunk=this.config.evaluate.chunk,
-      mesh=this.mesh,
+      seed=run.config.seed,
+      chunk=run.config.evaluate.chunk,
+      mesh=run.mesh,
     )
     path.parent.mkdir(exist_ok=True)
     workdir.write_arrays(path, x=x, c=c)

@@ -19,7 +19,7 @@ from experiments.training.pretraining import Learned, Run, loop_settings
 
 
 def train(
-  this: Run,
+  run: Run,
   learned: Learned,
   reference: Reference,
   *,
@@ -29,38 +29,38 @@ def train(
   """Trains the control of learned.policy; returns its averaged parameters.
 
   Args:
-    this: the run.
+    run: its config, folder, problem and devices.
     learned: what it is trained with.
     reference: gives log Z(c, y).
     stage: names its checkpoints and random numbers.
     start: parameters to start from; None: no control at all.
   """
-  problem, config = this.problem, this.config.control
+  problem, config = run.problem, run.config.control
   requests = problem.requests(np.asarray(reference.evidence.table.mean))
   rows: Mapping[str, np.ndarray | Rows] = requests
   if config.objective == "reward_weighted" and algorithms.draws(config):
-    rows = payoff.drawn(this.config, problem, reference, requests)
+    rows = payoff.drawn(run.config, problem, reference, requests)
   if start is None:
-    key = keys.stage_key(this.config.seed, f"{stage}/init")
+    key = keys.stage_key(run.config.seed, f"{stage}/init")
     start = jax.jit(learned.policy.init)(key)
   if values.are_learned(config):
-    key = keys.stage_key(this.config.seed, f"{stage}/value")
+    key = keys.stage_key(run.config.seed, f"{stage}/value")
     start = values.with_value(start, key, problem, config)
   trained = loop.fit(
     stage,
     algorithms.control_learner(
-      problem, learned.policy, learned.reward_fn, this.config
+      problem, learned.policy, learned.reward_fn, run.config
     ),
     start,
     labelled.batches(
       rows,
-      seed=this.config.seed,
+      seed=run.config.seed,
       batch_size=config.batch_size,
       repeats=algorithms.group_size(config),
     ).__getitem__,
     live=("objective", "gap"),
-    most=training.most(before(reference, this.config.reward.gamma)),
-    **loop_settings(this, config),
+    most=training.most(before(reference, run.config.reward.gamma)),
+    **loop_settings(run, config),
   )
   return values.without(parallel.gather(trained.ema_params))
 
@@ -79,34 +79,34 @@ def before(reference: Reference, gamma: float) -> float:
 
 
 def sample(
-  this: Run,
+  run: Run,
   policy: Policy,
   params: Params,
   learned: Learned,
   *,
   name: str = "evaluate",
-  twins: int = 0,
+  num_uncontrolled: int = 0,
 ) -> Chains:
   """Chains of a policy, compared with the reference.
 
   Args:
-    this: the run.
+    run: its config, folder, problem and devices.
     policy: what is sampled.
     params: its parameters.
     learned: gives the reward.
     name: of the evaluation, for its noise and its progress.
-    twins: see `evaluation.controlled`.
+    num_uncontrolled: see `evaluation.controlled`.
   """
-  config = this.config
+  config = run.config
   return evaluation.controlled(
-    this.problem,
+    run.problem,
     policy,
     params,
     learned.reward_fn,
     num=config.evaluate.num_samples,
     seed=config.seed,
     chunk=config.evaluate.chunk,
-    mesh=this.mesh,
+    mesh=run.mesh,
     name=name,
-    twins=twins,
+    num_uncontrolled=num_uncontrolled,
   )

@@ -17,7 +17,7 @@ from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.objectives import denoising
 from ctrl_jax.types import Params
-from experiments.problems import judges, keeping, networks, rotations
+from experiments.problems import classifiers, keeping, networks, rotations
 from experiments.problems.chunks import Look, in_chunks
 from experiments.problems.problem import Data
 from experiments.problems.rotations import Pictures
@@ -38,24 +38,24 @@ class Expert(NamedTuple):
 
 
 def tune(
-  this: Run, name: str, data: Data, start: Params, *, updates: int, rank: int
+  run: Run, name: str, data: Data, start: Params, *, updates: int, rank: int
 ) -> Params:
   """The network of a domain, fine-tuned from another one.
 
   Args:
-    this: the run.
+    run: its config, folder, problem and devices.
     name: of the stage.
     data: of the domain.
     start: parameters of the network that it comes from.
     updates: of the training.
     rank: of adapters, which are merged then; 0: all weights are tuned.
   """
-  model, config = this.problem.pretrained, this.config.prior
+  model, config = run.problem.pretrained, run.config.prior
   shorter = ConfigDict(config.to_dict() | {"num_steps": updates})
   first: Params = start
   eps: Callable[..., jax.Array] = model.eps
   if rank:
-    key = keys.stage_key(this.config.seed, f"{name}/init")
+    key = keys.stage_key(run.config.seed, f"{name}/init")
     first = lora.init(key, start, rank=rank, select=model.select)
     eps = lambda own, x, t, c: model.eps(lora.merge(start, own), x, t, c)
   trained = loop.fit(
@@ -68,25 +68,25 @@ def tune(
     first,
     labelled.batches(
       data._asdict(),
-      seed=this.config.seed,
+      seed=run.config.seed,
       batch_size=config.batch_size,
     ).__getitem__,
     live=("loss",),
-    **loop_settings(this, shorter),
+    **loop_settings(run, shorter),
   )
   found = jax.device_get(trained.ema_params)
   return jax.device_get(lora.merge(start, found)) if rank else found
 
 
-def expert(this: Run, found: Pictures, span: tuple[float, float]) -> Expert:
+def expert(run: Run, found: Pictures, span: tuple[float, float]) -> Expert:
   """One network that tells labels and angles, of pictures turned at random.
 
   It learns from all pictures but those of the test, and is no arm: it judges.
   """
-  stage, num = this.config.independent, len(found.names)
+  stage, num = run.config.independent, len(found.names)
   rows = np.concatenate([found.train, found.calibration])
   rows = np.tile(rows, COPIES)
-  rng = np.random.default_rng((this.config.seed, 1))
+  rng = np.random.default_rng((run.config.seed, 1))
   degrees = rng.uniform(*span, size=len(rows)).astype(np.float32)
   middle, half = np.mean(span), np.ptp(span) / 2
   y = np.stack([found.c[rows], (degrees - middle) / half], axis=1)
@@ -99,7 +99,7 @@ def expert(this: Run, found: Pictures, span: tuple[float, float]) -> Expert:
     return nll + jnp.mean((own - y[:, 1]) ** 2)
 
   look = _fitted(
-    this,
+    run,
     "expert",
     rotations.turned(found.x[rows], degrees),
     y.astype(np.float32),
@@ -116,7 +116,7 @@ def expert(this: Run, found: Pictures, span: tuple[float, float]) -> Expert:
 
 
 def classify(
-  this: Run,
+  run: Run,
   name: str,
   x: np.ndarray,
   y: np.ndarray,
@@ -128,7 +128,7 @@ def classify(
   """Accuracy and ECE of a classifier, by angle of the test pictures.
 
   Args:
-    this: the run.
+    run: its config, folder, problem and devices.
     name: of the arm.
     x: pictures that it learns from.
     y: their labels as probabilities [N, C].
@@ -141,13 +141,13 @@ def classify(
     return -jnp.mean(jnp.sum(y * classifier.log_probs(logits), axis=1))
 
   look = _fitted(
-    this,
+    run,
     f"classifier-{name}",
     x,
     y,
     loss_of,
     outputs=len(found.names),
-    updates=this.config.independent.num_steps,
+    updates=run.config.independent.num_steps,
   )
 
   def at(rows: np.ndarray, degrees: float) -> np.ndarray:
@@ -158,7 +158,7 @@ def classify(
     np.tile(found.c[found.calibration], len(home)),
   )
   figures = {
-    degrees: judges.figures(
+    degrees: classifiers.figures(
       at(found.test, degrees), found.c[found.test], temperature
     )[0]
     for degrees in angles
@@ -170,7 +170,7 @@ def classify(
 
 
 def _fitted(
-  this: Run,
+  run: Run,
   name: str,
   x: np.ndarray,
   y: np.ndarray,
@@ -180,8 +180,8 @@ def _fitted(
   updates: int,
 ) -> Look:
   """Trains a network of config.independent on all rows; pictures -> output."""
-  stage = this.config.independent
-  settings: dict[str, Any] = loop_settings(this, stage)
+  stage = run.config.independent
+  settings: dict[str, Any] = loop_settings(run, stage)
   settings["num_steps"] = updates
   longer = ConfigDict(stage.to_dict() | {"num_steps": updates})
   network: nn.Module = (

@@ -104,20 +104,20 @@ def _optimizer(
 
 
 def train(
-  this: Run, config: ConfigDict, teacher: Teacher, asked: Any, num_steps: int
+  run: Run, config: ConfigDict, teacher: Teacher, asked: Any, num_steps: int
 ) -> dict[str, Params]:
   """The averaged parameters of "generator" and "auxiliary".
 
   Args:
-    this: the run, with the folder of the distillation.
+    run: that is distilled, with the folder of the distillation.
     config: of `settings`.
     teacher: (c, y) -> eps of the policy.
     asked: columns c and y that requests are drawn from.
     num_steps: of the generator.
   """
-  problem, made = this.problem, student(this.problem)
+  problem, made = run.problem, student(run.problem)
   times = generators.acting(problem.kernel)
-  start = made.init(keys.stage_key(this.config.seed, "generator/init"))
+  start = made.init(keys.stage_key(run.config.seed, "generator/init"))
   trained = loop.fit(
     "generator",
     distillation.make_learner(
@@ -139,17 +139,17 @@ def train(
     ),
     {"generator": start, "auxiliary": start},
     labelled.batches(
-      asked, seed=this.config.seed, batch_size=config.batch_size
+      asked, seed=run.config.seed, batch_size=config.batch_size
     ).__getitem__,
     live=("loss", "difference"),
-    **loop_settings(this, config),
+    **loop_settings(run, config),
   )
   found: dict[str, Params] = parallel.gather(trained.ema_params)
   return found
 
 
 def regress(
-  this: Run, config: ConfigDict, teacher: Teacher, asked: Any, budget: int
+  run: Run, config: ConfigDict, teacher: Teacher, asked: Any, budget: int
 ) -> Params:
   """A generator of one step, fitted to where the policy's ODE takes noise.
 
@@ -157,17 +157,17 @@ def regress(
   start and end are a pair to learn from.
 
   Args:
-    this: the run, with the folder of the distillation.
+    run: that is distilled, with the folder of the distillation.
     config: of `settings`.
     teacher: (c, y) -> eps of the policy.
     asked: columns c and y of the pairs.
     budget: evaluations, for the pairs and for what learns from them.
   """
-  problem, made = this.problem, student(this.problem)
+  problem, made = run.problem, student(run.problem)
   steps = problem.kernel.num_steps
   num = max(min(PAIRS, budget // (2 * steps)), config.batch_size)
-  rows = labelled.batches(asked, seed=this.config.seed, batch_size=num)[0]
-  pairs = _pairs(this, teacher, rows)
+  rows = labelled.batches(asked, seed=run.config.seed, batch_size=num)[0]
+  pairs = _pairs(run, teacher, rows)
   updates = max((budget - num * steps) // (3 * config.batch_size), 1)
   one = generators.chain(problem.sde, generators.acting(problem.kernel), 1)
   shorter = ConfigDict(config.to_dict() | {"num_steps": updates})
@@ -178,21 +178,21 @@ def regress(
       _optimizer(shorter),
       ema_decay=config.ema_decay,
     ),
-    made.init(keys.stage_key(this.config.seed, "generator/init")),
+    made.init(keys.stage_key(run.config.seed, "generator/init")),
     labelled.batches(
       {**pairs, **rows},
-      seed=this.config.seed,
+      seed=run.config.seed,
       batch_size=config.batch_size,
     ).__getitem__,
     live=("loss",),
-    **loop_settings(this, shorter),
+    **loop_settings(run, shorter),
   )
   return parallel.gather(trained.ema_params)
 
 
-def _pairs(this: Run, teacher: Teacher, rows: Any) -> dict[str, np.ndarray]:
+def _pairs(run: Run, teacher: Teacher, rows: Any) -> dict[str, np.ndarray]:
   """Starts "z" of unit variance and ends "x" of chains without noise."""
-  path, problem = this.workdir / "pairs.npz", this.problem
+  path, problem = run.workdir / "pairs.npz", run.problem
   if not path.exists():
     ode = kernels.coarser(
       problem.kernel, problem.sde, problem.kernel.num_steps, eta=0.0
@@ -207,10 +207,10 @@ def _pairs(this: Run, teacher: Teacher, rows: Any) -> dict[str, np.ndarray]:
       function,
       {},
       (rows["c"], rows["y"]),
-      seed=this.config.seed,
+      seed=run.config.seed,
       name="pairs",
-      chunk=this.config.evaluate.chunk,
-      mesh=this.mesh,
+      chunk=run.config.evaluate.chunk,
+      mesh=run.mesh,
     )
     workdir.write_arrays(path, z=z, x=x)
   with np.load(path, allow_pickle=False) as saved:

@@ -23,10 +23,10 @@ from ctrl_jax import alternatives, rewards
 from ctrl_jax.policy import Policy
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.types import EpsFn, OthersFn, Params, RewardFn
-from experiments.problems import clusters, instruments, judges, regressions
+from experiments.problems import classifiers, clusters, evaluators, regressions
+from experiments.problems.classifiers import Predictor
+from experiments.problems.evaluators import Evaluators
 from experiments.problems.factors import Factor
-from experiments.problems.instruments import Instruments
-from experiments.problems.judges import Judge
 from experiments.problems.keeping import Kept
 from experiments.problems.problem import Problem
 from experiments.runtime import inputs, keys, workdir
@@ -51,7 +51,7 @@ class Learned(NamedTuple):
   pretrained: Pretrained
   reward_fn: RewardFn  # that the control is trained for
   policy: Policy
-  looking: Instruments
+  evaluators: Evaluators
   classifier: dict[str, float]  # figures of the reward's classifier
   independent: dict[str, float]  # of the one that only watches
   reliability: dict[str, np.ndarray]  # curves for the report
@@ -66,19 +66,19 @@ class Learned(NamedTuple):
 class Clock:
   """Runs stages and remembers how long they took, over all restarts."""
 
-  def __init__(self, this: Run) -> None:
-    """Continues what the folder remembers; this is handed to every stage."""
-    self.this = this
-    self.path = this.workdir / "seconds.json"
+  def __init__(self, run: Run) -> None:
+    """Continues what the folder remembers; the run is handed to every stage."""
+    self.run = run
+    self.path = run.workdir / "seconds.json"
     self.seconds: dict[str, float] = {}
     if self.path.exists():
       self.seconds = json.loads(self.path.read_text())
 
   def __call__(self, name: str, stage: Callable[..., Any], *args: Any) -> Any:
-    """stage(this, *args), timed; also if it is interrupted."""
+    """stage(run, *args), timed; also if it is interrupted."""
     start = time.perf_counter()
     try:
-      return stage(self.this, *args)
+      return stage(self.run, *args)
     finally:
       spent = time.perf_counter() - start
       self.seconds[name] = self.seconds.get(name, 0.0) + spent
@@ -88,13 +88,13 @@ class Clock:
 
 def learn(timed: Clock) -> Learned:
   """Trains what is not there yet; the run's problem has all of it then."""
-  this = timed.this
-  problem, config = this.problem, this.config
+  run = timed.run
+  problem, config = run.problem, run.config
   model = problem.pretrained
   if model.params is None:
     model = model.with_params(timed("prior", prior))
     problem = dataclasses.replace(problem, pretrained=model)
-    timed.this = this._replace(problem=problem)
+    timed.run = run._replace(problem=problem)
   rewarder = independent = None
   if not problem.has_likelihood:
     rewarder = timed("classifier", classifier, "classifier")
@@ -107,7 +107,7 @@ def learn(timed: Clock) -> Learned:
     model,
     reward_fn,
     policies.make(problem, config.control, said),
-    instruments.make(problem, independent, chunk=config.evaluate.chunk),
+    evaluators.make(problem, independent, chunk=config.evaluate.chunk),
     rewarder.metrics if rewarder else {},
     independent.metrics if independent else {},
     rewarder.reliability if rewarder else {},
@@ -116,27 +116,29 @@ def learn(timed: Clock) -> Learned:
   )
 
 
-def prior(this: Run) -> Params:
+def prior(run: Run) -> Params:
   """Trains the pre-trained model p_pre(x | c); returns its averaged weights.
 
   Raises:
     ValueError: config.prior.dir has another one, or no examples are left.
   """
-  config, problem = this.config.prior, this.problem
-  settings = loop_settings(this, config)
-  chosen = pruning.choose(problem, config, seed=this.config.seed)
+  config, problem = run.config.prior, run.problem
+  settings = loop_settings(run, config)
+  chosen = pruning.choose(problem, config, seed=run.config.seed)
   if not config.dir:
-    return priors.train(problem, chosen, this.config, settings)
+    return priors.train(problem, chosen, run.config, settings)
   settings["workdir"] = pathlib.Path(config.dir).expanduser()
-  with priors.shared(problem, chosen, this.config, settings["workdir"]):
-    params = priors.train(problem, chosen, this.config, settings)
+  with priors.shared(problem, chosen, run.config, settings["workdir"]):
+    params = priors.train(problem, chosen, run.config, settings)
   what = f"the prior in prior.dir ({config.dir})"
   leaves = jax.tree.leaves(params)
-  inputs.tie_arrays(this.workdir, "prior.dir", what, leaves)
+  inputs.tie_arrays(run.workdir, "prior.dir", what, leaves)
   return params
 
 
-def classifier(this: Run, stage: str, first: Judge | None = None) -> Judge:
+def classifier(
+  run: Run, stage: str, first: Predictor | None = None
+) -> Predictor:
   """The classifier that gives the reward, or the one that only watches.
 
   Both see pairs (x, y) alone: c is never used, as y is independent of c given
@@ -145,35 +147,37 @@ def classifier(this: Run, stage: str, first: Judge | None = None) -> Judge:
   what deceives the first; of clusters, it is matched with the first. A reward's
   gradient passes through what decodes samples, once for all factors.
   """
-  problem = this.problem
+  problem = run.problem
   names = [f"{stage}_{i}" for i in range(1, len(problem.factors) + 1)]
   trained = [
-    _of_factor(this, factor, stage, name if names[1:] else stage, first)
+    _of_factor(run, factor, stage, name if names[1:] else stage, first)
     for factor, name in zip(problem.factors, names, strict=True)
   ]
-  judge = judges.joint(trained, [f.num_labels for f in problem.factors])
+  predictor = classifiers.joint(
+    trained, [f.num_labels for f in problem.factors]
+  )
   decode = problem.pretrained.decode
-  return judge if decode is None else judges.after(judge, decode)
+  return predictor if decode is None else classifiers.after(predictor, decode)
 
 
 def _of_factor(
-  this: Run, factor: Factor, stage: str, name: str, first: Judge | None
-) -> Judge:
+  run: Run, factor: Factor, stage: str, name: str, first: Predictor | None
+) -> Predictor:
   """The classifier of one factor, of data."""
   itself, examples = factor.clustered is not None, factor.examples
-  config = this.config["clusters" if itself else stage]
-  settings = loop_settings(this, config) | {"stage": name}
+  config = run.config["clusters" if itself else stage]
+  settings = loop_settings(run, config) | {"stage": name}
   settings["optimizer"] = adam(config.learning_rate, config)
   if itself:
-    return clusters.train(this.problem, factor, first, config, **settings)
+    return clusters.train(run.problem, factor, first, config, **settings)
   if examples is None:
     raise ValueError(f"{factor.name} has neither a likelihood nor examples")
   train, calibration, test = sets = examples.sets(stage)
-  fit: Callable[..., Judge] = regressions.train
+  fit: Callable[..., Predictor] = regressions.train
   if factor.num_labels:
-    fit, seen = judges.train, examples.y[np.concatenate(sets)]
+    fit, seen = classifiers.train, examples.y[np.concatenate(sets)]
     rewards.check_labels(seen, factor.num_labels, name="y")
-  judge = fit(
+  predictor = fit(
     examples.read(),
     examples.y,
     examples.make_network(config, train),
@@ -184,20 +188,24 @@ def _of_factor(
     **settings,
   )
   if stage == "classifier":
-    key = keys.stage_key(this.config.seed, f"{name}/doubt")
-    judge = judges.doubted(judge, key, factor, chunk=config.batch_size)
-  return judges.after(judge, examples.look) if examples.look else judge
+    key = keys.stage_key(run.config.seed, f"{name}/doubt")
+    predictor = classifiers.doubted(
+      predictor, key, factor, chunk=config.batch_size
+    )
+  return (
+    classifiers.after(predictor, examples.look) if examples.look else predictor
+  )
 
 
-def loop_settings(this: Run, config: ConfigDict) -> dict[str, Any]:
+def loop_settings(run: Run, config: ConfigDict) -> dict[str, Any]:
   """What `loop.fit` takes from the config and the run."""
   return {
     "num_steps": config.num_steps,
     "batch_size": config.batch_size,
     "log_every": config.log_every,
     "save_every": config.save_every,
-    "seed": this.config.seed,
-    "workdir": this.workdir,
-    "mesh": this.mesh,
-    "log": this.log,
+    "seed": run.config.seed,
+    "workdir": run.workdir,
+    "mesh": run.mesh,
+    "log": run.log,
   }

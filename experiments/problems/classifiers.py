@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classifiers of y: trained on pairs (x, y), calibrated, and judged."""
+"""Classifiers of y: trained on pairs (x, y), calibrated, and tested."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from experiments.problems.factors import Factor
 from experiments.problems.keeping import Kept
 
 
-class Judge(NamedTuple):
+class Predictor(NamedTuple):
   """A trained classifier."""
 
   reward_fn: RewardFn  # log p(y | x) in nats, calibrated
@@ -44,7 +44,7 @@ def train(
   calibration: np.ndarray,
   test: np.ndarray,
   **settings: Any,
-) -> Judge:
+) -> Predictor:
   """Trains on one split, fits the temperature on another, tests on a third.
 
   Args:
@@ -69,7 +69,7 @@ def train(
   temperature = classifier.fit_temperature(logits, labels[calibration])
   metrics, curves = figures(fitted.on(test), labels[test], temperature)
   kept = keeping.of_network(network, fitted.params, temperature)
-  return Judge(
+  return Predictor(
     keeping.reward_fn(network, kept),
     keeping.logits_fn(network, fitted.params),
     fitted.features_fn,
@@ -79,58 +79,60 @@ def train(
   )
 
 
-def joint(judges: Sequence[Judge], sizes: Sequence[int]) -> Judge:
+def joint(predictors: Sequence[Predictor], sizes: Sequence[int]) -> Predictor:
   """The classifier of y = (y1, ..., yn), given one of each factor.
 
   Args:
-    judges: of the factors, which are independent given x; the first varies
+    predictors: of the factors, which are independent given x; the first varies
       slowest in y, as in `rewards.factors`.
     sizes: number of labels of each.
   """
-  if len(judges) == 1:
-    return judges[0]._replace(kept={"1": judges[0].kept})
-  others = [j.others_fn for j in judges if j.others_fn is not None]
+  if len(predictors) == 1:
+    return predictors[0]._replace(kept={"1": predictors[0].kept})
+  others = [j.others_fn for j in predictors if j.others_fn is not None]
 
   def logits_fn(x: jax.Array) -> jax.Array:
     total = jnp.zeros((len(x), 1))
-    for judge in judges:
-      more = jax.nn.log_softmax(judge.logits_fn(x))
+    for predictor in predictors:
+      more = jax.nn.log_softmax(predictor.logits_fn(x))
       total = (total[:, :, None] + more[:, None, :]).reshape(len(x), -1)
     return total
 
-  return Judge(
-    rewards.factors([judge.reward_fn for judge in judges], sizes),
+  return Predictor(
+    rewards.factors([predictor.reward_fn for predictor in predictors], sizes),
     logits_fn,
-    lambda x: jnp.concatenate([j.features_fn(x) for j in judges], axis=-1),
+    lambda x: jnp.concatenate([j.features_fn(x) for j in predictors], axis=-1),
     {
       f"{name}_{i}": value
-      for i, judge in enumerate(judges, start=1)
-      for name, value in judge.metrics.items()
+      for i, predictor in enumerate(predictors, start=1)
+      for name, value in predictor.metrics.items()
     },
     {},  # no one curve is theirs
-    {str(i): judge.kept for i, judge in enumerate(judges, start=1)},
+    {str(i): predictor.kept for i, predictor in enumerate(predictors, start=1)},
     alternatives.of_factors(others, sizes) if others else None,
   )
 
 
-def after(judge: Judge, function: Callable[[jax.Array], jax.Array]) -> Judge:
+def after(
+  predictor: Predictor, function: Callable[[jax.Array], jax.Array]
+) -> Predictor:
   """The same classifier of what `function` makes its input of."""
-  others = judge.others_fn
-  return judge._replace(
+  others = predictor.others_fn
+  return predictor._replace(
     others_fn=others and alternatives.after(others, function),
-    reward_fn=lambda x, c, y: judge.reward_fn(function(x), c, y),
-    logits_fn=lambda x: judge.logits_fn(function(x)),
-    features_fn=lambda x: judge.features_fn(function(x)),
+    reward_fn=lambda x, c, y: predictor.reward_fn(function(x), c, y),
+    logits_fn=lambda x: predictor.logits_fn(function(x)),
+    features_fn=lambda x: predictor.features_fn(function(x)),
   )
 
 
 def doubted(
-  judge: Judge, key: jax.Array, factor: Factor, *, chunk: int
-) -> Judge:
+  predictor: Predictor, key: jax.Array, factor: Factor, *, chunk: int
+) -> Predictor:
   """With others of it, that the labelled examples allow.
 
   Args:
-    judge: of the factor's examples as they are.
+    predictor: of the factor's examples as they are.
     key: of the draws.
     factor: with examples, of which those are used that it learned from.
     chunk: examples at a time.
@@ -148,14 +150,14 @@ def doubted(
   x, y, real = examples.read(), examples.y, not factor.num_labels
 
   def look(x: jax.Array) -> tuple[jax.Array, Any]:
-    said = judge.logits_fn(x)
+    said = predictor.logits_fn(x)
     if not real:
-      heat = float(judge.kept["temperature"])
-      return judge.features_fn(x), classifier.log_probs(said, heat)
+      heat = float(predictor.kept["temperature"])
+      return predictor.features_fn(x), classifier.log_probs(said, heat)
     mean = said[:, 0]
     # Of a normal law, whose density at its mean is told.
-    density = jnp.exp(judge.reward_fn(x, None, mean))
-    return judge.features_fn(x), (mean, 1 / (density * (2 * jnp.pi) ** 0.5))
+    density = jnp.exp(predictor.reward_fn(x, None, mean))
+    return predictor.features_fn(x), (mean, 1 / (density * (2 * jnp.pi) ** 0.5))
 
   among = alternatives.among_classifiers
   if real:
@@ -163,7 +165,7 @@ def doubted(
   others = among(
     key, look, x[rows[some]], y[rows[some]], held[some], chunk=chunk
   )
-  return judge._replace(others_fn=others)
+  return predictor._replace(others_fn=others)
 
 
 def on_features(

@@ -16,8 +16,8 @@ import numpy as np
 from ctrl_jax import choices
 from ctrl_jax.types import RewardFn
 from experiments.problems.chunks import Look, in_chunks
+from experiments.problems.classifiers import Predictor
 from experiments.problems.factors import joint_label
-from experiments.problems.judges import Judge
 from experiments.problems.problem import Problem, Quality
 
 
@@ -28,7 +28,7 @@ class Measured(NamedTuple):
   controls: np.ndarray  # [Y]
 
 
-class Instruments(NamedTuple):
+class Evaluators(NamedTuple):
   """What looks at samples [N, ...], each compiled once; None: there is none."""
 
   verdict: Look | None  # the probability of every y, [N, Y]
@@ -41,8 +41,8 @@ class Instruments(NamedTuple):
 
 
 def make(
-  problem: Problem, independent: Judge | None, *, chunk: int
-) -> Instruments:
+  problem: Problem, independent: Predictor | None, *, chunk: int
+) -> Evaluators:
   """The oracles of a problem's factors, and a classifier that only watches.
 
   Distances of samples are measured in what that classifier sees in them; where
@@ -66,18 +66,18 @@ def make(
   known, judge = verdict(problem), "oracle"
   if known is None and opinion is not None:
     known, judge = _certain(opinion, math.prod(learned)), "judge"
-  return Instruments(known, opinion, features, problem.quality, learned, judge)
+  return Evaluators(known, opinion, features, problem.quality, learned, judge)
 
 
 def _of_reals(
-  problem: Problem, independent: Judge, features: Look, chunk: int
-) -> Instruments:
+  problem: Problem, independent: Predictor, features: Look, chunk: int
+) -> Evaluators:
   """A real y is measured, by who knows it or else by the classifier's mean."""
   mean = in_chunks(lambda x: independent.logits_fn(x)[:, 0], chunk=chunk)
   known, look = problem.measure, mean
   if known is not None:
     look = lambda x: np.asarray(known(jnp.asarray(x)))
-  return Instruments(
+  return Evaluators(
     None,
     None,
     features,
