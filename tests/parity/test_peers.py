@@ -6,7 +6,8 @@ import numpy as np
 import torch
 
 from ctrl_jax.models.residual_classifier import ResidualClassifier
-from experiments.benchmarks.peers import classifiers, problem
+from experiments.benchmarks.accelerator import __main__ as accelerator
+from experiments.benchmarks.peers import classifiers, full_size, problem
 from tests.parity import against_torch
 
 
@@ -26,3 +27,17 @@ def test_the_classifier_is_ours():
   assert isinstance(found, torch.Tensor) and found.shape == (3, 4)
   ours = network.apply({"params": drawn}, images)
   assert against_torch.relative_error(ours, found.numpy()) <= 1e-5
+
+
+def test_the_loss_of_an_accelerator_runs_at_a_small_size():
+  settings = accelerator.settings(toy=True)
+  torch.manual_seed(0)
+  loss_fn = full_size.loss(settings, "cpu")
+  noise = torch.randn(3, 2, 4, 8, 8)
+  with torch.autocast("cpu", torch.bfloat16):
+    value = loss_fn(noise[0], noise, torch.tensor([0, 1]), backprop_steps=3)
+  value.backward()
+  assert torch.isfinite(value)
+  labels = loss_fn.tuned.class_embedding.weight.grad.norm(dim=1)
+  # Those of these chains, and the null label of the empty prompt.
+  assert (labels[[0, 1, -1]] > 0).all() and not labels[2:-1].any()

@@ -47,13 +47,14 @@ def loss(settings: Settings, device: str) -> pytorch.Loss:
   )
   context = (settings["tokens"], settings["unet"]["cross_attention_dim"])
   draw = lambda *shape: torch.randn(*shape, device=device)
+  prompts = draw(settings["batch"], *context)
   return pytorch.Loss(
     tuned=tuned,
     frozen=frozen,
     vae=part(diffusers.AutoencoderKL, "vae"),
     scheduler=scheduler,
-    prompts=draw(settings["batch"], *context),
-    empty=draw(*context),
+    prompts={"encoder_hidden_states": prompts},
+    empty={"encoder_hidden_states": draw(*context).expand_as(prompts)},
     logits_fn=judge.to(device).requires_grad_(False),
     null=settings["labels"],
     guidance=settings["guidance"],
