@@ -196,9 +196,7 @@ def _table(name: str) -> str:
 def main() -> None:
   """Runs what the command line says."""
   parser = arguments.Parser(__doc__)
-  parser.add_argument(
-    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2]
-  )
+  parser.add_seeds(0, 1, 2)
   parser.add_argument(
     "--only", nargs="+", choices=STUDIES, default=list(STUDIES)
   )

@@ -96,9 +96,7 @@ def cells(row: Row, runs: Sequence[Mapping[str, Any]]) -> list[str]:
 def main() -> None:
   """Runs what the command line says, and tells which bars were missed."""
   parser = arguments.Parser(__doc__)
-  parser.add_argument(
-    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2, 3, 4]
-  )
+  parser.add_seeds(0, 1, 2, 3, 4)
   parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS))
   parser.add_argument("--workdir", default="runs/exactness")
   parser.add_argument(

@@ -92,7 +92,7 @@ def _parser() -> arguments.Parser:
   parser = arguments.Parser(__doc__)
   number = arguments.at_least
   parser.add_argument("--config", default="digits.py")
-  parser.add_argument("--seeds", type=number(0), nargs="+", default=[0])
+  parser.add_seeds(0)
   parser.add_argument("--workdir", default="runs/interpolate")
   parser.add_argument(
     "--angles",

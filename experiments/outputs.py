@@ -136,6 +136,12 @@ def provenance() -> dict[str, Any]:
   return {"versions": versions(), "device": device()}
 
 
+def keep(path: pathlib.Path | None, results: Any, **more: Any) -> None:
+  """Writes results, and what they depend on, to the file asked for, if any."""
+  if path is not None:
+    workdir.write_json(path, {**provenance(), **more, "results": results})
+
+
 def device() -> str:
   """The kind and number of devices; of a CPU its cores and, on Linux, name."""
   first = jax.devices()[0]

@@ -179,9 +179,8 @@ def _made(
 def _study() -> tuple[Study, list[int]]:
   """What the command line says, and the seeds."""
   parser = arguments.Parser(__doc__)
-  number = arguments.at_least(0)
   parser.add_argument("--config", default="fashion.py", help="FILE[:VARIANT]")
-  parser.add_argument("--seeds", type=number, nargs="+", default=[0])
+  parser.add_seeds(0)
   parser.add_argument(
     "--fractions",
     type=arguments.share,

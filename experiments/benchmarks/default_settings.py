@@ -170,9 +170,7 @@ def main() -> None:
   """Measures every problem and prints the table."""
   parser = arguments.Parser(__doc__)
   parser.add_argument("--only", nargs="+", choices=PROBLEMS, default=PROBLEMS)
-  parser.add_argument(
-    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2]
-  )
+  parser.add_seeds(0, 1, 2)
   parser.add_argument(
     "--updates", type=arguments.at_least(1), help="others than the default's"
   )

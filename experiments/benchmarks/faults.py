@@ -33,7 +33,7 @@ from experiments import outputs
 from experiments.benchmarks import disturbed
 from experiments.benchmarks.disturbed import Command
 from experiments.reporting import tables
-from experiments.runtime import arguments, outcome, workdir
+from experiments.runtime import arguments, outcome
 
 COLUMNS = ("fault", "injected", "survived", "most updates lost")
 FIRST = "first"  # run, by which a folder of faults is known
@@ -207,8 +207,7 @@ def main() -> None:
       rows.append(inject(name, command, folder, rng, seconds, expected))
       missing -= rows[-1]["injected"]
       print(rows[-1], flush=True)
-      header = outputs.provenance()
-      workdir.write_json(root / "faults.json", {**header, "results": rows})
+      outputs.keep(root / "faults.json", rows)
   print(table(rows))
   if any(row["reason"] for row in rows):
     sys.exit(1)

@@ -44,7 +44,7 @@ from experiments.benchmarks.recipe_variants import Variant, make_trainer
 from experiments.problems import exact
 from experiments.problems.problem import Problem
 from experiments.reporting import tables
-from experiments.runtime import arguments, keys, outcome, workdir
+from experiments.runtime import arguments, keys, outcome
 from experiments.training import algorithms, payoff
 
 SHARES = (0, 40, 8, 1)  # points: the start, and these parts of a training
@@ -214,9 +214,7 @@ def markdown(found: dict[int, Any]) -> str:
 def main() -> None:
   """Measures, and prints the table."""
   parser = arguments.Parser(__doc__)
-  parser.add_argument(
-    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2]
-  )
+  parser.add_seeds(0, 1, 2)
   parser.add_argument("--gamma", type=float, default=1.0)
   parser.add_argument(
     "--batches", type=arguments.at_least(10), default=100, help="of each update"
@@ -240,9 +238,7 @@ def main() -> None:
       updates=given.updates,
       number=given.batches,
     )
-    if given.json:
-      header = outputs.provenance()
-      workdir.write_json(given.json, {**header, "results": found})
+    outputs.keep(given.json, found)
   print(markdown(found))
 
 

@@ -48,7 +48,7 @@ from experiments import outputs
 from experiments.benchmarks import weightless
 from experiments.benchmarks.released import MODELS
 from experiments.reporting import tables
-from experiments.runtime import arguments, outcome, workdir
+from experiments.runtime import arguments, outcome
 
 CHIPS = {"TPU v5e, 16 GB": 16e9, "24 GB": 24e9, "40 GB": 40e9, "80 GB": 80e9}
 # Memory before speed; and the machine code, which no one will run, unoptimised.
@@ -171,10 +171,7 @@ def main() -> None:
     which = {"model": model, "attention": attention, "devices": devices}
     rows.append({**which, **sizes, **plan(lowered, options)})
     print(rows[-1], flush=True)
-    if given.json:
-      header = {"batch": given.batch, "steps": given.steps}
-      header = outputs.provenance() | header
-      workdir.write_json(given.json, {**header, "results": rows})
+    outputs.keep(given.json, rows, batch=given.batch, steps=given.steps)
   print(f"{outputs.device()}\n{markdown(rows)}\n")
   print(advice(rows, batch=given.batch))
 

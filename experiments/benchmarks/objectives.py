@@ -14,7 +14,7 @@ with half of the budget: the same search for all, of 1.5 budgets.
 
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from experiments.benchmarks.recipe_variants import Variant, make_trainer
 from experiments.configs import mixture
 from experiments.problems import exact
 from experiments.reporting import tables
-from experiments.runtime import arguments, outcome, workdir
+from experiments.runtime import arguments, outcome
 from experiments.training.algorithms import EVALUATIONS
 
 RATES = (3e-3, 1e-2, 3e-2)
@@ -77,6 +77,14 @@ def evidence(seed: int, *, gamma: float) -> np.ndarray:
   return np.array(recipe.log_evidence(problem, config)["table"])
 
 
+def least(gaps: Mapping[Any, float]) -> Any:
+  """The setting of the least gap.
+
+  A run that diverged has a gap that is no number: it is not the best.
+  """
+  return min(gaps, key=lambda one: np.nan_to_num(gaps[one], nan=np.inf))
+
+
 def best_rate(
   name: str, table: np.ndarray, *, updates: int, gamma: float, seed: int
 ) -> tuple[float, dict[float, float]]:
@@ -85,8 +93,7 @@ def best_rate(
   for rate in RATES:
     config = configure(name, rate=rate, updates=updates, gamma=gamma, seed=seed)
     search[rate] = train(config, table)["curve"][-1]["gap"]
-  # A run that diverged has a gap that is no number: it is not the best.
-  best = min(RATES, key=lambda rate: np.nan_to_num(search[rate], nan=np.inf))
+  best = least(search)
   print(f"{name}: {search}", flush=True)
   return best, search
 
@@ -142,9 +149,7 @@ def markdown(found: dict[str, Any]) -> str:
 def main() -> None:
   """Runs the comparison and prints its table."""
   parser = arguments.Parser(__doc__)
-  parser.add_argument(
-    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2]
-  )
+  parser.add_seeds(0, 1, 2)
   parser.add_argument(
     "--updates", type=arguments.at_least(6), default=400, help="of ctrl"
   )
@@ -158,9 +163,7 @@ def main() -> None:
   for found in compare(
     given.only, given.seeds, updates=given.updates, gamma=given.gamma
   ):
-    if given.json:
-      header = outputs.provenance()
-      workdir.write_json(given.json, {**header, "results": found})
+    outputs.keep(given.json, found)
   print(markdown(found))
 
 

@@ -72,9 +72,7 @@ def rows(size: int, runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 def main() -> None:
   """Runs what the command line says and prints the table."""
   parser = arguments.Parser(__doc__)
-  parser.add_argument(
-    "--seeds", type=arguments.at_least(0), nargs="+", default=[0]
-  )
+  parser.add_seeds(0)
   parser.add_argument(
     "--sizes",
     type=arguments.at_least(1),

@@ -12,7 +12,7 @@ Time and memory do not depend on what weights are, so they are drawn at random.
 import dataclasses
 import pathlib
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -95,6 +95,14 @@ def beside(
     "least": float(ratios.min()),
     "largest": float(ratios.max()),
   }
+
+
+def ratio(row: Mapping[str, float], digits: int = 2) -> str:
+  """The ratios of `beside` as a text."""
+  median, least, largest = (
+    f"{row[name]:.{digits}f}" for name in ("ratio", "least", "largest")
+  )
+  return f"{median} ({least} to {largest})"
 
 
 def dit(config: ConfigDict, side: int, sizes: Sizes) -> Program:

@@ -228,9 +228,7 @@ def main() -> None:
   """Runs the study and prints its table."""
   parser = arguments.Parser(__doc__)
   count = arguments.at_least(1)
-  parser.add_argument(
-    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1]
-  )
+  parser.add_seeds(0, 1)
   parser.add_argument("--updates", type=count, default=300)
   parser.add_argument("--batch", type=count, default=128)
   parser.add_argument(

@@ -36,7 +36,7 @@ from experiments import outputs
 from experiments.benchmarks import objectives
 from experiments.configs import mixture
 from experiments.reporting import tables
-from experiments.runtime import arguments, outcome, workdir
+from experiments.runtime import arguments, outcome
 
 SHARES = {"ppo": 2, "ctrl": 10}  # of --queries, in a run of the search
 BATCHES = (32, 64, 128, 256)
@@ -74,8 +74,7 @@ def search(name: str, table: np.ndarray, **settings: Any) -> dict[str, Any]:
     (batch, rate): train(name, batch, rate, table, **settings)["gap"]
     for batch, rate in itertools.product(BATCHES, objectives.RATES)
   }
-  # A run that diverged has a gap that is no number: it is not the best.
-  best = min(gaps, key=lambda pair: np.nan_to_num(gaps[pair], nan=np.inf))
+  best = objectives.least(gaps)
   named = {f"{batch}, {rate:g}": gap for (batch, rate), gap in gaps.items()}
   found = {"batch_size": best[0], "rate": best[1], "search": named}
   print(f"{name}: {found}", flush=True)
@@ -175,9 +174,7 @@ def markdown(found: dict[str, Any]) -> str:
 def main() -> None:
   """Runs the comparison and prints its table."""
   parser = arguments.Parser(__doc__)
-  parser.add_argument(
-    "--seeds", type=arguments.at_least(0), nargs="+", default=[0, 1, 2]
-  )
+  parser.add_seeds(0, 1, 2)
   parser.add_argument(
     "--queries",
     type=arguments.at_least(max(SHARES.values()) * max(BATCHES)),
@@ -189,9 +186,7 @@ def main() -> None:
   given = parser.parse_args()
   found: dict[str, Any] = {}
   for found in compare(given.seeds, queries=given.queries, gamma=given.gamma):
-    if given.json:
-      header = outputs.provenance()
-      workdir.write_json(given.json, {**header, "results": found})
+    outputs.keep(given.json, found)
   print(markdown(found))
 
 

@@ -36,7 +36,7 @@ from experiments.benchmarks.programs import Program, Sizes
 from experiments.configs import digits, fashion
 from experiments.measures import speed
 from experiments.reporting import tables
-from experiments.runtime import arguments, outcome, workdir
+from experiments.runtime import arguments, outcome
 
 COLUMNS = (
   "control,K,samples at a time,plain (s a sample),controlled,"
@@ -143,7 +143,7 @@ def markdown(rows: Sequence[Row]) -> str:
     [
       *(row["control"], str(row["steps"]), str(row["chunk"])),
       *(f"{row[key]:.3g}" for key in ("plain_seconds", "seconds")),
-      f"{row['ratio']:.3f} ({row['least']:.3f} to {row['largest']:.3f})",
+      programs.ratio(row, digits=3),
       f"{row['flops_ratio']:.3f}",
     ]
     for row in rows
@@ -164,9 +164,7 @@ def main() -> None:
   for name in given.only:
     rows.append(measure(name, steps=given.steps, rounds=given.rounds))
     print(rows[-1], flush=True)
-    if given.json:
-      header = outputs.provenance()
-      workdir.write_json(given.json, {**header, "results": rows})
+    outputs.keep(given.json, rows)
   print(outputs.device())
   print(markdown(rows))
 

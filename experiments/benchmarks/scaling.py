@@ -32,7 +32,7 @@ from experiments.benchmarks import programs
 from experiments.benchmarks.programs import Sizes
 from experiments.benchmarks.update import Compiled
 from experiments.reporting import tables
-from experiments.runtime import arguments, outcome, workdir
+from experiments.runtime import arguments, outcome
 
 COLUMNS = (
   "varied,to,compiling (s),update (s),÷ first (least to largest),"
@@ -104,7 +104,7 @@ def markdown(rows: Sequence[Row]) -> str:
       *(row["varied"], str(row[row["varied"]])),
       f"{row['compile_seconds']:.1f}",
       f"{row['seconds']:.3g}",
-      f"{row['ratio']:.2f} ({row['least']:.2f} to {row['largest']:.2f})",
+      programs.ratio(row),
       f"{row['memory'] / 1e9:.3g}",
       f"{row['memory_ratio']:.2f}",
     ]
@@ -137,9 +137,7 @@ def main() -> None:
       given.model, varied, group, dtype=given.dtype, rounds=given.rounds
     )
     print(*rows[-len(group) :], sep="\n", flush=True)
-    if given.json:
-      header = outputs.provenance()
-      workdir.write_json(given.json, {**header, "results": rows})
+    outputs.keep(given.json, rows)
   print(f"{given.model}, {outputs.device()}")
   print(markdown(rows))
 

@@ -173,7 +173,7 @@ def main() -> None:
   """Runs what the command line says and prints the tables."""
   parser = arguments.Parser(__doc__)
   number = arguments.at_least
-  parser.add_argument("--seeds", type=number(0), nargs="+", default=[0])
+  parser.add_seeds(0)
   parser.add_argument("--clusters", type=number(2), nargs="+", default=[10])
   parser.add_argument("--config", default="own.py")
   parser.add_argument("--workdir", default="runs/self-labels")

@@ -40,7 +40,7 @@ from experiments.benchmarks import memory_plan, programs
 from experiments.benchmarks.accelerator import turns
 from experiments.benchmarks.programs import Program, Sizes
 from experiments.reporting import tables
-from experiments.runtime import arguments, devices, outcome, workdir
+from experiments.runtime import arguments, devices, outcome
 
 COLUMNS = (
   "model,dtype,K,differentiated,batch,compiling (s),update (s),samples/s,"
@@ -207,9 +207,7 @@ def main() -> None:
     row["flops"] = flops(given.model, sizes)
     rows.append({**row, "share": row["flops"] / row["seconds"] / best})
     print(rows[-1], flush=True)
-    if given.json:
-      header = {**outputs.provenance(), "peak": best}
-      workdir.write_json(given.json, {**header, "results": rows})
+    outputs.keep(given.json, rows, peak=best)
   print(f"{outputs.device()}, peak {best / 1e12:.3g} TFLOPs a second")
   print(markdown(rows))
 

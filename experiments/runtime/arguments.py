@@ -22,6 +22,10 @@ class Parser(argparse.ArgumentParser):
     """Raises ValueError, where argparse prints how the command is used."""
     raise ValueError(f"{message} (--help explains)")
 
+  def add_seeds(self, *default: int) -> None:
+    """Takes --seeds, whole numbers from 0 on."""
+    self.add_argument("--seeds", type=at_least(0), nargs="+", default=default)
+
   def parse_overrides(self) -> tuple[argparse.Namespace, list[str]]:
     """Flags, and apart from them those of runs, --config.FIELD=VALUE."""
     given, rest = self.parse_known_args()

@@ -29,10 +29,11 @@ import jax
 import numpy as np
 
 from experiments import outputs
+from experiments.benchmarks import programs
 from experiments.benchmarks.peers import problem
 from experiments.benchmarks.peers.worker import Answer, Worker
 from experiments.reporting import tables
-from experiments.runtime import arguments, devices, outcome, workdir
+from experiments.runtime import arguments, devices, outcome
 
 MODULE = "experiments.benchmarks.peers"
 TORCH, TRL = ".venv-parity/bin/python", ".venv-trl/bin/python"
@@ -118,12 +119,9 @@ def markdown(found: Mapping[str, Sequence[Answer]], batch: int) -> str:
     seconds = [answer["seconds"] for answer in answers[1:]]
     if not seconds:
       continue
-    # Of the rounds that both were in.
-    ratios = [a / b for a, b in zip(theirs, seconds, strict=False)]
-    ratio = tables.DASH
-    if ratios:
-      ratio = f"{statistics.median(ratios):.2f}"
-      ratio += f" ({min(ratios):.2f} to {max(ratios):.2f})"
+    ratio, both = tables.DASH, min(len(theirs), len(seconds))
+    if both:  # rounds that both were in
+      ratio = programs.ratio(programs.beside(theirs[:both], seconds[:both]))
     typical = statistics.median(seconds)
     cells = [f"{len(seconds)}", f"{typical:.2f}", f"{batch / typical:.3f}"]
     lines.append([name, *cells, ratio])
@@ -151,14 +149,12 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", devices.virtual(given.batch))
     problem.write(folder, batch=given.batch, steps=given.steps)
     sizes = {"batch": given.batch, "steps": given.steps}
-    header = outputs.provenance() | sizes
     try:
       rounds = measure(started, folder, rounds=given.rounds)
       for turn, found in enumerate(rounds):
         now = {n: a[turn] for n, a in found.items() if len(a) > turn}
         print(f"round {turn} of {given.rounds}: {now}", flush=True)
-        if given.json:
-          workdir.write_json(given.json, {**header, "results": found})
+        outputs.keep(given.json, found, **sizes)
     finally:
       print(f"{outputs.device()}, batch {given.batch}, K = {given.steps}")
       print(markdown(found, given.batch))
