@@ -9,7 +9,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.reporting import sample_figures, style
+from experiments.reporting import style
 
 # Okabe and Ito's colours, and a marker: methods of a kind share neither.
 LOOKS = {
@@ -121,15 +121,9 @@ def method_rows(
   axes = fig.subplots(down, across, squeeze=False)
   for ax in axes.flat:
     ax.set_axis_off()
+  names = [style.label(method) for method in images]
   for ax, part, name in zip(axes.flat, stacked, control_names, strict=False):
-    picture = sample_figures.tile(part)
     ax.set_axis_on()
-    ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    height = picture.shape[0] / rows
-    names = [style.label(method) for method in images]
-    ax.set_yticks((np.arange(rows) + 0.46) * height, names)
-    ax.set_xticks([])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
+    style.draw_tiles(ax, part, names)
     ax.set_title(name)
   return fig

@@ -20,18 +20,9 @@ from experiments.reporting.style import (
   VERMILION,
   WIDTH,
   draw_matrix,
+  draw_tiles,
   label,
 )
-
-
-def tile(images: np.ndarray) -> np.ndarray:
-  """Joins images [Y, C, H, W, ...] in [-1, 1] into one picture in [0, 1]."""
-  pad = max(1, images.shape[2] // 16)
-  width = ((0, 0), (0, 0), (0, pad), (0, pad)) + ((0, 0),) * (images.ndim - 4)
-  shown = np.clip((images + 1) / 2, 0, 1)
-  shown = np.pad(shown, width, constant_values=1.0).swapaxes(1, 2)
-  rows, height, columns, across = shown.shape[:4]
-  return shown.reshape(rows * height, columns * across, *shown.shape[4:])
 
 
 def _condition_label(shown: int, total: int) -> str:
@@ -55,24 +46,17 @@ def sample_grids(
   fig = Figure((WIDTH, size * rows + 0.9), layout="constrained")
   titles = ("pre-trained: same noise, no request", "tuned: one request a row")
   panels = fig.subplots(1, 2)
-  for ax, samples, title in zip(
-    panels, (pretrained, ctrl), titles, strict=True
+  for ax, samples, title, names in zip(
+    panels, (pretrained, ctrl), titles, ((), control_names), strict=True
   ):
     some = samples[:, :shown].reshape(rows, columns, *samples.shape[3:])
-    picture = tile(some)
-    ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    picture = draw_tiles(ax, some, names)
     ax.set_title(title)
-    ax.set_xticks([])
     if conditions > 1:
       ax.set_xlabel(_condition_label(shown, conditions))
       step = picture.shape[1] / shown
       middle = 0.5 - 0.04 / each
       ax.set_xticks((np.arange(shown) + middle) * step, range(shown))
-    ax.set_yticks([])
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-  height = picture.shape[0] / rows
-  panels[1].set_yticks((np.arange(rows) + 0.46) * height, control_names)
   return fig
 
 
@@ -86,15 +70,7 @@ def cluster_rows(images: np.ndarray, *, control_names: Sequence[str]) -> Figure:
   rows, each = images.shape[:2]
   size = min((WIDTH - 1.4) / each, 0.6)
   fig = Figure((size * each + 1.4, size * rows + 0.2), layout="constrained")
-  ax = fig.subplots()
-  picture = tile(images)
-  ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-  ax.set_xticks([])
-  ax.tick_params(length=0)
-  ax.spines[:].set_visible(False)
-  ax.set_yticks(
-    (np.arange(rows) + 0.46) * picture.shape[0] / rows, control_names
-  )
+  draw_tiles(fig.subplots(), images, control_names)
   return fig
 
 

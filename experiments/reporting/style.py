@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How every figure looks: colours, sizes, names, and a matrix of numbers.
+"""How every figure looks: colours, sizes, names; images, and matrices.
 
 Draw within `matplotlib.rc_context(STYLE)`. Colours are those of Okabe and Ito,
 told apart by colour-blind readers, and a method keeps its colour from figure to
 figure.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -71,6 +71,36 @@ def literal(value: Any) -> Any:
   if isinstance(value, Mapping):
     return {literal(key): literal(entry) for key, entry in value.items()}
   return value
+
+
+def tile(images: np.ndarray) -> np.ndarray:
+  """Joins images [Y, C, H, W, ...] in [-1, 1] into one picture in [0, 1]."""
+  pad = max(1, images.shape[2] // 16)
+  width = ((0, 0), (0, 0), (0, pad), (0, pad)) + ((0, 0),) * (images.ndim - 4)
+  shown = np.clip((images + 1) / 2, 0, 1)
+  shown = np.pad(shown, width, constant_values=1.0).swapaxes(1, 2)
+  rows, height, columns, across = shown.shape[:4]
+  return shown.reshape(rows * height, columns * across, *shown.shape[4:])
+
+
+def draw_tiles(
+  ax: Axes, images: np.ndarray, names: Sequence[str] = ()
+) -> np.ndarray:
+  """Draws images [Y, C, H, W, ...] as `tile` joins them, and returns that.
+
+  Args:
+    ax: where.
+    images: in [-1, 1].
+    names: of the Y rows.
+  """
+  picture = tile(images)
+  ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+  ax.set_xticks([])
+  height = picture.shape[0] / len(images)
+  ax.set_yticks((np.arange(len(names)) + 0.46) * height, names)
+  ax.tick_params(length=0)
+  ax.spines[:].set_visible(False)
+  return picture
 
 
 def draw_matrix(
