@@ -201,10 +201,8 @@ def _samples(run: Run, params: Params, shared: Bench) -> np.ndarray:
     function,
     params,
     c.ravel(),
-    seed=run.config.seed,
     name="samples",
-    chunk=run.config.evaluate.chunk,
-    mesh=run.mesh,
+    **run.sampling,
   )
   if model.bound is not None:  # as anybody would look at them
     x = np.clip(x, -model.bound, model.bound)

@@ -93,9 +93,7 @@ def sample_reference(run: Run, learned: Learned) -> Reference:
     learned.reward_fn,
     gamma=config.reward.gamma,
     num=config.evaluate.num_reference,
-    seed=config.seed,
-    chunk=config.evaluate.chunk,
-    mesh=run.mesh,
+    **run.sampling,
     path=run.workdir / "reference.npz",
   )
 
@@ -121,9 +119,7 @@ def find_evidence(
       learned.reward_fn,
       gamma=config.reward.gamma,
       num=config.evaluate.num_bridge,
-      seed=config.seed,
-      chunk=config.evaluate.chunk,
-      mesh=run.mesh,
+      **run.sampling,
     ),
   )
 

@@ -21,7 +21,7 @@ def method(samples, log_weights=None):
   samples = samples[:, None].astype(np.float32)
   zeros = np.zeros(samples.shape[:3], np.float32)
   weights = zeros if log_weights is None else log_weights[:, None]
-  return Method(Cells(samples, weights, zeros), None, None, None, None, 1, 0)
+  return Method(Cells(samples, weights, zeros), 1)
 
 
 def draw_prior(rng, prior, num):

@@ -37,8 +37,8 @@ def test_factors_are_judged_by_themselves():
   evaluators = Evaluators(verdict, None, lambda x: x[:, None], {}, SIZES)
   cells = Cells(measured, log_weights, np.zeros((N, C, Y)))
   exact = Cells(measured, np.zeros((N, C, Y)), np.zeros((N, C, Y)))
-  exact = Method(exact, None, None, None, None, 1, 0)
-  method = Method(cells, None, None, None, None, 1, 0)
+  exact = Method(exact, 1)
+  method = Method(cells, 1)
   found = scores.score(
     method, evaluators, exact, None, names=(), gamma=1.0, seed=0
   )
@@ -64,12 +64,11 @@ def judged(samples, reference, log_weights, *, of_reference, known=None):
   )
   target = Cells(reference, log_weights, log_weights)
   trust = None if known is None else Trust(known, known, known)
-  exact = Method(target, None, None, None, trust, 1, 0, of_reference)
+  exact = Method(target, 1, trust=trust, of_reference=of_reference)
   zeros = np.zeros(samples.shape[:3])
   weights = log_weights if of_reference else zeros
-  method = Method(
-    Cells(samples, weights, zeros), None, None, None, None, 1, 0, of_reference
-  )
+  cells = Cells(samples, weights, zeros)
+  method = Method(cells, 1, of_reference=of_reference)
   return scores.score(
     method, evaluators, exact, None, names=(), gamma=1, seed=0
   )

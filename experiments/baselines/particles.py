@@ -16,7 +16,7 @@ from ctrl_jax.guidance import reconstruction, smc, value
 from ctrl_jax.policy import frozen
 from experiments.measures import evaluation
 from experiments.measures.evaluation import Reference
-from experiments.measures.methods import Method
+from experiments.measures.methods import Method, alike
 from experiments.measures.weighting import Cells
 from experiments.training.pretraining import Learned, Run
 
@@ -97,7 +97,7 @@ def twisted(
   ess = float((1 / np.exp(2 * log_w).mean(1)).mean())  # the mean weight is 1
   found = Cells(samples, weights, likelihood, num)
   steps = problem.kernel.num_steps
-  return Method(found, None, None, ess, None, steps, 0), {
+  return Method(found, steps, ess=ess), {
     "particles": num,
     "ancestors": float(ancestors.mean()),
     "undefined": int(undefined.sum()),
@@ -151,14 +151,9 @@ def decoded(
     function,
     {},
     evaluation.cell_labels(config.evaluate.num_samples, problem),
-    seed=config.seed,
     name=f"value {strength:g}",
-    chunk=config.evaluate.chunk,
-    mesh=run.mesh,
+    **run.sampling,
   )
-  log_p = log_p.reshape(-1, problem.num_conditions, problem.num_controls)
-  x = x.reshape(*log_p.shape, *problem.sample_shape)
   taken = config.compare.candidates * (problem.kernel.num_steps - 1)
-  cells = Cells(x, np.zeros_like(log_p), log_p)
-  found = Method(cells, None, None, None, None, 1 + taken, 0)
+  found = Method(alike(problem, x, log_p), 1 + taken)
   return found, {"undefined": int(undefined.sum())}

@@ -102,7 +102,7 @@ def log_weights(
   run: Run, reward_fn: RewardFn, policy: Controlled
 ) -> np.ndarray:
   """log w [n, Y] of a policy's chains; the noise is the same for all."""
-  problem, settings = run.problem, run.config.evaluate
+  problem, num = run.problem, run.config.evaluate.num_samples
 
   def function(_, chain_keys, y):
     start = problem.starts(chain_keys)
@@ -110,14 +110,12 @@ def log_weights(
     log_p = reward_fn(chain.x, None, y)
     return paths.log_weights(chain, log_p, gamma=run.config.reward.gamma)
 
-  _, y = evaluation.cell_labels(settings.num_samples, problem)
+  _, y = evaluation.cell_labels(num, problem)
   result = evaluation.run_chains(
     function,
     {},
     y,
-    seed=run.config.seed,
     name="evaluate",
-    chunk=settings.chunk,
-    mesh=run.mesh,
+    **run.sampling,
   )
   return result.reshape(-1, problem.num_controls)

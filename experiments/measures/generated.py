@@ -29,7 +29,7 @@ from ctrl_jax.types import EpsFn, Params, RewardFn
 from experiments.measures import distances, evaluation, weighting
 from experiments.measures import scores as scoring
 from experiments.measures.evidence import Evidence
-from experiments.measures.methods import Method
+from experiments.measures.methods import Method, alike
 from experiments.measures.weighting import Cells
 from experiments.problems.chunks import Look
 from experiments.problems.evaluators import Evaluators
@@ -86,12 +86,8 @@ def draw(setting: Setting, generator: Generator, name: str) -> Method:
     chunk=setting.chunk,
     mesh=setting.mesh,
   )
-  log_p = log_p.reshape(-1, problem.num_conditions, problem.num_controls)
-  cells = Cells(
-    x.reshape(*log_p.shape, *problem.sample_shape), np.zeros_like(log_p), log_p
-  )
-  evaluations = generator.kernel.num_steps
-  return Method(cells, None, None, None, None, evaluations, 0)
+  cells = alike(problem, x, log_p)
+  return Method(cells, evaluations=generator.kernel.num_steps)
 
 
 def estimate(

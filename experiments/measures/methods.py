@@ -27,12 +27,14 @@ class Method(NamedTuple):
   """A method's samples, and what its path measure says; nats."""
 
   cells: Cells
-  path_kl: float | None  # KL of its path measure from the pre-trained chain's
-  gap: Estimate | None  # None: sampled from the target itself, by weights
-  ess: float | None  # as a fraction
-  trust: Trust | None  # in the weights of every (c, y), where there are any
   evaluations: float  # of the network, for a sample
-  reward_queries: int  # evaluations of the classifier, in training or selection
+  reward_queries: int = 0  # of the classifier, in training or selection
+  path_kl: float | None = None  # of its paths from the pre-trained chain's
+  gap: Estimate | None = (
+    None  # None: sampled from the target itself, by weights
+  )
+  ess: float | None = None  # as a fraction
+  trust: Trust | None = None  # in the weights of every (c, y), if there are any
   of_reference: bool = False  # made of the reference's own samples, in order
 
 
@@ -42,6 +44,13 @@ def untuned(problem: Problem, reference: Reference) -> Cells:
   samples = np.broadcast_to(
     reference.samples[:, :, None], (*log_p.shape, *problem.sample_shape)
   )
+  return Cells(samples, np.zeros_like(log_p), log_p)
+
+
+def alike(problem: Problem, x: np.ndarray, log_p: np.ndarray) -> Cells:
+  """Chains' ends [B, ...] of every (c, y), y fastest, that weigh the same."""
+  log_p = log_p.reshape(-1, problem.num_conditions, problem.num_controls)
+  samples = x.reshape(*log_p.shape, *problem.sample_shape)
   return Cells(samples, np.zeros_like(log_p), log_p)
 
 
@@ -56,20 +65,14 @@ def policy(
 ) -> Method:
   """A policy's chains as a method, with its certificate."""
   log_w = bridging.log_weights(problem, chains, gamma)
-  log_p = chains.log_likelihood.reshape(log_w.shape)
   return Method(
-    Cells(
-      chains.x.reshape(*log_p.shape, *problem.sample_shape),
-      np.zeros_like(log_p),
-      log_p,
-    ),
-    float(chains.step_kl.sum(1).mean()),
-    # Of mean J, and sharper than its definition: see `paths`.
-    gap(reference.evidence, log_w),
-    _ess(log_w - np.asarray(reference.evidence.table.mean)),
-    None,
+    alike(problem, chains.x, chains.log_likelihood),
     evaluations,
     reward_queries,
+    path_kl=float(chains.step_kl.sum(1).mean()),
+    # Of mean J, and sharper than its definition: see `paths`.
+    gap=gap(reference.evidence, log_w),
+    ess=_ess(log_w - np.asarray(reference.evidence.table.mean)),
   )
 
 
@@ -86,12 +89,10 @@ def target(problem: Problem, reference: Reference, gamma: float) -> Method:
   mean = weighting.mean(log_p, weights)
   return Method(
     untuned(problem, reference)._replace(log_weights=weights),
-    float((gamma * mean - table).mean()),
-    None,
-    None,
-    trust.judge(weights, log_p),
     problem.kernel.num_steps / _ess(weights - table),
     len(log_p) * problem.num_conditions,
+    path_kl=float((gamma * mean - table).mean()),
+    trust=trust.judge(weights, log_p),
     of_reference=True,
   )
 
@@ -121,24 +122,19 @@ def every(
   return {
     "pretrained": Method(
       untuned(problem, reference),
-      0.0,
-      gap(reference.evidence, gamma * log_p, of_reference=True),
-      _ess(gamma * log_p - table),
-      None,
       steps,
-      0,
+      path_kl=0.0,
+      gap=gap(reference.evidence, gamma * log_p, of_reference=True),
+      ess=_ess(gamma * log_p - table),
       of_reference=True,
     ),
     "pretrained_resampled": target(problem, reference, gamma),
     "ctrl": tuned,
     "ctrl_resampled": Method(
       tuned.cells._replace(log_weights=log_w),
-      None,
-      None,
-      None,
-      trust.judge(log_w, tuned.cells.log_likelihood),
       steps / _ess(log_w - table),
       reward_queries + log_w.size,
+      trust=trust.judge(log_w, tuned.cells.log_likelihood),
     ),
     "best_of_n": likeliest(problem, reference, gamma=gamma, n=best_of),
   }
@@ -165,12 +161,10 @@ def likeliest(
   kl = best_of_n.kl(n)
   return Method(
     Cells(x, np.zeros_like(log_p), log_p),
-    kl,
-    gap(reference.evidence, gamma * log_p - kl, of_reference=True),
-    None,
-    None,
     problem.kernel.num_steps * n,
     log_p[:, :, 0].size * n,
+    path_kl=kl,
+    gap=gap(reference.evidence, gamma * log_p - kl, of_reference=True),
     of_reference=True,
   )
 

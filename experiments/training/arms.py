@@ -145,9 +145,7 @@ def samples(
       make(run.problem.pretrained),
       rows,
       name=name,
-      seed=run.config.seed,
-      chunk=run.config.evaluate.chunk,
-      mesh=run.mesh,
+      **run.sampling,
     )
     path.parent.mkdir(exist_ok=True)
     workdir.write_arrays(path, x=x, c=c)

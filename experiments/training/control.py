@@ -97,16 +97,13 @@ def sample(
     name: of the evaluation, for its noise and its progress.
     num_uncontrolled: see `evaluation.controlled`.
   """
-  config = run.config
   return evaluation.controlled(
     run.problem,
     policy,
     params,
     learned.reward_fn,
-    num=config.evaluate.num_samples,
-    seed=config.seed,
-    chunk=config.evaluate.chunk,
-    mesh=run.mesh,
+    num=run.config.evaluate.num_samples,
     name=name,
     num_uncontrolled=num_uncontrolled,
+    **run.sampling,
   )

@@ -207,10 +207,8 @@ def _pairs(run: Run, teacher: Teacher, rows: Any) -> dict[str, np.ndarray]:
       function,
       {},
       (rows["c"], rows["y"]),
-      seed=run.config.seed,
       name="pairs",
-      chunk=run.config.evaluate.chunk,
-      mesh=run.mesh,
+      **run.sampling,
     )
     workdir.write_arrays(path, z=z, x=x)
   with np.load(path, allow_pickle=False) as saved:

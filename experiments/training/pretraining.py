@@ -44,6 +44,12 @@ class Run(NamedTuple):
   mesh: Mesh
   log: Log
 
+  @property
+  def sampling(self) -> dict[str, Any]:
+    """What `evaluation` takes of every run besides: seed, chunk and mesh."""
+    chunk = self.config.evaluate.chunk
+    return {"seed": self.config.seed, "chunk": chunk, "mesh": self.mesh}
+
 
 class Learned(NamedTuple):
   """What a control is trained with, and what judges its samples."""
