@@ -144,12 +144,7 @@ def compare(
 ) -> None:
   """Runs one study; prints its table, or writes it and its figure too.
 
-  Args:
-    name: of the study.
-    seeds: of its runs.
-    root: folder of their folders.
-    *changes: of fields, as KEY=VALUE.
-    write: whether into the docs.
+  Changes of fields are KEY=VALUE.
   """
   study = STUDIES[name]
   measured = kept if write else run

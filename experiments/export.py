@@ -109,10 +109,7 @@ def check_last_step(problem: Problem, *, lora: bool) -> None:
 def write(run: pathlib.Path, to: pathlib.Path, *, lora: bool) -> None:
   """Writes the folder.
 
-  Args:
-    run: folder of a finished run.
-    to: new folder.
-    lora: whether the adapters stay apart from the weights.
+  With lora the adapters stay apart from the weights.
 
   Raises:
     FileExistsError: there is something in the folder already.

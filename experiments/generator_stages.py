@@ -57,15 +57,8 @@ def run(
 ) -> dict[str, Any]:
   """Distils a finished run; returns results.json and writes all else.
 
-  Args:
-    config: of the run.
-    source: its folder.
-    folder: of the distillation.
-    log: in that folder.
-    steps: of the generator.
-    updates: of its training.
-    batch: samples an update.
-    rate: of learning, its peak.
+  source is the folder of the run, folder that of the distillation, and rate the
+  peak of learning.
 
   Raises:
     ValueError: samples are latents, devices cannot share a batch, or the

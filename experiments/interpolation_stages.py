@@ -37,12 +37,8 @@ def run(
 ) -> dict[str, Any]:
   """Does what is not done yet; returns results.json, written piece by piece.
 
-  Args:
-    config: of the model, the sampler and the classifiers; its prior.dir is "".
-    folder: of the results.
-    log: in that folder.
-    asked: the command's settings.
-    wanted: arms, whose classifiers are trained.
+  The config is that of the model, the sampler and the classifiers, without a
+  prior.dir; wanted are the arms whose classifiers are trained.
 
   Raises:
     ValueError: data that are no labelled pictures.

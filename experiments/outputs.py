@@ -31,15 +31,8 @@ def collect(
 ) -> dict[str, Any]:
   """Scores every method, writes evaluation.npz, returns results.json.
 
-  Args:
-    run: its config, folder, problem and devices.
-    learned: what the control was trained with.
-    reference: samples of the pre-trained chain.
-    chains: of the tuned policy.
-    doubted: what the gap is worth if the classifier is wrong; None: it is not
-      a learned one.
-    wall_seconds: of each stage.
-    sampling_seconds: for a sample, of pretrained and ctrl.
+  Nothing is doubted where the classifier is not a learned one. Wall seconds are
+  of each stage, sampling seconds of a sample, of pretrained and ctrl.
   """
   config, problem = run.config, run.problem
   gamma, seed = config.reward.gamma, config.seed

@@ -50,10 +50,7 @@ class Bench(NamedTuple):
 def bench(config: ConfigDict, folder: pathlib.Path, log: Log) -> Bench:
   """Reads the data, and trains the judge of a seed on the pool.
 
-  Args:
-    config: of any prior of the seed.
-    folder: of the seed.
-    log: in that folder.
+  The config is that of any prior of the seed, the folder that of the seed.
 
   Raises:
     ValueError: there is nothing to prune, or a class has no two images held
@@ -119,12 +116,6 @@ def run(
   config: ConfigDict, folder: pathlib.Path, shared: Bench, log: Log
 ) -> dict[str, Any]:
   """Trains a prior and judges its samples; returns results.json.
-
-  Args:
-    config: of the prior.
-    folder: its own.
-    shared: what it is judged with.
-    log: in that folder.
 
   Raises:
     errors.DivergedError: training did, at every rate; says where.

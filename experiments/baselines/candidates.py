@@ -44,14 +44,7 @@ class Candidate(NamedTuple):
 def of_run(
   run: Run, learned: Learned, reference: Reference, params: Params
 ) -> Iterator[Candidate]:
-  """Everything that config.compare lists; trains what needs to be.
-
-  Args:
-    run: its config, folder, problem and devices.
-    learned: what its control was trained with.
-    reference: samples of the pre-trained chain.
-    params: of the run's control.
-  """
+  """Everything that config.compare lists; trains what needs to be."""
   yield from _exact(run, reference)
   yield from _targets(run, learned, reference, params)
   yield from _updates(run, learned, reference)

@@ -31,14 +31,7 @@ from experiments.training.pretraining import Learned, Run
 def run(
   run: Run, learned: Learned, reference: Reference, params: Params
 ) -> dict[str, dict[str, Any]]:
-  """The entry of every candidate, by its name.
-
-  Args:
-    run: its config, folder, problem and devices.
-    learned: what its control was trained with.
-    reference: samples of the pre-trained chain.
-    params: of the control.
-  """
+  """The entry of every candidate, by its name."""
   path = run.workdir / "comparison.json"
   entries = json.loads(path.read_text()) if path.exists() else {}
   for candidate in candidates.of_run(run, learned, reference, params):

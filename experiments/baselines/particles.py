@@ -30,11 +30,7 @@ def twisted(
   model proposes and the reward of its predicted end is the twist, so that no
   reward needs a gradient.
 
-  Args:
-    run: whose gamma is the target's.
-    learned: gives the reference and the reward.
-    reference: gives log Z.
-    strength: of the twist, in units of gamma.
+  The strength of the twist is in units of gamma, which is the run's.
   """
   problem, config = run.problem, run.config
   num, gamma = config.compare.particles, config.reward.gamma

@@ -93,9 +93,7 @@ def estimate(draws: np.ndarray) -> Row:
 def split_gap(optimum: Optimum, log_w: dict[str, np.ndarray]) -> dict[str, Row]:
   """(1) to (4), and "total": the gap of CTRL, which is their sum.
 
-  Args:
-    optimum: gives log Z and (1).
-    log_w: of "optimal", "fitted" and "ctrl" [n, Y], from the same noise.
+  log_w is that of "optimal", "fitted" and "ctrl" [n, Y], from the same noise.
   """
   start = np.append(optimum.start_gap, optimum.start_gap.mean())
   steps = estimate(optimum.log_evidence - log_w["optimal"])

@@ -41,15 +41,7 @@ def affordable(name: str, updates: int) -> int:
 def configure(
   name: str, *, rate: float, updates: int, gamma: float, seed: int
 ) -> ConfigDict:
-  """The mixture trained by one policy update.
-
-  Args:
-    name: of the policy update.
-    rate: learning rate of the head.
-    updates: how many.
-    gamma: guidance strength.
-    seed: of the problem and of the run.
-  """
+  """The mixture trained by one policy update."""
   config = mixture.get_config()
   config.seed = config.problem.seed = seed
   config.reward.gamma = gamma

@@ -171,14 +171,7 @@ def _read(values: np.ndarray, points: np.ndarray, grid: Grid) -> np.ndarray:
 def pair_fn(
   optimum: Optimum, kernel: Kernel, reference_fn: EpsFn, y: jax.Array
 ) -> PairFn:
-  """The control as a policy, bilinear between the points of its grid.
-
-  Args:
-    optimum: of `solve`.
-    kernel: the same as there.
-    reference_fn: noise prediction of the pre-trained model.
-    y: labels [batch].
-  """
+  """The control as a policy, bilinear between the points of its grid."""
   knots = jnp.asarray(kernel.times, jnp.float32)
   table = jnp.moveaxis(jnp.asarray(optimum.eps), -1, 0)
 

@@ -86,10 +86,8 @@ def compare(
 ) -> Iterator[dict[str, Any]]:
   """Trains ppo once on every seed, and ctrl until it is as good.
 
-  Args:
-    seeds: of problems and runs; batches and rates are searched on the first.
-    queries: of ppo, and the most of ctrl.
-    gamma: guidance strength.
+  Batches and rates are searched on the first seed. Queries are those of ppo,
+  and the most of ctrl.
 
   Yields:
     After each run, for ppo and ctrl what `search` found, and by seed its

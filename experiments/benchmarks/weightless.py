@@ -197,10 +197,7 @@ def lower(
 ) -> jax.stages.Lowered:
   """The update as a program of (frozen, state, keys, batch), not compiled.
 
-  Args:
-    config: see `configure`.
-    parts: see `networks`.
-    devices: of a group, which share parameters and state; see `placement`.
+  Devices are of a group, which share parameters and state; see `placement`.
   """
   mesh = parallel.make_mesh(jax.devices()[:devices], model=devices)
 

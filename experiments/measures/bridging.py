@@ -37,11 +37,7 @@ def corrected(
 ) -> Reference:
   """The reference with log Z corrected where its samples do not know it.
 
-  Args:
-    problem: gives every (c, y).
-    reference: samples of the pre-trained chain.
-    chains: of a policy, which may refute log Z.
-    cross: (cells=doubtful ones [C, Y]) -> chains of them; see `crossings`.
+  cross(cells=doubtful ones [C, Y]) makes chains of them; see `crossings`.
   """
   found, log_p = reference.evidence, reference.log_likelihood
   log_w = log_weights(problem, chains, found.gamma)
@@ -66,17 +62,7 @@ def crossings(
 ) -> Crossings:
   """Chains of every share of the control; see `ctrl_jax.bridge`.
 
-  Args:
-    problem: gives the kernel.
-    policy: whose control is shared out.
-    control: its parameters.
-    reward_fn: log p(y | x, c).
-    cells: of which (c, y) [C, Y].
-    gamma: guidance strength.
-    num: chains of each of these, divided among the shares.
-    seed: of their noise.
-    chunk: chains at a time.
-    mesh: all devices.
+  There are num chains of each of the cells [C, Y], divided among the shares.
   """
 
   def function(params, _, labels):

@@ -86,10 +86,7 @@ def worst(found: Trust) -> tuple[int, int]:
 def of_samples(problem: Problem, log_p: np.ndarray, gamma: float) -> Evidence:
   """In closed form, or estimated from samples of the pre-trained chain.
 
-  Args:
-    problem: says which.
-    log_p: log p(y | x, c) of n samples [n, C, Y], nats.
-    gamma: guidance strength.
+  log_p is log p(y | x, c) of n samples [n, C, Y], in nats.
   """
   if problem.truth and problem.truth.solution:
     known = problem.truth.solution.log_evidence
@@ -104,10 +101,8 @@ def doubtful(
 ) -> np.ndarray:
   """Cells whose samples do not know log Z, or whose policy refutes it, [C, Y].
 
-  Args:
-    problem: one in closed form has none.
-    evidence: of samples.
-    log_w: log-weights of independent paths of the policy [m, C, Y], nats.
+  log_w are log-weights of independent paths of the policy [m, C, Y], in nats. A
+  problem in closed form has no such cell.
   """
   if problem.truth and problem.truth.solution:
     return np.zeros(evidence.bounds.shape, bool)
@@ -123,10 +118,7 @@ def bridged(
 ) -> Evidence:
   """log Z of the samples, but of the chains where those were needed.
 
-  Args:
-    evidence: of the samples.
-    log_p: what it was estimated from [n, C, Y], nats.
-    crossings: chains of the cells that samples do not know.
+  log_p is what the evidence was estimated from [n, C, Y], in nats.
   """
   cells = crossings.cells
   if not cells.any():

@@ -134,13 +134,8 @@ def judge(
 ) -> dict[str, dict[str, Any]]:
   """The figures of every method, by its name.
 
-  Args:
-    setting: of their samples.
-    methods: what is judged, "ctrl" among them.
-    policy: other samples of the policy, at all of its steps.
-    exact: the target.
-    evaluators: what they are judged by.
-    log_z: of every (c, y).
+  The methods have "ctrl" among them; policy has other samples of it, at all of
+  its steps.
   """
   problem, seed = setting.problem, setting.seed
   names = problem.control_names

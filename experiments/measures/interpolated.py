@@ -73,15 +73,8 @@ def draw(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Samples [R * C, ...] of every row in turn, and their labels c.
 
-  Args:
-    problem: gives the sampler; its model need not have parameters.
-    networks: parameters of every domain's.
-    eps_of: what a row [n] makes of them.
-    rows: [R, n].
-    name: of the draw.
-    seed: with name, of the noise.
-    chunk: samples at a time.
-    mesh: all devices.
+  eps_of makes what is sampled of the networks of all domains and a row [n]. The
+  problem's own model need not have parameters.
   """
   model = problem.pretrained
   c = jnp.arange(model.num_conditions)
@@ -119,11 +112,7 @@ def switches(
 ) -> np.ndarray:
   """Rows of `of_switch` [num, 3]: two different networks, and a step's time.
 
-  Args:
-    rng: of the draws.
-    num: of rows.
-    size: number of networks.
-    times: of the sampler's steps, from noise to data.
+  times are those of the sampler's steps, from noise to data.
   """
   first = rng.integers(size, size=num)
   second = (first + rng.integers(1, size, size=num)) % size
@@ -137,11 +126,8 @@ def seen(
 ) -> dict[str, float]:
   """Shares and degrees that an expert finds in samples.
 
-  Args:
-    says: labels that it sees [N].
-    c: that were asked for [N].
-    angle: that it sees [N], degrees.
-    sought: that the weights interpolate [N], degrees.
+  It says the label and the angle of each sample [N]; c and sought [N] are what
+  was asked for. Angles are in degrees.
   """
   return {
     "fidelity": float(np.mean(says == c)),

@@ -46,14 +46,8 @@ def score(
 ) -> dict[str, Any]:
   """The entry of one method in results.json, but for its times.
 
-  Args:
-    method: whose samples are judged.
-    evaluators: what judges them.
-    exact: the exact target, weighed samples of the reference.
-    log_z: log Z; where it is a bound, so is the gap.
-    names: of every y.
-    gamma: guidance strength.
-    seed: of what is drawn.
+  exact is the exact target, weighed samples of the reference. Where log Z is a
+  bound, so is the gap.
   """
   cells = method.cells
   log_p = weighting.mean(cells.log_likelihood, cells.log_weights).mean()
@@ -148,9 +142,7 @@ def jsonable(estimate: Estimate) -> dict[str, float]:
 def trusted(found: Trust | None, names: Sequence[str]) -> dict[str, Any]:
   """The cell whose weights are to be trusted least, and how many are not.
 
-  Args:
-    found: of every (c, y); None: there are no weights.
-    names: of every y.
+  found is of every (c, y); None where there are no weights.
   """
   if found is None:
     return dict.fromkeys(("pareto_k", "effective", "cell", "doubtful"))
@@ -226,10 +218,7 @@ def quality(
 ) -> dict[str, float | None]:
   """Means over a few samples of each (c, y); None where there is none.
 
-  Args:
-    cells: weighted samples.
-    figures: of samples and their c, by name.
-    seed: of the choice.
+  figures are functions of samples and their c, by name.
   """
   if not figures:
     return {}

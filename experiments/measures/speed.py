@@ -34,14 +34,7 @@ def seconds_per_sample(
   Where a group of devices shares the weights, it is the group's seconds.
   They take turns, so that a machine that slows down slows them all.
 
-  Args:
-    problem: gives the kernel and every (c, y).
-    samplers: by name.
-    chunk: samples at a time.
-    mesh: of the run.
-    rounds: of all samplers.
-    kernels: by name, of samplers with steps of their own; None: they have the
-      problem's.
+  Kernels are by name, of samplers with steps of their own.
   """
   of = {name: problem.kernel for name in samplers} | dict(kernels or {})
   mesh = parallel.alone(mesh)

@@ -47,11 +47,6 @@ def make(
 
   Distances of samples are measured in what that classifier sees in them; where
   there is none, between the samples themselves.
-
-  Args:
-    problem: whose samples are looked at.
-    independent: the classifier, of samples.
-    chunk: samples that it sees at a time.
   """
   opinion: Look | None = None
   features: Look = lambda x: x

@@ -194,10 +194,7 @@ def check(
 ) -> None:
   """Raises ValueError where data of a shape, or a control, do not suit a model.
 
-  Args:
-    model: that was given.
-    shape: of one example.
-    config: of the run.
+  The shape is that of one example.
   """
   made, control = picture_shape(model), config.control
   if made != shape:

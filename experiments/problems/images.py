@@ -64,13 +64,8 @@ def untrained(
 ) -> Pretrained:
   """A DiT of config.model, whose parameters a run has to train.
 
-  It predicts the noise, or the velocity of a flow.
-
-  Args:
-    config: config.model.
-    sample_shape: of the images.
-    sde: the forward process.
-    conditions: names of the values of c; none: there is but c = 0.
+  It predicts the noise, or the velocity of a flow. Conditions are names of the
+  values of c; without any there is but c = 0.
   """
   network = DiT(
     num_classes=max(len(conditions), 1),

@@ -23,9 +23,7 @@ def of_pipeline(
 ) -> list[pathlib.Path]:
   """The same of Stable Diffusion's parts.
 
-  Args:
-    folder: of the pipeline.
-    with_t5: whether its T5 is one of them, if it has any.
+  T5 is one of them where it is asked for and there.
 
   Raises:
     FileNotFoundError: a part is missing.

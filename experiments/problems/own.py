@@ -199,11 +199,7 @@ def network(
 ) -> nn.Module:
   """A classifier of what is seen, of num = 0 a regression, whatever its rows.
 
-  Args:
-    num: of labels.
-    shape: of what is seen of an example.
-    stage: its config.
-    rows: that it learns from.
+  The shape is that of what is seen of an example.
   """
   num = num or own_reals.OUTPUTS
   if len(shape) != IMAGES:

@@ -39,11 +39,8 @@ def make(
 ) -> Seen:
   """What is seen of examples.
 
-  Args:
-    x: pictures [N, height, width, channels] in [-1, 1]; vectors in their units.
-    units: of vectors; None: they are pictures.
-    config: of the run.
-    workdir: of the run.
+  x are pictures [N, height, width, channels] in [-1, 1], or vectors in their
+  units.
 
   Raises:
     FileNotFoundError: there is no such CLIP.

@@ -32,10 +32,7 @@ class Source(NamedTuple):
 def read(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Source:
   """The data and labels of config.data, to which the run is tied.
 
-  Args:
-    config: of the run.
-    workdir: of the run.
-    size: pixels a side that pictures in files are brought to.
+  Pictures in files are brought to size pixels a side.
 
   Raises:
     FileNotFoundError: there is no such file or folder.

@@ -43,11 +43,8 @@ def read(
 
   Rows whose picture cannot be used are passed over, and counted.
 
-  Args:
-    config: of the run.
-    workdir: of the run, which is tied to the files.
-    size: pixels a side that pictures are brought to.
-    labelled: whether they have labels by a function, and columns are not read.
+  They are brought to size pixels a side, and columns are not read where a
+  function has labelled them. The run is tied to the files.
 
   Raises:
     ValueError: a data set that cannot be read, or has no pictures or labels.

@@ -56,10 +56,8 @@ def measure(x: np.ndarray) -> Units:
 def untrained(config: ConfigDict, units: Units, sde: SDE) -> Pretrained:
   """A residual MLP of config.model, whose parameters a run has to train.
 
-  Args:
-    config: config.model; dims is the width of num_layers blocks.
-    units: of the data, which samples are decoded to.
-    sde: the forward process.
+  config.dims is the width of its num_layers blocks; samples are decoded to the
+  units of the data.
   """
   shape, size = units.shift.shape, units.shift.size
   network = ResidualMLP(size, config.dims, config.num_layers)

@@ -144,8 +144,7 @@ class Problem:
   def requests(self, log_evidence: np.ndarray) -> dict[str, np.ndarray]:
     """What training draws from: c, y and log Z(c, y) of every request.
 
-    Args:
-      log_evidence: log Z [C, Y], nats.
+    log Z is a table [C, Y], in nats.
     """
     return self.law(self.controls, log_evidence)
 

@@ -108,11 +108,7 @@ def mixed(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Mixup (arXiv 1710.09412) of random pairs, in shares that are uniform.
 
-  Args:
-    key: of the draws.
-    x: pictures [N, ...].
-    y: their labels as probabilities [N, C].
-    num: of mixtures.
+  Pictures x are [N, ...], and their labels y probabilities [N, C].
   """
   first, second = key.integers(len(x), size=(2, num))
   share = key.uniform(size=num).astype(np.float32)

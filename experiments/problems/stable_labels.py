@@ -43,11 +43,8 @@ def label(
 ) -> tuple[Factor, ...]:
   """The factors of y, each with its share of the images.
 
-  Args:
-    images: all of a folder.
-    measured: the quantities, at most two.
-    config: of the experiment.
-    workdir: where measurements are kept.
+  At most two quantities are measured of all images of a folder, and kept in the
+  workdir.
 
   Raises:
     ValueError: no image can be used, or too few have a label.

@@ -64,12 +64,7 @@ def _draw(
 
 
 def vocabulary(folder: pathlib.Path, *, pad: str = MARKS[1]) -> int:
-  """Writes the tokenizer of letters; returns the size of its vocabulary.
-
-  Args:
-    folder: to write.
-    pad: the token that prompts are padded with.
-  """
+  """Writes the tokenizer of letters; returns the size of its vocabulary."""
   letters = [chr(code) for code in range(33, 127)]
   tokens = [*letters, *(f"{letter}</w>" for letter in letters), *MARKS]
   write_json(folder / "vocab.json", {t: i for i, t in enumerate(tokens)})

@@ -147,9 +147,6 @@ def _images(run: finished.Run, folder: pathlib.Path) -> dict[str, str]:
 def write(workdir: pathlib.Path) -> pathlib.Path:
   """Writes workdir/figures/*.png and the page workdir/report.html.
 
-  Args:
-    workdir: folder of a finished run.
-
   Returns:
     The path of the page, a single file that can be sent by itself.
 

@@ -61,12 +61,7 @@ def sample_grids(
 
 
 def cluster_rows(images: np.ndarray, *, control_names: Sequence[str]) -> Figure:
-  """Data [Y, n, H, W, ...] in [-1, 1] of every cluster, a row each.
-
-  Args:
-    images: of the Y clusters, the first n that are in it.
-    control_names: of the Y rows.
-  """
+  """Data [Y, n, H, W, ...] in [-1, 1] of every cluster, a row each."""
   rows, each = images.shape[:2]
   size = min((WIDTH - 1.4) / each, 0.6)
   fig = Figure((size * each + 1.4, size * rows + 0.2), layout="constrained")

@@ -88,10 +88,7 @@ def draw_tiles(
 ) -> np.ndarray:
   """Draws images [Y, C, H, W, ...] as `tile` joins them, and returns that.
 
-  Args:
-    ax: where.
-    images: in [-1, 1].
-    names: of the Y rows.
+  Images are in [-1, 1], names those of the Y rows.
   """
   picture = tile(images)
   ax.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

@@ -177,11 +177,9 @@ def judge(results: Results) -> str:
 
 
 def judged(results: Results, columns: Sequence[Column]) -> list[Column]:
-  """Columns named after who judges; who watches only is no other than a judge.
+  """Columns with the judge's name for "oracle".
 
-  Args:
-    results: of a run.
-    columns: with "oracle" in their headings.
+  A classifier that only watches is no other than the judge, and has no column.
   """
   by = judge(results)
   return [

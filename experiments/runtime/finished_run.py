@@ -31,9 +31,7 @@ _SCHEMAS: dict[str, Callable[[], ConfigDict]] = {
 def family(run: pathlib.Path, *, needed: Sequence[str] = ()) -> str:
   """The problem.name of a finished run.
 
-  Args:
-    run: its folder.
-    needed: files that must be there besides.
+  Files that are needed must be there besides.
 
   Raises:
     FileNotFoundError: there is no such run, or it is not finished.

@@ -19,9 +19,6 @@ _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, bool]:
   """Reads config, workdir and whether this is one of several hosts.
 
-  Args:
-    argv: the command and its arguments.
-
   Raises:
     ValueError: any mistake, in a line that says what to write instead.
   """

@@ -52,9 +52,6 @@ def agreed(received: list[int]) -> list[int]:
 
   Of several hosts one SIGTERM is enough: all learn of it and stop at the same
   question, for a host that stopped alone would leave the others waiting.
-
-  Args:
-    received: what `collected` gave.
   """
   if jax.process_count() == 1:
     return list(received)

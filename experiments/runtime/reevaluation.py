@@ -35,13 +35,7 @@ LEFT = (
 def may_change(
   workdir: pathlib.Path, control: ConfigDict, fields: Iterable[str]
 ) -> set[str]:
-  """Those of some fields that may differ from what a run was begun with.
-
-  Args:
-    workdir: folder of the run.
-    control: its config.control.
-    fields: of the config.
-  """
+  """Those of some fields that may differ from what a run was begun with."""
   free = {field for field in fields if field.startswith(FIELDS)}
   told_log_z = control.objective == "reward_weighted" or (
     control.objective == "path_consistency"
@@ -54,9 +48,7 @@ def may_change(
 def set_aside(workdir: pathlib.Path, changed: Mapping[str, str]) -> None:
   """Moves results away, and removes what the changes would make wrong.
 
-  Args:
-    workdir: folder of a run.
-    changed: a line for each field that is another now.
+  changed has a line for each field that is another now.
   """
   previous, names = workdir / "previous", [*LEFT]
   if RESAMPLES & changed.keys():

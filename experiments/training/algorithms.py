@@ -45,13 +45,7 @@ EVALUATIONS = {
 
 
 def evaluations(control: ConfigDict, name: str, *, steps: int) -> int:
-  """How often an update evaluates the frozen network for each chain.
-
-  Args:
-    control: config.control.
-    name: of the policy update.
-    steps: K.
-  """
+  """How often an update evaluates the frozen network for each chain."""
   if name == "reward_weighted" and denoises(control):
     return 1
   return steps * EVALUATIONS[name]
@@ -112,10 +106,7 @@ def muon(
   it drown the others. Rates mean what they mean for Adam: steps of a fifth of
   the rate, as a root mean square.
 
-  Args:
-    learning_rate: its peak.
-    config: of a stage.
-    inner_steps: of the optimiser in an update.
+  inner_steps are those of the optimiser in an update.
   """
   schedule = _schedule(learning_rate, config, inner_steps)
   return contrib.muon(
@@ -160,13 +151,7 @@ def group_size(config: ConfigDict) -> int:
 
 
 def check(problem: Problem, config: ConfigDict, *, devices: int) -> None:
-  """Raises ValueError where an update that config asks for can train nothing.
-
-  Args:
-    problem: gives the sampler.
-    config: of the experiment.
-    devices: that share a batch.
-  """
+  """Raises ValueError where the update of a config can train nothing."""
   control = config.control
   objectives = {control.objective, *config.compare.objectives}
   steps = problem.kernel.num_steps

@@ -28,12 +28,7 @@ def train(
 ) -> Params:
   """Trains the control of learned.policy; returns its averaged parameters.
 
-  Args:
-    run: its config, folder, problem and devices.
-    learned: what it is trained with.
-    reference: gives log Z(c, y).
-    stage: names its checkpoints and random numbers.
-    start: parameters to start from; None: no control at all.
+  It starts from no control at all where no start is given.
   """
   problem, config = run.problem, run.config.control
   requests = problem.requests(np.asarray(reference.evidence.table.mean))
@@ -89,13 +84,8 @@ def sample(
 ) -> Chains:
   """Chains of a policy, compared with the reference.
 
-  Args:
-    run: its config, folder, problem and devices.
-    policy: what is sampled.
-    params: its parameters.
-    learned: gives the reward.
-    name: of the evaluation, for its noise and its progress.
-    num_uncontrolled: see `evaluation.controlled`.
+  The name is that of its noise and its progress; num_uncontrolled as of
+  `evaluation.controlled`.
   """
   return evaluation.controlled(
     run.problem,

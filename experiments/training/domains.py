@@ -42,13 +42,7 @@ def tune(
 ) -> Params:
   """The network of a domain, fine-tuned from another one.
 
-  Args:
-    run: its config, folder, problem and devices.
-    name: of the stage.
-    data: of the domain.
-    start: parameters of the network that it comes from.
-    updates: of the training.
-    rank: of adapters, which are merged then; 0: all weights are tuned.
+  Adapters of a rank are merged at the end; of rank 0 all weights are tuned.
   """
   model, config = run.problem.pretrained, run.config.prior
   shorter = ConfigDict(config.to_dict() | {"num_steps": updates})

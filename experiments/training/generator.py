@@ -108,12 +108,8 @@ def train(
 ) -> dict[str, Params]:
   """The averaged parameters of "generator" and "auxiliary".
 
-  Args:
-    run: that is distilled, with the folder of the distillation.
-    config: of `settings`.
-    teacher: (c, y) -> eps of the policy.
-    asked: columns c and y that requests are drawn from.
-    num_steps: of the generator.
+  The run's folder is that of the distillation. Requests are drawn from the
+  columns c and y that are asked.
   """
   problem, made = run.problem, student(run.problem)
   times = generators.acting(problem.kernel)
@@ -156,12 +152,7 @@ def regress(
   A chain with noise ends anywhere; without (eta = 0) its start decides, and
   start and end are a pair to learn from.
 
-  Args:
-    run: that is distilled, with the folder of the distillation.
-    config: of `settings`.
-    teacher: (c, y) -> eps of the policy.
-    asked: columns c and y of the pairs.
-    budget: evaluations, for the pairs and for what learns from them.
+  The budget is of evaluations, for the pairs and for what learns from them.
   """
   problem, made = run.problem, student(run.problem)
   steps = problem.kernel.num_steps

@@ -50,12 +50,7 @@ def drawn(
 
   Says on stderr where few chains are behind the draws of a request.
 
-  Args:
-    config: of the experiment.
-    problem: gives the values of y.
-    reference: chains of the pre-trained model; their keys are those of
-      `evaluation.reference`.
-    requests: columns c, y and log_evidence.
+  The keys of the reference's chains are those of `evaluation.reference`.
 
   Raises:
     ValueError: p(y | x, c) of a request is 0 for all chains.

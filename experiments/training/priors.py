@@ -36,11 +36,7 @@ def train(
 ) -> Params:
   """The averaged parameters of the model.
 
-  Args:
-    problem: with data, and a model that can be trained.
-    chosen: which of the data.
-    config: of the run.
-    settings: what `loop.fit` takes besides, among it the folder.
+  settings is what `loop.fit` takes besides, among it the folder.
 
   Raises:
     ValueError: the model cannot be trained here.

@@ -49,10 +49,7 @@ def classes_of(problem: Problem) -> np.ndarray:
 def choose(problem: Problem, config: ConfigDict, *, seed: int) -> Chosen:
   """The examples of config.prior.
 
-  Args:
-    problem: with data.
-    config: config.prior.
-    seed: of what is held out, and of what is chosen.
+  The seed is that of what is held out, and of what is chosen.
 
   Raises:
     ValueError: a class would have none.

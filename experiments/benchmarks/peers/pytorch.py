@@ -54,10 +54,7 @@ def adapted(
 ) -> torch.nn.Module:
   """A copy of a U-Net with new adapters, and labels of which the last is null.
 
-  Args:
-    unet: the pre-trained one.
-    table: vectors of labels [labels, d].
-    rank: of the adapters.
+  The table has the vectors of labels [labels, d].
   """
   unet = copy.deepcopy(unet)
   unet.add_adapter(
@@ -73,10 +70,8 @@ def controlled(
 ) -> torch.nn.Module:
   """An adapted U-Net with these values.
 
-  Args:
-    unet: the pre-trained one.
-    embedding: vectors of labels [labels, d].
-    adapters: {path: {"a" [in, rank], "b" [rank, out]}}.
+  embedding has the vectors of labels [labels, d], adapters are
+  {path: {"a" [in, rank], "b" [rank, out]}}.
   """
   rank = next(iter(adapters.values()))["b"].shape[0]
   unet = adapted(unet, to_torch(embedding), rank=rank)

@@ -21,8 +21,7 @@ Answer = dict[str, Any]
 def serve(update: Callable[[], Answer]) -> None:
   """Answers requests until standard input ends.
 
-  Args:
-    update: makes one update, waits for it, and says what it found.
+  update makes one update, waits for it, and says what it found.
   """
   # Libraries write where they like: only answers may reach the caller.
   answers = os.fdopen(os.dup(sys.stdout.fileno()), "w")
@@ -38,12 +37,7 @@ class Worker:
   """The caller's end of a process that serves updates."""
 
   def __init__(self, command: Sequence[str], log: pathlib.Path) -> None:
-    """Starts it; its first answer waits until it is ready.
-
-    Args:
-      command: that serves.
-      log: file for what its libraries say.
-    """
+    """Starts it; its first answer waits until it is ready."""
     self._log = log
     with log.open("w") as said:
       self._process = subprocess.Popen(
