@@ -26,7 +26,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -52,18 +52,24 @@ LARGE = 8192  # likewise, on an accelerator
 Row = dict[str, Any]
 
 
-def peak(dtype: str, *, repeats: int = 5) -> float:
+def least_seconds(call: Callable[[], Any]) -> float:
+  """Seconds of the fastest of five calls, after one that may compile."""
+  seconds = []
+  for _ in range(6):
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    seconds.append(time.perf_counter() - began)
+  return min(seconds[1:])
+
+
+def peak(dtype: str) -> float:
   """FLOPs a second of all devices, at the best of some matrix products."""
   side = SIDE.get(jax.default_backend(), LARGE)
   a = jax.random.normal(jax.random.key(0), (side, side), dtype)
   copies = [jax.device_put(a, device) for device in jax.devices()]
   product = jax.jit(lambda a: a @ a)
-  seconds = []
-  for _ in range(1 + repeats):
-    began = time.perf_counter()
-    jax.block_until_ready([product(a) for a in copies])
-    seconds.append(time.perf_counter() - began)
-  return len(copies) * 2 * side**3 / min(seconds[1:])
+  least = least_seconds(lambda: [product(a) for a in copies])
+  return len(copies) * 2 * side**3 / least
 
 
 def flops(model: str, sizes: Sizes) -> float:

@@ -16,7 +16,6 @@ best bfloat16 matrix product and copy.
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -100,16 +99,11 @@ def difference(found: Mapping[str, float], exact: Mapping[str, float]) -> float:
   )
 
 
-def copied(*, repeats: int = 5) -> float:
+def copied() -> float:
   """Bytes read and written in a second by the best of some copies."""
   x = jnp.ones(BYTES // 4, jnp.float32)
   copy = jax.jit(lambda x: x + 1)
-  seconds = []
-  for _ in range(1 + repeats):
-    began = time.perf_counter()
-    jax.block_until_ready(copy(x))
-    seconds.append(time.perf_counter() - began)
-  return 2 * x.nbytes / min(seconds[1:])
+  return 2 * x.nbytes / update.least_seconds(lambda: copy(x))
 
 
 def measure() -> dict[str, dict[str, float]]:
