@@ -81,9 +81,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(
 
 
 def test_a_prior_goes_into_a_folder_of_its_own(tmp_path: pathlib.Path) -> None:
-  tie = functools.partial(
-    workdir.tie, file="prior.json", what="prior", field="config.prior.dir"
-  )
+  tie = functools.partial(workdir.tie, kind=workdir.PRIOR)
   (tmp_path / "model").mkdir()
   (tmp_path / "model" / "weights.bin").write_text("")
   with pytest.raises(ValueError, match="weights.bin but no prior.json"):

@@ -11,7 +11,7 @@ import json
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -56,6 +56,19 @@ WRITTEN = {
   ),
   *("model", "clip", "aesthetic.safetensors"),
 }
+
+
+class Kind(NamedTuple):
+  """What a folder holds."""
+
+  file: str  # in which its config is
+  what: str  # it is called, in an error
+  field: str  # of the command line that names it, in an error
+  mark: str  # field that every such config has, beside the seed
+
+
+RUN = Kind("config.json", "run", "workdir", "control")
+PRIOR = Kind("prior.json", "prior", "config.prior.dir", "prior")
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:
@@ -115,12 +128,10 @@ def check(workdir: pathlib.Path, config: ConfigDict) -> dict[str, str]:
   Raises:
     ValueError: the folder holds a run of another config, or something else.
   """
-  found = _changes(
-    workdir, _fields(config), file="config.json", what="run", field="workdir"
-  )
+  found = _changes(workdir, _fields(config), RUN)
   free = reevaluation.may_change(workdir, config.control, found)
   later = {field: line for field, line in found.items() if field in free}
-  _refuse(workdir, found, later, what="run", field="workdir")
+  _refuse(workdir, {f: found[f] for f in found if f not in later}, RUN)
   return later
 
 
@@ -134,45 +145,28 @@ def prepare(workdir: pathlib.Path, config: ConfigDict) -> None:
   later = check(workdir, config)
   if later:
     reevaluation.set_aside(workdir, later)
-  _write(workdir, _fields(config), file="config.json", field="workdir")
+  _write(workdir, _fields(config), RUN)
 
 
-def check_tie(
-  folder: pathlib.Path,
-  new: dict[str, Any],
-  *,
-  file: str,
-  what: str,
-  field: str,
-) -> None:
+def check_tie(folder: pathlib.Path, new: dict[str, Any], kind: Kind) -> None:
   """Raises what `tie` would raise, and writes nothing."""
-  found = _changes(folder, new, file=file, what=what, field=field)
-  _refuse(folder, found, {}, what=what, field=field)
+  _refuse(folder, _changes(folder, new, kind), kind)
 
 
-def tie(
-  folder: pathlib.Path,
-  new: dict[str, Any],
-  *,
-  file: str,
-  what: str,
-  field: str,
-) -> None:
+def tie(folder: pathlib.Path, new: dict[str, Any], kind: Kind) -> None:
   """Ties a folder to what its checkpoints come from, as `prepare` does.
 
   Args:
     folder: made if need be.
     new: what they come from, of JSON's types.
-    file: where in the folder that is written.
-    what: the folder holds, for an error.
-    field: of the command line that names the folder, for an error.
+    kind: of the folder.
 
   Raises:
     ValueError: the folder is tied to something else, or is none of ours.
     OSError: it cannot be made or written.
   """
-  check_tie(folder, new, file=file, what=what, field=field)
-  _write(folder, new, file=file, field=field)
+  check_tie(folder, new, kind)
+  _write(folder, new, kind)
 
 
 def _fields(config: ConfigDict) -> dict[str, Any]:
@@ -182,15 +176,11 @@ def _fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def _changes(
-  folder: pathlib.Path,
-  new: dict[str, Any],
-  *,
-  file: str,
-  what: str,
-  field: str,
+  folder: pathlib.Path, new: dict[str, Any], kind: Kind
 ) -> dict[str, str]:
   """What differs from what a folder was begun with; see `tie`."""
-  path, mark = folder / file, {"run": "control", "prior": "prior"}[what]
+  file, what, field, mark = kind
+  path = folder / file
   if not path.exists():
     there = (
       {entry.name for entry in folder.iterdir()} if folder.is_dir() else {}
@@ -213,29 +203,21 @@ def _changes(
   return differences(old, new) if begun(folder) else {}
 
 
-def _refuse(
-  folder: pathlib.Path,
-  found: dict[str, str],
-  allowed: dict[str, str],
-  *,
-  what: str,
-  field: str,
-) -> None:
-  told = [line for name, line in found.items() if name not in allowed]
-  if told:
+def _refuse(folder: pathlib.Path, found: dict[str, str], kind: Kind) -> None:
+  """Raises ValueError of what differs, if anything does."""
+  if found:
     raise ValueError(
-      f"{folder} holds a {what} of another config: {'; '.join(told)}; "
-      f"use another --{field}"
+      f"{folder} holds a {kind.what} of another config: "
+      f"{'; '.join(found.values())}; use another --{kind.field}"
     )
 
 
-def _write(
-  folder: pathlib.Path, new: dict[str, Any], *, file: str, field: str
-) -> None:
+def _write(folder: pathlib.Path, new: dict[str, Any], kind: Kind) -> None:
   try:
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / file, new)
+    write_json(folder / kind.file, new)
   except OSError as error:
     raise OSError(
-      f"{folder} cannot be written ({error.strerror}): use another --{field}"
+      f"{folder} cannot be written ({error.strerror}): use another "
+      f"--{kind.field}"
     ) from error

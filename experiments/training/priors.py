@@ -134,18 +134,19 @@ def shared(
   It is tied to all that the prior comes from. Of several runs at once one
   trains and the others wait; of several hosts the first one sees to that.
   """
-  field, leads = "config.prior.dir", jax.process_index() == 0
+  leads = jax.process_index() == 0
   fields = json.loads(config.to_json())
   content = hashlib.blake2b(digest_size=8)
   for array in (*data_of(problem), chosen.rows):
     content.update(array.tobytes())
   origin = {name: fields[name] for name in ("seed", "sde", "model", "prior")}
   origin["data"] = {"digest": content.hexdigest()}
-  named = {"file": "prior.json", "what": "prior", "field": field}
-  workdir.check_tie(folder, origin, **named)
+  workdir.check_tie(folder, origin, workdir.PRIOR)
   with contextlib.ExitStack() as held:
     if leads:
-      held.enter_context(lock.held(folder, field=field, wait=True))
-      workdir.tie(folder, origin, **named)
+      held.enter_context(
+        lock.held(folder, field=workdir.PRIOR.field, wait=True)
+      )
+      workdir.tie(folder, origin, workdir.PRIOR)
     multihost_utils.sync_global_devices("prior")
     yield
