@@ -4,24 +4,24 @@ r"""How noisy the gradients of policy updates are, at equal evaluations.
   python -m experiments.benchmarks.gradient_variance [--seeds 0 1 2]
     [--gamma 1] [--batches 100]
 
-On the mixture of configs/mixture.py, for one control at several points of its
-training, this makes many gradients of each update, each of an independent batch
-that costs as many evaluations of the network as --chains of CTRL, and reports
+This takes one control of configs/mixture.py at several points of its training
+and makes many gradients of each policy update. Each is of an independent batch
+that costs as many evaluations of the network as --chains of CTRL. It reports
 
     noise = trace Cov(g) / ||E g||^2,                                     (1)
 
 the variance over the squared mean: with noise 1 a batch points as much to
-chance as to where the mean points. Updates have other units and, but for CTRL
-and path consistency, other means; (1) compares them all the same. E g is that
-of n batches, whose square is too large by trace / n, which is taken off; the
+chance as to where the mean points. Updates have different units and, but for
+CTRL and path consistency, different means; (1) compares them all the same. The
+square of a mean of n batches is too large by trace / n, which is taken off. The
 standard error is of a jackknife over batches. Where ||E g||^2 is no more than
 two standard errors from 0, as near the optimum, there is no mean to compare
 with, and no figure.
 
-Draws of the pay-off distribution are from the 200,000 chains that log Z is
+The pay-off distribution is drawn from the 200,000 chains that log Z is
 estimated from. PPO's gradient is that of the first of its inner steps, when its
-ratios are 1. The points are the start, a
-fortieth, an eighth and the end of a training by path consistency.
+ratios are 1. The points are the start, a fortieth, an eighth and the end of a
+training by path consistency.
 """
 
 import pathlib

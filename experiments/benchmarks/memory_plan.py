@@ -6,33 +6,33 @@ r"""Memory of one CTRL update of a large model, without its weights.
     [--sharding 1 2 4] [--keep-blocks] [--attention xla cudnn own] [--batch 4]
     [--steps 50] [--json FILE]
 
-The update of configs/sd15_compressibility.py at full size, that is 512x512
+The update is that of configs/sd15_compressibility.py at full size: 512x512
 images, guidance 7.5, bfloat16, adapters of rank 4 and a label embedding, blocks
 and steps recomputed, and a reward that decodes the latents for the residual
-classifier; or that of sdxl_compressibility.py or sd3_compressibility.py, which
-are of 1024x1024 images and their own guidance and steps. It is traced with
+classifier. Those of sdxl_compressibility.py and sd3_compressibility.py have
+1024x1024 images and their own guidance and steps. The update is traced with
 shapes in place of arrays, its frozen weights among its arguments, and compiled,
-but never run; the table is XLA's own plan of the compiled program:
+but never run. The table is XLA's own plan of the compiled program,
 
     total = arguments + outputs - those that share memory + temporaries    (1)
 
 on each device. `--sharding 4` cuts weights and state over four of them, which
-compute the same chains together (`ctrl_jax.placement`); `--keep-blocks` has a
-row of blocks that are kept beside one of those that are computed again. A
-second table has for each chip the flags of the first plan that fits: with the
-fewest devices, then the most differentiated steps, then the fewest parts.
+compute the same chains together (`ctrl_jax.placement`). `--keep-blocks` adds a
+row of blocks that are kept to each of blocks that are computed again. A second
+table has the flags of the first plan that fits each chip: with the fewest
+devices, then the most differentiated steps, then the fewest parts.
 
-Compiled is for the devices that JAX finds; a CPU is divided into as many as
-needed.
+Programs are compiled for the devices that JAX finds; a CPU is divided into as
+many as needed.
 
 A CPU's plan asks for far more than a GPU's. XLA's attention writes out its
-logits, 4096 by 4096 for each of 8 heads and both prompts in float32, which
-flash attention never does, nor a CPU's own (`--attention own`), which goes head
-by head; and a CPU keeps float32 copies of bfloat16 weights: one a loop, and
+logits, 4096 by 4096 for each of 8 heads and both prompts in float32. Flash
+attention never does, nor does a CPU's own (`--attention own`), which goes head
+by head. A CPU also keeps float32 copies of bfloat16 weights: one a loop, and
 there are two loops where only the last steps are differentiated. By default XLA
-also orders a CPU's program for speed, and then blocks are computed again long
-before their gradient needs them: 49 GB of temporaries in place of 18. Here it
-orders for memory.
+orders a CPU's program for speed, and then blocks are computed again long before
+their gradient needs them: 49 GB of temporaries in place of 18. Here it orders
+for memory.
 """
 
 import argparse

@@ -3,8 +3,8 @@ r"""Every policy update on the mixture, at equal numbers of network evaluations.
 
   python -m experiments.benchmarks.objectives [--seeds 0 1 2] [--gamma 1]
 
-One prior, one classifier, one sampler, one head, batches of one size. What
-differs is how often a chain's step evaluates the frozen network in an update;
+Prior, classifier, sampler, head and batch size are the same for all. How often
+a chain's step evaluates the frozen network in an update is not;
 `algorithms.EVALUATIONS` counts that.
 
 The budget is what `--updates` of ctrl cost; the others make as many updates as

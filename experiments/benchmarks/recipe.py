@@ -4,16 +4,16 @@ r"""What each part of the recipe is worth: one change at a time.
   python -m experiments.benchmarks.recipe [--seeds 0 1] [--updates 300]
     [--batch 128] [--variants NAME ...] [--json FILE]
 
-On the mixture of configs/mixture.py, drawn anew for every seed, this trains the
-default and its variants and measures the gap log Z - E[log w] of `paths` along
-the way. Seeds, batches, noise and evaluated chains are shared, so variants are
-compared in pairs. Every run has the one schedule of --updates: figures on the
-way are those of a learning rate that has not decayed yet. What each variant is,
-`recipe_variants` says.
+This trains the default and its variants on the mixture of configs/mixture.py,
+drawn anew for every seed, and measures the gap log Z - E[log w] of `paths`
+along the way. `recipe_variants` says what each variant is. Seeds, batches,
+noise and evaluated chains are shared, so variants are compared in pairs. Every
+run has the one schedule of --updates: figures on the way have a learning rate
+that has not decayed yet.
 
-Milliseconds are those of updates that alternate with the default's; the ratio
-is the median of such pairs, the default's own showing what noise there is. A
-file given by --json keeps every (variant, seed), and a study continues it.
+Milliseconds are those of updates that alternate with the default's. The ratio
+is the median of such pairs; the default's own shows how noisy it is. A file
+given by --json keeps every (variant, seed), and a study continues it.
 """
 
 import copy

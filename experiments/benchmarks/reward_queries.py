@@ -4,25 +4,24 @@ r"""Reward queries that ctrl needs to get as far as ppo gets.
   python -m experiments.benchmarks.reward_queries [--seeds 0 1 2]
     [--queries 76800] [--gamma 1] [--json FILE]
 
-On the mixture of configs/mixture.py, drawn anew for every seed, with one
-sampler, prior, classifier and head. The goal is the gap that ppo ends with
-after --queries, of its averaged parameters. ctrl is then trained with ever more
-queries, of LENGTHS, until its gap on the same chains is no greater; every
-length is a run of its own, with the whole schedule in it, and counted is the
-shortest that will do. Lengths are up to a half apart, and the ratio is no finer
-than they are.
+Both train one head on the mixture of configs/mixture.py, drawn anew for every
+seed. The goal is the gap of ppo's averaged parameters after --queries. ctrl is
+then trained with ever more queries, of LENGTHS, until its gap on the same
+chains is no greater. Every length is a run of its own, with the whole schedule
+in it, and the shortest that reaches the goal counts. Lengths are up to a half
+apart, and the ratio is no finer than they are.
 
 Batch size and learning rate are the best of BATCHES x `objectives.RATES` on the
-first seed: ppo's after half of --queries, ctrl's after a tenth, with which it
-would have to make do to need ten times fewer.
+first seed: ppo's after half of --queries, ctrl's after a tenth, which is all it
+would have if it needed ten times fewer.
 
-A query judges one x: one for every chain's end, so an update of either makes
-as many as the batch has chains. ppo uses their values only, for 4 steps of the
-optimiser; ctrl also their gradients, of the same query, for one step.
-The head asks besides for the value and the gradient at the predicted x_0 of
-each of the K steps, in both alike: with these, "all queries", a chain makes
-K + 1. Neither counts what is computed again at the same x: ctrl's backward
-pass, once, and ppo's inner steps, four times and backwards.
+A query judges one x, the end of a chain, so an update of either makes as many
+as the batch has chains. ppo uses their values only, for 4 steps of the
+optimiser; ctrl uses values and gradients of the same query, for one step. In
+both the head also asks for the value and the gradient at the predicted x_0 of
+each of the K steps: with these, "all queries", a chain makes K + 1. Neither
+counts what is computed again at the same x: ctrl's backward pass, once, and
+ppo's inner steps, four times and backwards.
 """
 
 import itertools

@@ -12,10 +12,10 @@ are uncovered:
                 other numbers of clusters than ten it says little
     purity %    images of their cluster's most frequent digit
 
-of the clusters that gave the reward, of those that judged it, and of k-means on
-pixels, on the features that the clusters are made of, and on those of a network
-that was never trained. Of samples of the tuned model, asked for each cluster as
-often:
+They are found for the clusters that gave the reward, for those that judged it,
+and for k-means on pixels, on the features that the clusters are made of, and on
+those of a network that was never trained. Samples of the tuned model, as many
+of each cluster, have
 
     gap         nats
     judge %     are in the judge's cluster that is matched with the one asked

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds log Z where samples of the pre-trained model do not know it.
 
-Chains between that model and the policy are sampled of those (c, y) alone, so
-that a run whose samples show every y pays nothing.
+Chains between that model and the policy are sampled for those (c, y) alone, so
+a run whose samples show every y pays nothing.
 """
 
 from collections.abc import Callable

@@ -3,15 +3,15 @@ r"""log Z(c, y), with an interval that covers, or marked as a lower bound.
 
     log Z = log E_pre[p(y | x, c)^gamma]  >=  E_theta[log w]  for any policy (1)
 
-(`paths`, equations (2) and (3)). Of a y that a condition rarely shows, samples
-of the pre-trained model have little to say: their log Z is too low by any
-number of nats, and its standard error does not know. One (c, y) in forty is
-lost in every pooled figure, so each is looked at by itself (`ctrl_jax.trust`).
-Where its samples fail one of the tests there, or where a policy refutes log Z
-by (1) and three standard errors, chains between the pre-trained model and the
-policy find it (`ctrl_jax.bridge`). If those fail the same tests, both are lower
-bounds on the average, the larger is taken, and log Z is a lower bound, and with
-it the gap and every mean over the cells.
+(`paths`, equations (2) and (3)). Samples of the pre-trained model say little of
+a y that a condition rarely shows: their log Z may be too low by any number of
+nats, and its standard error does not know. One (c, y) in forty is lost in every
+pooled figure, so each is tested by itself (`ctrl_jax.trust`). Where its samples
+fail a test, or where a policy refutes log Z by (1) and three standard errors,
+chains between the pre-trained model and the policy find it (`ctrl_jax.bridge`).
+If those fail the same tests, both are lower bounds on the average. Then the
+larger is taken, and log Z is a lower bound, and with it the gap and every mean
+over the cells.
 """
 
 from typing import NamedTuple

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""What is worth a generator: samplers of few steps, held against two laws.
+r"""What samplers of few steps are worth, compared with two laws.
 
 A policy at few steps and a generator have no path to compare with that of the
-pre-trained model, so neither has a certificate. Their samples are held against
-the exact target's, and against those of the policy at all of its steps: only
-at its optimum are the two one law (`ctrl_jax.distillation`). Of a problem whose
-target is known as a density, their KL from it is found as well, in nats,
+pre-trained model, so neither has a certificate. Their samples are compared with
+the exact target's and with those of the policy at all of its steps; the two are
+one law only at the policy's optimum (`ctrl_jax.distillation`). Where the target
+is known as a density, their KL from it is estimated as well, in nats,
 
     KL = -H(samples) - E[log p_pre(x | c) + gamma log p(y | x, c)] + log Z, (1)
 

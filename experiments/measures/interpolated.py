@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples of interpolated networks, and what an expert sees in them.
 
-A row of numbers says which network: weights that sum to 1, or of a switch the
-numbers of two domains and the time. Each is asked for every label once.
+A row of numbers says which network: weights that sum to 1, or, for a switch,
+the numbers of two domains and the time. Each samples every label once.
 """
 
 import functools

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways to sample the target, each with what its path measure says.
 
-Of every run there are five: the pre-trained model, its samples weighed into the
-exact target, the tuned policy, its samples weighed likewise, and best of n.
+Every run has five: the pre-trained model, its samples weighed into the exact
+target, the tuned policy, its samples weighed likewise, and best of n.
 """
 
 import functools

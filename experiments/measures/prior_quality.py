@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What samples of a pre-trained model are worth, beside images it never saw.
 
-Of every class as many samples as held-out images are compared, for the moments
-and the neighbours of few are not those of many: a set of as many images of the
-pool, measured likewise, says what no difference looks like.
+Every class has as many samples as held-out images, for few have other moments
+and neighbours than many. A set of as many images of the pool, measured
+likewise, says what no difference looks like.
 """
 
 from typing import Any

@@ -2,12 +2,12 @@
 """Clusters as y: made of a model's own features, and judged by others.
 
 `train` fits the projection and the prototypes of `ctrl_jax.self_labels` to
-features of a model's data. The one that judges begins elsewhere than the one
-that gives the reward, and looks under more noise, so that what deceives the
-first need not deceive it. Both learn from the same examples: from halves of a
-few hundred they find other clusters. Those of the judge have no numbers of
-their own: each is given that of the first's cluster which it shares most
-examples with, one to one.
+features of a model's data. The judge's clusters begin elsewhere than those that
+give the reward, and see more noise, so that what deceives the first need not
+deceive the judge. Both learn from the same examples, for halves of a few
+hundred have different clusters. Clusters of the judge have no numbers of their
+own: each gets that of the first's cluster that it shares most examples with,
+one to one.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What looks at samples: an oracle, and a classifier that only watches.
+"""What judges samples: an oracle, and a classifier that gives no reward.
 
-Where a person labelled the data there is no oracle. The classifier that only
-watches is the judge then, and every table says so.
+Where a person labelled the data there is no oracle. Then the independent
+classifier is the judge, and every table says so.
 """
 
 import math

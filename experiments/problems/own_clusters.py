@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data that nobody labelled: y is their cluster, by the model's own features.
 
-`data.labels=self:20` asks for twenty. They are made once there is a model whose
-features they are of: see `clusters`.
+`data.labels=self:20` asks for twenty. `clusters` makes them when there is a
+model whose features they need.
 """
 
 import re

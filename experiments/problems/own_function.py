@@ -3,8 +3,8 @@
 
 The function takes data as they are read, pictures [N, height, width, channels]
 in [-1, 1] or vectors [N, d], float32 arrays of NumPy, and returns N texts or
-numbers, of which "" and NaN say nothing. What labels the data labels samples
-too: it is the oracle. The module is looked for where Python is started, too.
+numbers, of which "" and NaN say nothing. It labels samples too: it is the
+oracle. Its module may lie in the folder in which Python is started.
 """
 
 import os

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A column of real numbers as y itself, where config.data.bins is 0.
 
-Asked for, in training and when a run is judged, are VALUES quantiles of what is
-labelled, each as often: y is drawn as it is among the data. A head sees a real
-y as a number, so any between may be asked for afterwards. Its likelihood may be
-as sharp as the data are, and where x_0 is not yet known its gradient far too
-large to follow: the head sees what `steering` makes of it on the average.
+Training and evaluation ask for VALUES quantiles of the labels, each as often,
+so y is drawn as it is among the data. A head sees a real y as a number, and any
+value between may be asked for afterwards. The likelihood may be as sharp as the
+data are, and its gradient far too large to follow where x_0 is not yet known:
+the head sees what `steering` makes of it on the average.
 """
 
 from collections.abc import Sequence

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the classifiers of somebody's data see of them.
 
-Of pictures their pixels; of vectors and sequences themselves, in units of their
-means and deviations; and where config.data.clip names a CLIP, its embeddings of
-pictures in such units, of which a few hundred labels can suffice.
+They see the pixels of pictures, and vectors and sequences in units of their
+means and deviations. Where config.data.clip names a CLIP, they see its
+embeddings of pictures in such units, for which a few hundred labels can
+suffice.
 """
 
 import pathlib

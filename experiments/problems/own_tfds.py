@@ -3,9 +3,9 @@
 
 config.data.dir is then the folder with its dataset_info.json, NAME/VERSION or
 NAME/CONFIG/VERSION below tfds's data_dir. Its feature of pictures is the data,
-of all splits one after the other; every feature of one word or number is a
-column of labels, and without data.columns those are meant that tfds calls
-ClassLabel, if there are any. A class of -1 is not known.
+of all splits one after the other. Every feature of one word or number is a
+column of labels. Without data.columns the columns are those of type ClassLabel,
+if there are any. A class of -1 is not known.
 
 Files must be those that tfds reads without TensorFlow.
 """

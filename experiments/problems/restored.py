@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The problem of a run that is over, with all that it learned and no data.
 
-Weights that the run did not train, those of Stable Diffusion or CLIP, are where
-its config says; all else is in the run.
+Weights that the run did not train, those of Stable Diffusion or CLIP, are read
+from where its config says; all else is in the run's folder.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Problems of Stable Diffusion: prompts c, and measured quantities as y.
 
-A sample is a latent; pictures of it are what is measured. The pre-trained
-model is the guided one, see `ctrl_jax.diffusers.prompted`. The labelled
-set is any folder of images, or images that the pre-trained model makes.
+A sample is a latent; its picture is measured. The pre-trained model is the
+guided one, see `ctrl_jax.diffusers.prompted`. The labelled set is any folder of
+images, or images that the pre-trained model makes.
 """
 
 import dataclasses

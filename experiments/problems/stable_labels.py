@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What y says of Stable Diffusion's images, and the labelled sets that know it.
 
-A quantity is measured of a folder of images, once, and its bins are labels. Of
-two quantities each is measured of a share of the folder of its own.
+A quantity of a folder of images is measured once, and its bins are labels. Each
+of two quantities has its own share of the folder.
 """
 
 import functools

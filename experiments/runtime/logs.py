@@ -5,8 +5,8 @@ metrics.jsonl is the record, one line for each logged step,
 
     {"stage": "control", "step": 50, "loss": 0.25, ...}
 
-and after an interruption holds what it would without one: lines beyond the
-checkpoint from which a stage continues are dropped before it writes them
+and after an interruption it holds what it would without one: lines beyond the
+checkpoint from which a stage continues are dropped before the stage writes them
 again. TensorBoard's files hold the same numbers, one folder a stage.
 """
 

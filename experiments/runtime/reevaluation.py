@@ -3,11 +3,11 @@
 
     evaluate.*, compare.*
 
-The results so far go to the folder `previous`, and all are made anew of what
+The results so far go to the folder `previous`, and all are made again of what
 was trained. Samples of the pre-trained model are kept unless their number or
-their prompts change. These may not where their log Z is part of the training,
-that is, by path consistency without groups and by reward-weighted likelihood:
-its result would be no run's.
+their prompts change. These may not change where log Z is part of the training,
+that is, with path consistency without groups and with reward-weighted
+likelihood: no run would have such a result.
 """
 
 import pathlib

@@ -3,8 +3,8 @@
 
 The first run writes its config to config.json; a later one continues only if
 its own is the same, so that no checkpoint is ever read into another experiment.
-What only the evaluation reads may change: then all that was evaluated is moved
-to `previous` and made anew, of what was trained before.
+Fields that only the evaluation reads may change: then all that was evaluated is
+moved to `previous`, and evaluated again of what was trained before.
 """
 
 import json

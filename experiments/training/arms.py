@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The arms of an interpolation: what a classifier is trained with beside data.
 
-Samples of an arm are kept, and read where they are there.
+Samples of an arm are kept, and read again if they exist.
 """
 
 import dataclasses

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which examples a pre-trained model is trained on: config.prior -> rows.
 
-Of all examples some are held out, which judge its samples, and of the others
-(the pool) a share of each class is chosen. A class is a value of c or, where a
-model has none, a label of y's first factor.
+Some examples are held out to judge its samples. Of the others, the pool, a
+share of each class is chosen. A class is a value of c or, if a model has none,
+a label of y's first factor.
 """
 
 from typing import NamedTuple
