@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""log Z of a rare y: a bridge from the pre-trained model to the policy.
 
-Of a y that the pre-trained chain hardly ever shows its samples know nothing,
+Samples of the pre-trained chain know nothing of a y that it hardly ever shows,
 and the policy's own weights hide whatever the policy has lost. Chains that
-follow a share s of the control, eps_s = eps_pre + s (eps_theta - eps_pre) and
-squeeze noise by the ratios r^s, lead from the one to the other, and s > 1
+follow a share s of the control, eps_s = eps_pre + s (eps_theta - eps_pre), and
+squeeze noise by the ratios r^s lead from the one to the other, and with s > 1
 beyond it. Let d_k = eps_theta - eps_pre at the states of a path, zeta_k the
 noise that takes the pre-trained model along it, and q_s(v) the density (3) of
 `squeeze` for r^s, 1 where noise is left alone. Whichever chain made the path,
@@ -18,10 +18,10 @@ Shirts and Chodera, arXiv 0801.1426, where every law but the last is known)
 
     Z = E_mix[u],   u = p(y | x_K, c)^gamma / mean_s dP_s/dP_pre.         (2)
 
-Unbiased for Z. With s = 0 among the shares u <= S p^gamma: a path that the
-pre-trained model takes has no boundless weight, and a mode that the policy
-has lost still counts. What no share reaches is not seen by this either:
-`paths.pareto_k` and the effective size of u tell whether much may be missing.
+This is unbiased for Z. With s = 0 among the shares, u <= S p^gamma: a path that
+the pre-trained model takes has no boundless weight, and a mode that the policy
+has lost still counts. This does not see what no share reaches: `paths.pareto_k`
+and the effective size of u tell whether much may be missing.
 """
 
 from collections.abc import Sequence

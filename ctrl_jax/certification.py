@@ -4,10 +4,10 @@ r"""How far a tuned sampler is from its target, measured from samples alone.
     gap(c, y) = log Z(c, y) - J(c, y)                                     (1)
 
 J is the mean log-weight of the sampler's own chains (`paths`), and log Z that
-of `evidence`. Of a (c, y) whose log Z is a lower bound the gap is one, and
-with it every mean: it is printed as such. Where other classifiers are given
-that the labels allow, it is told what the gap is worth to who does not believe
-this one (`doubt`).
+of `evidence`. Where log Z of a (c, y) is a lower bound, so are the gap and
+every mean, and they are printed as such. Where other classifiers are given that
+the labels allow, the certificate says what the gap is worth to whoever does not
+believe this one (`doubt`).
 """
 
 import dataclasses

@@ -5,14 +5,15 @@ A student (`students`) that predicts noise predicts a sample with it,
 
     x0_k = (x_k - std_k eps_phi(x_k, t_k)) / alpha_k,                     (1)
 
-and of one step that is all, x = x0_1: from noise x_1 = z at a time t_1 at which
-little would be left of data. With times t_1 > ... > t_n it may correct itself,
+and with one step that is all, x = x0_1, from noise x_1 = z at a time t_1 at
+which little would be left of data. With times t_1 > ... > t_n it may correct
+itself,
 
     x_{k+1} = alpha_{k+1} x0_k + std_{k+1} z_k,                           (2)
 
 as consistency models do (arXiv 2303.01469, algorithm 1). (2) is affine in x and
-eps, so a generator is a `Kernel` and an eps_fn and is sampled by `rollout`, as
-everything is. Its chain, unlike a policy's, is compared with no other.
+eps, so a generator is a `Kernel` and an eps_fn, and `rollout` samples it as it
+samples everything. Unlike a policy's chain, its own is compared with no other.
 """
 
 from typing import Any

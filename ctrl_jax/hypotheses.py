@@ -33,10 +33,11 @@ a is what the examples held out leave open. With r given those trained on,
 
     S(a) = sum_i log mean_m p_m(y_i | x_i),                               (4)
 
-of those held out, is a log-likelihood of a. Taken is the largest a of a few
-that the best does not refute, S(a) >= max S - log 10: a truth among them is
-refuted less often than once in ten times, for a ratio of likelihoods has mean 1
-(Markov). Of few labels that is the largest there is; of many, what they say.
+over those held out, is a log-likelihood of a. Of a few values the largest is
+taken that the best does not refute, S(a) >= max S - log 10. A truth among them
+is refuted less often than once in ten times, for a ratio of likelihoods has
+mean 1 (Markov). With few labels that is the largest there is; with many, what
+they say.
 """
 
 from collections.abc import Callable

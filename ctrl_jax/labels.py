@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Labelled examples (x, y) to a reward: `fit` is all that a user needs.
 
-Names or whole numbers are classes, of which a classifier is trained and its
-temperature fitted on a part held out (`models.classifier`). Floats are
-measurements, of which a network gives a mean and a deviation, whose scale is
-fitted on the part held out (`models.regression`).
+Names or whole numbers are classes: a classifier is trained, and its temperature
+is fitted on a part held out (`models.classifier`). Floats are measurements: a
+network gives their mean and deviation, whose scale is fitted on the part held
+out (`models.regression`).
 
-x is brought to unit scale first, so data of any scale will do. Of the networks
-on the way the one with the least held-out loss is kept, which is why few
-examples do not end in a network that knows them by heart. What examples leave
-open of it is drawn (`alternatives`), in the features that it sows or else in x.
+x is brought to unit scale first, so data of any scale will do. Training keeps
+the network with the least held-out loss on the way, so few examples do not end
+in a network that knows them by heart. `alternatives` draws what examples leave
+open, in the features that the network sows or else in x.
 """
 
 import dataclasses

@@ -8,12 +8,12 @@ is copied, for it is not worth a message:
 
     bytes of a device = (1 / N) sum_{large} bytes + sum_{small} bytes.     (1)
 
-The rule knows shapes alone. Frozen weights, adapters, their moving average and
-the moments of the optimiser, which have the shapes of what they belong to, obey
-it alike, a step of the optimiser needs no message, and a checkpoint fits any
-mesh. What a program has to send, and when, XLA's partitioner decides: it brings
-parts of weights together for one product, or cuts the activations as the
-weights are cut.
+The rule knows shapes alone. Frozen weights and adapters obey it, and so do
+their moving average and the moments of the optimiser, which have their shapes.
+So a step of the optimiser needs no message, and a checkpoint fits any mesh.
+XLA's partitioner decides what a program has to send, and when: it brings parts
+of weights together for one product, or cuts the activations as the weights are
+cut.
 """
 
 import math

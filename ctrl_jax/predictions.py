@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Networks that predict something else than the noise, as ones that do.
+r"""Networks that predict something else, as networks that predict noise.
 
-Of x_t = alpha x_0 + std eps any two of x_t, x_0, eps determine the third, and
+As x_t = alpha x_0 + std eps, any two of x_t, x_0, eps determine the third, and
 so does x_t with a combination of the others. Networks are trained to predict
 
     eps                               noise,
@@ -10,8 +10,8 @@ so does x_t with a combination of the others. Networks are trained to predict
     u = eps - x_0                     the velocity of a flow whose
                                       alpha = 1 - t, std = t (`flow`).    (2)
 
-Each function here makes eps of such a prediction at (x_t, t). To have a network
-tuned, put the function into the network of `Pretrained`:
+Each function here makes eps of such a prediction at (x_t, t). To tune such a
+network, put the function into the network of `Pretrained`:
 
     def network(params, x, t, c, control):
       return Output(eps_from_v(sde, model(params, x, t, c), x, t))

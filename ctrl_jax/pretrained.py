@@ -5,9 +5,9 @@ p_pre(x | c) is a network that predicts the noise of a forward process,
 
     x_t = alpha(t) x_0 + std(t) eps,   eps_pre(x_t, t, c) ~ E[eps | x_t, c], (1)
 
-with its parameters. Where those come from is nobody's business from here on: a
-training of one's own, a folder of diffusers, a formula. Everything that a
-sampler, a policy or a certificate asks of a model is a field of `Pretrained`.
+with its parameters. They may come from your own training, a folder of diffusers
+or a formula; nothing else depends on that. Everything that a sampler, a policy
+or a certificate asks of a model is a field of `Pretrained`.
 """
 
 import dataclasses

@@ -12,17 +12,17 @@ small network, and compared with prototypes, columns of C of length 1:
     e = project(h) / |project(h)|,   l = C^T e   in [-1, 1]^K.             (2)
 
 Targets are the plan of least cost -l, entropy epsilon, that gives every example
-one and every prototype as many, B / K: q = diag(a) exp(l / epsilon) diag(b),
-whose a and b some iterations of Sinkhorn find (Caron et al., arXiv 2006.09882).
-Learned is to say the same without seeing the other examples,
+one and every prototype as many, B / K: q = diag(a) exp(l / epsilon) diag(b).
+Some iterations of Sinkhorn find a and b (Caron et al., arXiv 2006.09882). The
+projection learns to say the same without seeing the other examples,
 
     L = -mean_i sum_k q_ik log softmax(l_i / 0.1)_k,   q held still.       (3)
 
-That all prototypes are given the same share is what keeps them from collapsing
-to one. (1) to (3) are those of self-supervised guidance (Hu et al., arXiv
-2312.08825), in whose released code no gradient of (3) reaches the diffusion
-network (h is detached), although the paper has (3) make its features better.
-Here that network is there already and stays as it is.
+Equal shares for all prototypes keep them from collapsing to one. (1) to (3) are
+those of self-supervised guidance (Hu et al., arXiv 2312.08825), in whose
+released code no gradient of (3) reaches the diffusion network (h is detached),
+although the paper has (3) make its features better. Here that network is there
+already and stays as it is.
 
 Theirs has q and l of the same look at x, under the same eps. A projection can
 then learn any plan by heart, noise and all. With several looks at each x, each

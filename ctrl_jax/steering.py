@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Steering a network by an output head, without touching its weights.
 
-To the noise prediction of a policy, often the frozen network itself, is added
+A head adds to the noise prediction of a policy, often the frozen network
+itself,
 
     m_k head(x, x0, grad_x0 log p(y | x0, c), log p(y | x0, c), t, c, y, hidden)
 

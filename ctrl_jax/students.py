@@ -12,8 +12,8 @@ where the network takes a control, and where it takes none
     eps_phi(x, t; c, y) = eps_pre(x, t; c, W_phi)
                         + MLP_phi(x / sqrt(alpha^2 + std^2), e(y), c; t). (2)
 
-E and the last layer of the MLP begin at zero, W at the pre-trained weights. No
-classifier is asked: what a policy's head is told by one, a student has to know.
+E and the last layer of the MLP begin at zero, W at the pre-trained weights. A
+student asks no classifier: it has to know what a policy's head is told by one.
 """
 
 import math

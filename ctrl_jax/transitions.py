@@ -11,14 +11,14 @@ z_k + (b_k / s_k) (eps_b - eps_theta), so that
     log p_theta(x_{k+1} | x_k) - log p_b(x_{k+1} | x_k)
       = (b_k / s_k) (eps_theta - eps_b).z_k - w_k ||eps_theta - eps_b||^2 (2)
 
-with w_k = b_k^2 / (2 s_k^2): exactly 0 where theta is b. Where theta or b
-squeezes the noise of its steps, its log-density beside that of noise that is
-left alone (`squeeze`, equation 3) is added of theta, at that other noise, and
-subtracted of b, at z_k. Unlike a rollout's,
-its derivative with respect to theta does not pass from step to step, for the
-states are given: there is no back-propagation through the sampler, and no
-gradient of a reward. Steps are taken one by one and recomputed in the backward
-pass, so that memory does not grow with K but for the paths.
+with w_k = b_k^2 / (2 s_k^2): exactly 0 where theta is b. A policy that squeezes
+the noise of its steps has a log-density beside that of noise that is left alone
+(`squeeze`, equation 3). That of theta, at the other noise, is added, and that
+of b, at z_k, is subtracted. Unlike a rollout's, the derivative with respect to
+theta does not pass from step to step, for the states are given: there is no
+back-propagation through the sampler, and no gradient of a reward. Steps are
+taken one by one and recomputed in the backward pass, so that memory does not
+grow with K but for the paths.
 """
 
 from typing import Any, NamedTuple
