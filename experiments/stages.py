@@ -65,7 +65,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, log: Log) -> dict[str, Any]:
   compared = {}
   asked = config.compare
   if asked.guidance or asked.gammas or asked.objectives:
-    compared = timed("compare", comparison.run, learned, reference, params)
+    compared = timed("compare", comparison.measure, learned, reference, params)
   timed.seconds["total"] = sum(timed.seconds.values())
   speeds = speed.seconds_per_sample(
     problem,

@@ -43,12 +43,12 @@ def test_every_method_is_held_against_its_target(tmp_path):
     learned = pretraining.learn(pretraining.Clock(run))
     reference = stages.sample_reference(run, learned)
     params = control.train(run, learned, reference)
-    entries = comparison.run(run, learned, reference, params)
+    entries = comparison.measure(run, learned, reference, params)
     # What has been judged is not judged again.
     known = json.loads((tmp_path / "comparison.json").read_text())
     known["smc twist=1"]["ancestors"] = -1.0
     (tmp_path / "comparison.json").write_text(json.dumps(known))
-    again = comparison.run(run, learned, reference, params)
+    again = comparison.measure(run, learned, reference, params)
   assert again == {**entries, "smc twist=1": again["smc twist=1"]}
   assert again["smc twist=1"]["ancestors"] == -1.0
 

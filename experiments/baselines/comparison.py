@@ -28,7 +28,7 @@ from experiments.runtime import workdir
 from experiments.training.pretraining import Learned, Run
 
 
-def run(
+def measure(
   run: Run, learned: Learned, reference: Reference, params: Params
 ) -> dict[str, dict[str, Any]]:
   """The entry of every candidate, by its name."""
