@@ -42,6 +42,7 @@ def among_classifiers(
   held: np.ndarray,
   *,
   chunk: int,
+  unseen: np.ndarray | None = None,
 ) -> OthersFn:
   """(1) by what labelled examples leave open.
 
@@ -52,9 +53,13 @@ def among_classifiers(
     y: their labels [n].
     held: which were held out from the training, bool [n].
     chunk: examples that are looked at a time.
+    unseen: log p^ of every label [n, Y], where `look` was trained on those held
+      out too, of classifiers that were not; else None.
   """
   rows = hypotheses.some(key, held)
   features, table = _seen(look, x, rows, chunk)
+  if unseen is not None:
+    table = np.where(held[rows][:, None], unseen[rows], table)
   drawn = hypotheses.of_labels(key, features, table, y[rows], held[rows])
   return of_classifier(drawn, look)
 

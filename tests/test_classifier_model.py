@@ -70,6 +70,23 @@ def test_features_of_several_numbers_and_no_pixels():
     classifier.Classifier(4, pixels=False).init(jax.random.key(0), images)
 
 
+def test_steps_of_one_quantity_have_one_function_of_x():
+  """And it does as much from each label to the next, whatever x."""
+  images = jax.random.normal(jax.random.key(0), (50, 4, 4, 1))
+  network = classifier.Classifier(5, hidden=(7,), ordered=True)
+  params = network.init(jax.random.key(1), images)
+  offsets = jnp.array([0.3, -1.0, 2.0, 0.0, 0.5])
+  params = {"params": params["params"] | {"bias": offsets}}
+  table = classifier.log_probs(network.apply(params, images))
+  rise = jnp.diff(table, axis=1) - jnp.diff(offsets)[None]
+  assert rise[:, 0].std() > 0.1
+  np.testing.assert_allclose(rise, np.tile(rise[:, :1], 4), atol=1e-5)
+  # So the likeliest of labels with equal offsets is the first or the last.
+  flat = {"params": params["params"] | {"bias": jnp.zeros(5)}}
+  best = np.asarray(network.apply(flat, images)).argmax(1)
+  assert set(best.tolist()) == {0, 4}
+
+
 @pytest.mark.parametrize("value", [-1.0, 0.0, 1.0])
 def test_gradients_are_finite_at_constant_images(value):
   network = classifier.Classifier(

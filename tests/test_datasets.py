@@ -25,6 +25,19 @@ def test_split_refuses_bad_fractions(fractions):
     labelled.split(10, seed=0, fractions=fractions)
 
 
+def test_folds_have_every_label_equally_often():
+  y = np.repeat([0, 1, 2], [2, 9, 12])
+  fold = labelled.folds(y, 3, seed=1)
+  table = np.array([np.bincount(y[fold == i], minlength=3) for i in range(3)])
+  assert (np.ptp(table, axis=0) <= 1).all() and np.ptp(table.sum(1)) <= 1
+  assert (table.sum(0) - table > 0).all()  # what leaves one out has them all
+  np.testing.assert_array_equal(fold, labelled.folds(y, 3, seed=1))
+  assert (fold != labelled.folds(y, 3, seed=2)).any()
+  for num in (1, 24):
+    with pytest.raises(ValueError, match="23 examples"):
+      labelled.folds(y, num, seed=0)
+
+
 # 7 divides 21; 4 does not, so its batches span epochs; 50 spans several.
 @pytest.mark.parametrize("batch_size", [7, 4, 50])
 def test_batches_visit_every_example_once_an_epoch(batch_size):

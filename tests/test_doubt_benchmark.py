@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the benchmark of doubts measures, where its answers are known."""
 
+import pathlib
+import tempfile
+
 import numpy as np
 import pytest
 
-from experiments.benchmarks import doubted, doubted_bounds, doubted_labels
+from experiments.benchmarks import (
+  doubted,
+  doubted_bounds,
+  doubted_careful,
+  doubted_labels,
+)
 from experiments.benchmarks.doubted_bounds import Found, Setting
 from experiments.benchmarks.doubted_labels import Curve
+from experiments.configs import digits
+from experiments.problems import families
 
 
 def _curve(*accuracy):
@@ -58,3 +68,27 @@ def test_conformal_scale_covers_nine_in_ten():
     doubted.conformal(rng.random(19)) >= rng.random() for _ in range(4000)
   ]
   assert abs(np.mean(hits) - 0.9) < 4 * (0.09 / 4000) ** 0.5
+
+
+def test_target_of_a_table_is_weighed_by_hand():
+  """Two labels, three images; being careful turns one image over."""
+  log_p = np.log([[0.8, 0.2], [0.5, 0.5], [0.3, 0.7]])
+  spread = np.array([[0.0, 0.0], [0.0, 0.0], [0.0, np.log(7)]])
+  found = doubted_careful.accuracies(log_p, spread, np.array([0, 0, 1]))
+  accuracy, plain, careful = found[:3]
+  assert accuracy == 1 and doubted_careful.BETAS[:2] == (0.0, 1.0)
+  assert plain == pytest.approx((1.3 / 1.6 + 0.7 / 1.4) / 2)
+  assert careful == pytest.approx((1.3 / 1.6 + 0.1 / 0.8) / 2)
+
+
+def test_labels_of_the_table_are_those_of_a_run():
+  pairs = doubted_careful.load(0)
+  config = digits.get_config()
+  config.data.num_pairs = 50
+  with tempfile.TemporaryDirectory() as folder:
+    problem = families.make(config, pathlib.Path(folder))
+  examples = problem.factors[0].examples
+  for mine, theirs in zip(pairs[2:], examples.offline(), strict=True):
+    np.testing.assert_array_equal(mine, theirs)
+  np.testing.assert_array_equal(pairs.y, examples.y)
+  assert len(pairs.free) == len(pairs.x) - 50

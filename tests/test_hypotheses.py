@@ -106,6 +106,31 @@ def test_classifiers_are_laws_and_have_derivatives():
   assert np.isfinite(slope).all() and np.abs(slope).max() < 1e3
 
 
+def test_labels_learned_from_refute_nothing():
+  """A classifier that has seen all is judged by what others said of some."""
+  x = RNG.normal(size=(60, 20)).astype(np.float32)
+  y, held = RNG.integers(2, size=60), np.arange(60) < 20
+  sure = jnp.where(jnp.arange(2)[None] == y[:, None], -1e-3, jnp.log(1e-3))
+
+  def look(x):  # knows the example by its first coordinate
+    row = jnp.abs(x[:, :1] - x_known[None, :, 0]).argmin(1)
+    return x, jax.nn.log_softmax(sure)[row]
+
+  x_known, points = jnp.asarray(x), jnp.asarray(4 * RNG.normal(size=(50, 20)))
+  wrong = np.log(np.where(np.arange(2)[None] == y[:, None], 0.05, 0.95))
+  spread = [
+    np.asarray(others(points, jnp.zeros(50, int))).std(1).mean()
+    for others in (
+      alternatives.among_classifiers(
+        KEY, look, x, y, held, chunk=60, unseen=unseen
+      )
+      for unseen in (None, wrong, np.where(held[:, None], wrong, np.nan))
+    )
+  ]
+  assert spread[1] > 1.5 * spread[0]
+  assert spread[2] == spread[1]  # of those held out alone
+
+
 def test_more_examples_than_are_conditioned_on():
   held = np.arange(hypotheses.MOST + 100) % 5 == 0
   rows = hypotheses.some(KEY, held)

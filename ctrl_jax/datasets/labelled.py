@@ -55,6 +55,29 @@ def split(
   return pieces
 
 
+def folds(labels: np.ndarray, num: int, *, seed: int) -> np.ndarray:
+  """Which of `num` folds each example is in, [n]: of every label equally many.
+
+  To within one example, of each label and in all; so what leaves one fold out
+  has every label that two examples have.
+
+  Args:
+    labels: of the examples [n].
+    num: of folds.
+    seed: of the order.
+
+  Raises:
+    ValueError: fewer than 2 folds, or than one example for each.
+  """
+  if not 2 <= num <= len(labels):
+    raise ValueError(f"{len(labels)} examples cannot be in {num} folds")
+  order = np.random.default_rng(seed).permutation(len(labels))
+  order = order[np.argsort(np.asarray(labels)[order], kind="stable")]
+  found = np.empty(len(labels), int)
+  found[order] = np.arange(len(labels)) % num
+  return found
+
+
 def batch_indices(
   step: int, *, num_examples: int, seed: int, batch_size: int
 ) -> Int[np.ndarray, "batch"]:

@@ -16,6 +16,15 @@ it flat and bumpy far from the boundaries: on digits binned by ink, a quarter
 to a third of the gradients then lead away from the bin asked for; without it,
 none.
 
+Labels that are steps of one quantity, such as bins, are ordered: what makes one
+likelier than the one below makes the next likelier than it. That is a network
+with one output f, of neighbours' logits (Goodman, 1979),
+
+    logit_y = (y - (Y - 1) / 2) f(x) + b_y,                               (3)
+
+so log p(y + 1 | x) / p(y | x) = f(x) + b_{y+1} - b_y. Few examples say more of
+one f than of Y.
+
 Calibration is judged by the expected calibration error over bins b of the
 confidence max_y p(y | x),
 
@@ -56,6 +65,7 @@ class Classifier(nn.Module):
     scale: divides each feature then, for instance its standard deviations.
     pixels: whether the MLP sees them. Where features say all about y, pixels
       only let it learn the training images by heart.
+    ordered: whether labels are steps of one quantity, equation (3).
   """
 
   num_classes: int
@@ -64,6 +74,7 @@ class Classifier(nn.Module):
   shift: Sequence[Moments] = ()
   scale: Sequence[Moments] = ()
   pixels: bool = True
+  ordered: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, "b ..."]) -> Float[Array, "b num_classes"]:
@@ -81,7 +92,12 @@ class Classifier(nn.Module):
       inputs.append((value - shift) / scale)
     if not inputs:
       raise ValueError("a classifier needs pixels or a feature to look at")
-    return MLP(self.hidden, self.num_classes)(jnp.concatenate(inputs, -1))
+    seen, num = jnp.concatenate(inputs, -1), self.num_classes
+    if not self.ordered:
+      return MLP(self.hidden, num)(seen)
+    steps = jnp.arange(num) - (num - 1) / 2
+    bias = self.param("bias", nn.initializers.zeros, (num,))
+    return MLP(self.hidden, 1)(seen) * steps[None] + bias[None]
 
 
 def standardisation(

@@ -21,8 +21,9 @@ at the label of nine of ten examples held out. A setting is a dimension, n,
 whether the region of the largest mode has no labels, and gamma.
 
 Beside them, one control of each number of labels that was tuned
-(`doubted_tuned`), and what labels are worth that are chosen by the doubt
-(`doubted_labels`).
+(`doubted_tuned`), what labels are worth that are chosen by the doubt
+(`doubted_labels`), and what few labels of digits are, with a careful reward or
+without (`doubted_careful`).
 
 Coverage is the share of (seed, y) whose bound is no less than the true excess,
 and Spearman's correlation is over settings, each the mean of these.
@@ -35,6 +36,7 @@ import time
 from experiments.benchmarks import (
   doubted,
   doubted_bounds,
+  doubted_careful,
   doubted_labels,
   doubted_tuned,
 )
@@ -105,7 +107,17 @@ def tuned(given: argparse.Namespace) -> str:
   )
 
 
-PARTS = {"bounds": bounds, "choices": choices, "tuned": tuned}
+def careful(given: argparse.Namespace) -> str:
+  """The table of careful rewards of few labels."""
+  return doubted_careful.table(given.seeds, given.rounds)
+
+
+PARTS = {
+  "bounds": bounds,
+  "choices": choices,
+  "tuned": tuned,
+  "careful": careful,
+}
 
 
 def main() -> None:

@@ -31,16 +31,15 @@ def optimiser(**settings: Any) -> dict[str, Any]:
 
 def _classifier(**settings: Any) -> dict[str, Any]:
   """A classifier p(y | x)."""
-  return (
-    optimiser(num_steps=1500, learning_rate=2e-3, weight_decay=0.5)
-    | {
-      "hidden": (128, 128),  # widths of the hidden layers
-      "noise": 0.05,  # std of Gaussian noise on images, in units of x
-      "pixels": True,  # seen by it
-      "feature_gain": 3.0,  # weight of the measured quantity as input; 0: none
-    }
-    | settings
-  )
+  stage = optimiser(num_steps=1500, learning_rate=2e-3, weight_decay=0.5) | {
+    "hidden": (128, 128),  # widths of the hidden layers
+    "noise": 0.05,  # std of Gaussian noise on images, in units of x
+    "folds": 0,  # of its pairs; 0: a quarter is only for its temperature
+    "ordered": False,  # labels are steps of one quantity: one logit for all
+    "pixels": True,  # seen by it
+    "feature_gain": 3.0,  # weight of the measured quantity as input; 0: none
+  }
+  return stage | settings
 
 
 def common() -> dict[str, Any]:

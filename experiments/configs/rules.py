@@ -65,6 +65,7 @@ _POSITIVE: Rule = (lambda v: 0 < v < float("inf"), "use a number above 0")
 _NOT_NEGATIVE: Rule = (lambda v: 0 <= v < float("inf"), "use 0 or more")
 _AT_LEAST_1: Rule = (lambda v: 1 <= v < float("inf"), "use 1 or more")
 _FRACTION: Rule = (lambda v: 0 <= v < 1, "use a number in [0, 1)")
+_NONE_OR_TWO: Rule = (lambda v: v == 0 or v >= 2, "use 0, or 2 and more")
 _EDGES: Rule = (_increasing, "use increasing numbers, or () for equal shares")
 _DIFFERENT: Rule = (
   lambda v: _texts(v) and len(set(v)) == len(v),
@@ -104,7 +105,6 @@ RULES: dict[str, Rule] = {
   "patch": _AT_LEAST_1,
   "num_modes": _AT_LEAST_1,
   "num_conditions": _AT_LEAST_1,
-  "second_factor": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
   "sharpness": _POSITIVE,
   "control_range": _POSITIVE,
   "likelihood_std": _POSITIVE,
@@ -135,7 +135,7 @@ RULES: dict[str, Rule] = {
     "use 1 or more, or None for no draw",
   ),
   "accumulate": _AT_LEAST_1,
-  "group": (lambda v: v == 0 or v >= 2, "use 0, or 2 and more"),
+  **dict.fromkeys(("folds", "group", "second_factor"), _NONE_OR_TWO),
   "control.ppo.group": (lambda v: v >= 3, "use 3 or more"),
   "temper": (
     lambda v: 1.0 in v and all(0 <= share <= 1 for share in v),

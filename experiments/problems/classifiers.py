@@ -15,8 +15,9 @@ from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier, FeatureFn
 from ctrl_jax.types import OthersFn, RewardFn
-from experiments.problems import keeping, networks
+from experiments.problems import folding, keeping, networks
 from experiments.problems.factors import Factor
+from experiments.problems.folding import Unseen
 from experiments.problems.keeping import Kept
 
 
@@ -32,6 +33,7 @@ class Predictor(NamedTuple):
   kept: Kept  # what `reward_fn` needs of it again, for each factor of y
   # log p_m(y | x) of others that the labels allow; None: not asked for.
   others_fn: OthersFn | None = None
+  unseen: Unseen | None = None  # None: `calibration` was not learned from
 
 
 def train(
@@ -40,21 +42,32 @@ def train(
   network: nn.Module,
   *,
   noise: float = 0.0,
+  folds: int = 0,
   train: np.ndarray,
   calibration: np.ndarray,
   test: np.ndarray,
+  stage: str,
+  seed: int,
   **settings: Any,
 ) -> Predictor:
   """Trains on one split, fits the temperature on another, tests on a third.
+
+  With folds it trains on the first two, and fits the temperature on what as
+  many further networks say of all these, each of the fold that it did without:
+  of few labels none is lost to either. The temperature is then that of networks
+  which have seen fewer, and a little too high if anything.
 
   Args:
     images: as of `networks.fit`.
     labels: of the images, [N].
     network: images -> logits; sows its last hidden layer as an intermediate.
     noise: deviation of fresh Gaussian noise on the images of every batch.
+    folds: of the pairs; 0: the temperature is fitted on another split.
     train: indices of images.
     calibration: indices of images.
     test: indices of images.
+    stage: names its checkpoints and random numbers.
+    seed: of everything random.
     **settings: what `networks.fit` takes besides.
   """
 
@@ -62,10 +75,25 @@ def train(
     log_p = classifier.log_probs(logits)
     return classifier.negative_log_likelihood(log_p, y)
 
-  fitted = networks.fit(
-    images, labels, network, loss_of, noise=noise, train=train, **settings
-  )
-  logits = fitted.on(calibration)
+  def fit(rows: np.ndarray, stage: str) -> networks.Fitted:
+    return networks.fit(
+      images,
+      labels,
+      network,
+      loss_of,
+      noise=noise,
+      train=rows,
+      stage=stage,
+      seed=seed,
+      **settings,
+    )
+
+  unseen = None
+  if folds:
+    train = calibration = np.concatenate([train, calibration])
+    unseen = folding.without(fit, labels, train, folds, stage=stage, seed=seed)
+  fitted = fit(train, stage)
+  logits = fitted.on(calibration) if unseen is None else unseen.logits
   temperature = classifier.fit_temperature(logits, labels[calibration])
   metrics, curves = figures(fitted.on(test), labels[test], temperature)
   kept = keeping.of_network(network, fitted.params, temperature)
@@ -76,6 +104,7 @@ def train(
     metrics,
     curves,
     kept,
+    unseen=unseen,
   )
 
 
@@ -145,7 +174,8 @@ def doubted(
     raise ValueError(f"{factor.name} has no examples")
   train, calibration = examples.offline()
   rows = np.concatenate([train, calibration])
-  held = np.arange(len(rows)) >= len(train)
+  unseen = predictor.unseen
+  held = unseen.held if unseen else np.arange(len(rows)) >= len(train)
   some = hypotheses.some(key, held)
   x, y, real = examples.read(), examples.y, not factor.num_labels
 
@@ -159,11 +189,16 @@ def doubted(
     density = jnp.exp(predictor.reward_fn(x, None, mean))
     return predictor.features_fn(x), (mean, 1 / (density * (2 * jnp.pi) ** 0.5))
 
-  among = alternatives.among_classifiers
+  pairs = x[rows[some]], y[rows[some]], held[some]
   if real:
-    among = alternatives.among_regressions
-  others = among(
-    key, look, x[rows[some]], y[rows[some]], held[some], chunk=chunk
+    others = alternatives.among_regressions(key, look, *pairs, chunk=chunk)
+    return predictor._replace(others_fn=others)
+  told = None
+  if unseen:
+    heat = float(predictor.kept["temperature"])
+    told = np.asarray(classifier.log_probs(unseen.logits[some], heat))
+  others = alternatives.among_classifiers(
+    key, look, *pairs, chunk=chunk, unseen=told
   )
   return predictor._replace(others_fn=others)
 
@@ -192,6 +227,7 @@ def on_features(
     shift,
     scale,
     config.pixels,
+    config.ordered,
   )
 
 

@@ -93,6 +93,7 @@ def again(
   kept: Kept,
   *,
   pixels: bool,
+  ordered: bool = False,
 ) -> Classifier:
   """A `Classifier` as it was, of which the data are gone.
 
@@ -102,10 +103,11 @@ def again(
     hidden: widths of its hidden layers.
     kept: of `of_network`.
     pixels: whether it saw them.
+    ordered: whether its labels are steps of one quantity.
   """
   shift, scale = (
     tuple(tuple(np.atleast_1d(m).tolist()) for m in kept.get(name, {}).values())
     for name in _MOMENTS
   )
   features = (feature,) if feature and shift else ()
-  return Classifier(num_labels, hidden, features, shift, scale, pixels)
+  return Classifier(num_labels, hidden, features, shift, scale, pixels, ordered)

@@ -68,7 +68,12 @@ def _images(config: ConfigDict, kept: Kept) -> Problem:
   for number, quantity in enumerate(measured, start=1):
     judge = kept["classifier"][str(number)]
     network = keeping.again(
-      quantity.feature, num, tuple(stage.hidden), judge, pixels=stage.pixels
+      quantity.feature,
+      num,
+      tuple(stage.hidden),
+      judge,
+      pixels=stage.pixels,
+      ordered=stage.ordered,
     )
     factors.append(_factor(quantity, num, keeping.reward_fn(network, judge)))
   sizes = [num] * len(factors)

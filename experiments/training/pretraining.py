@@ -181,6 +181,7 @@ def _of_factor(
   train, calibration, test = sets = examples.sets(stage)
   fit: Callable[..., Predictor] = regressions.train
   if factor.num_labels:
+    settings["folds"] = config.get("folds", 0)
     fit, seen = classifiers.train, examples.y[np.concatenate(sets)]
     rewards.check_labels(seen, factor.num_labels, name="y")
   predictor = fit(
