@@ -62,7 +62,6 @@ def test_categories_stay_what_they_are(tmp_path):
   [
     ({"age": AGE, "side": SIDE}, {}, r"one column, .*columns=.\('age',\)"),
     ({"age": AGE}, {"adapt": "lora"}, "which a head alone sees"),
-    ({"age": AGE}, {"all_labels": True}, "which a head alone sees"),
     ({"age": np.where(X[:, 2] > 1.3, AGE, np.nan)}, {}, "20 are the fewest"),
     ({"age": np.where(AGE > 700, AGE, 0.5)}, {}, "numbers are the same"),
   ],

@@ -69,7 +69,6 @@ subprocess.run(
     f"--config.data.dir={folder}",
     f"--workdir={run}",
     "--config.data.size=16",
-    "--config.kernel.num_steps=16",
     "--config.prior.num_steps=1000",
     "--config.classifier.num_steps=300",
     "--config.independent.num_steps=300",

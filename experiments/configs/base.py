@@ -81,7 +81,7 @@ def common() -> dict[str, Any]:
       head=(128, 128),  # widths of the output head; (): none
       differentiate_inputs=True,  # of the head; False: steadier if y is sharp
       head_learning_rate=1e-2,  # peak, for the head
-      all_labels=False,  # seen by the head, besides the one asked for
+      all_labels=False,  # of y, where it has some, seen by the head
       squeeze=True,  # the noise of steps, which the head otherwise leaves alone
       clip_norm=10.0,  # largest norm of the gradient
       optimizer="adam",  # or muon, for matrices

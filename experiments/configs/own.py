@@ -76,14 +76,15 @@ def get_config(variant: str = "") -> ConfigDict:
   config = _schema()
   config.variant = variant
   # What a whole picture shows is settled early, in steps that are to be short.
-  config.kernel.update(num_steps=25, power=1.5, shift=4.0)
+  config.kernel.update(num_steps=16, power=1.5, shift=4.0)
   # The head is not differentiated through what it sees of the reward, which is
-  # half of an update here; and rates that no first gradient throws off.
+  # half of an update here. By Muon, whose steps no first gradient throws off.
   config.control.update(
+    num_steps=400,
     batch_size=40,
+    optimizer="muon",
     differentiate_inputs=False,
-    head_learning_rate=3e-3,
-    clip_norm=1.0,
+    all_labels=True,
   )
   config.evaluate.update(num_samples=2000, num_reference=4000)
   changes = {
@@ -104,6 +105,7 @@ def _schema() -> ConfigDict:
     "strides": (2, 2, 2),  # of these
     "hidden": (128, 128),  # of vectors and embeddings, widths of hidden layers
     "noise": 0.1,  # std of Gaussian noise on x; of vectors, in their deviations
+    "folds": 0,  # of its labels; 0: some are only for its temperature
   }
   return ConfigDict(
     base.common()
@@ -131,13 +133,13 @@ def _schema() -> ConfigDict:
         "guidance_scale": 1.0,  # strength of c, where the pipeline has one
         "dtype": "float32",  # of a folder's weights; or bfloat16
         "size": 512,  # side of Stable Diffusion's images in pixels
-        "dims": 96,  # width
+        "dims": 64,  # width
         "num_layers": 3,
         "num_heads": 4,
         "patch": 4,  # pixels along the side of a token
       },
       "prior": base.optimiser(
-        num_steps=2500, batch_size=64, learning_rate=2e-3, **PRIOR
+        num_steps=2000, batch_size=64, learning_rate=2e-3, **PRIOR
       ),
       "classifier": dict(classifier),  # gives the reward
       "independent": dict(classifier),  # only watches, and judges

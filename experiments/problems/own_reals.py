@@ -39,10 +39,10 @@ def check(columns: Sequence[Column], config: ConfigDict) -> None:
       f"one column, as in --config.data.columns=\"('{real[0]}',)\""
     )
   control = config.control
-  if control.adapt != "none" or not control.head or control.all_labels:
+  if control.adapt != "none" or not control.head:
     raise ValueError(
-      f"{told}, which a head alone sees: use control.adapt = none, a "
-      "control.head and control.all_labels = False, or data.bins of 2 or more"
+      f"{told}, which a head alone sees: use control.adapt = none and a "
+      "control.head, or data.bins of 2 or more"
     )
   learned = {"classifier", "classifier_free", "classifier_free_product"}
   if wrong := learned & {*config.compare.guidance}:

@@ -75,7 +75,7 @@ def make(
     num_conditions=len(model.conditions),
     hidden_shape=model.hidden_shape,
     differentiate_inputs=config.differentiate_inputs,
-    all_labels=config.all_labels,
+    all_labels=config.all_labels and labels,
     squeeze=config.squeeze,
     average=problem.average,
   )
