@@ -7,9 +7,8 @@ Eight modes in two dimensions and a softmax classifier of three labels, drawn
 from problem.seed. The 200,000 paths of the pre-trained chain, weighed by the
 exact classifier, are the target. The control is trained by path consistency,
 which keeps modes that lie apart in proportion. Measured on problem seeds 0 to
-4, in one to two minutes on two CPU cores: a gap of 0.006 to 0.032 nat, most of
-it the floor of 50 steps (`experiments.benchmarks.error_budget`), and samples
-1.3 to 1.5 times as far from the target as exact ones.
+4, in half a minute on two CPU cores: a gap of 0.003 to 0.023 nat, and samples
+1.1 to 1.5 times as far from the target as exact ones.
 
 Variants: gamma10, a sharp and rare target; two_factors, y = (y1, y2) whose
 classifiers need not share a data set; three_conditions, with a condition c
