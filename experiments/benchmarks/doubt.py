@@ -56,8 +56,8 @@ def bounds(given: argparse.Namespace) -> str:
       for deleted in (False, True):
         for seed in given.seeds:
           began = time.perf_counter()
-          this = doubted.case(seed, dims, num, deleted=deleted)
-          for gamma, one in doubted_bounds.measure(this, seed).items():
+          case = doubted.case(seed, dims, num, deleted=deleted)
+          for gamma, one in doubted_bounds.measure(case, seed).items():
             setting = Setting(dims, num, deleted, gamma)
             found.setdefault(setting, []).append(one)
           seconds = time.perf_counter() - began

@@ -101,21 +101,21 @@ def case(seed: int, dims: int, num: int, *, deleted: bool) -> Case:
   return Case(known, learn(known, x, y, seed), x, y, reference, pool, key)
 
 
-def drawn(this: Case, *, hidden: bool) -> hypotheses.Hypotheses:
+def drawn(case: Case, *, hidden: bool) -> hypotheses.Hypotheses:
   """Hypotheses in the features of the last hidden layer, or in x itself."""
-  features = this.guess.features(this.x) if hidden else this.x
+  features = case.guess.features(case.x) if hidden else case.x
   return hypotheses.of_labels(
-    this.key, features, this.guess(this.x), this.y, this.held
+    case.key, features, case.guess(case.x), case.y, case.held
   )
 
 
-def ensemble(this: Case) -> list[Guess]:
+def ensemble(case: Case) -> list[Guess]:
   """Networks of bootstrap samples of all pairs, at the temperature of p^."""
-  guess, n = this.guess, len(this.x)
-  rows = jax.random.randint(this.key, (MEMBERS, n), 0, n)
-  x, y = jnp.asarray(this.x)[rows], jnp.asarray(this.y)[rows]
+  guess, n = case.guess, len(case.x)
+  rows = jax.random.randint(case.key, (MEMBERS, n), 0, n)
+  x, y = jnp.asarray(case.x)[rows], jnp.asarray(case.y)[rows]
   train = jax.vmap(functools.partial(learned_classifier.train, guess.network))
-  params = train(jax.random.split(this.key, MEMBERS), x, y)
+  params = train(jax.random.split(case.key, MEMBERS), x, y)
   return [
     guess._replace(params=jax.tree.map(lambda a, m=m: a[m], params))
     for m in range(MEMBERS)
@@ -127,9 +127,9 @@ def table(members: list[Guess], x: np.ndarray) -> np.ndarray:
   return np.stack([member(x) for member in members], axis=-1)
 
 
-def distance(this: Case, x: np.ndarray, *, skip: int = 0) -> np.ndarray:
+def distance(case: Case, x: np.ndarray, *, skip: int = 0) -> np.ndarray:
   """Mean distance to the nearest labelled points but the first `skip`, [n]."""
-  apart = ((x[:, None].astype(np.float64) - this.x[None]) ** 2).sum(-1)
+  apart = ((x[:, None].astype(np.float64) - case.x[None]) ** 2).sum(-1)
   near = np.sort(apart, axis=1)[:, skip : skip + NEAREST]
   found: np.ndarray = np.sqrt(near).mean(1)
   return found
@@ -141,12 +141,12 @@ def conformal(scores: np.ndarray) -> float:
   return float(np.sort(scores)[min(rank, len(scores) - 1)])
 
 
-def policy_rows(this: Case, gamma: float) -> np.ndarray:
+def policy_rows(case: Case, gamma: float) -> np.ndarray:
   """Rows of the pool that are the exact target of p^, [POLICY, Y]."""
-  log_w = gamma * this.guess(this.pool)
+  log_w = gamma * case.guess(case.pool)
   found = [
     paths.resample(
-      jax.random.fold_in(this.key, y), jnp.asarray(log_w[:, y]), num=POLICY
+      jax.random.fold_in(case.key, y), jnp.asarray(log_w[:, y]), num=POLICY
     )
     for y in range(CONTROLS)
   ]

@@ -44,10 +44,10 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
   return found
 
 
-def families(this: Case, networks: list[Guess], plain: Hypotheses) -> Tables:
+def families(case: Case, networks: list[Guess], plain: Hypotheses) -> Tables:
   """log p_m of reference and pool [., Y, M] of every family of classifiers."""
-  sets, guess = (this.reference, this.pool), this.guess
-  hidden = doubted.drawn(this, hidden=True)
+  sets, guess = (case.reference, case.pool), case.guess
+  hidden = doubted.drawn(case, hidden=True)
   tabled = [doubted.table(networks, x) for x in sets]
   errors = [np.asarray(plain.errors(jnp.asarray(x))) for x in sets]
   seen = [
@@ -74,14 +74,14 @@ def _about(
 
 
 def deviations(
-  this: Case, made: Tables, networks: list[Guess], plain: Hypotheses
+  case: Case, made: Tables, networks: list[Guess], plain: Hypotheses
 ) -> Tables:
   """s(x, y) of reference and pool [., Y], of every pointwise guess."""
-  held, y = this.x[this.held], this.y[this.held]
+  held, y = case.x[case.held], case.y[case.held]
   rows = np.arange(len(held))
   members = doubted.table(networks, held)
   mean = np.log(np.exp(members).mean(-1))
-  miss = np.abs(this.guess(held) - mean)[rows, y]
+  miss = np.abs(case.guess(held) - mean)[rows, y]
 
   def width(x: np.ndarray) -> np.ndarray:
     errors = np.asarray(plain.errors(jnp.asarray(x))) / plain.amplitude
@@ -89,7 +89,7 @@ def deviations(
     return found
 
   def near(x: np.ndarray, skip: int = 0) -> np.ndarray:
-    far = doubted.distance(this, x, skip=skip)
+    far = doubted.distance(case, x, skip=skip)
     return np.repeat(far[:, None], doubted.CONTROLS, 1)
 
   own = members.std(-1)[rows, y]
@@ -100,8 +100,8 @@ def deviations(
   }
   guesses = {
     "pointwise, ensemble": [v.std(-1) for v in made["ensemble"]],
-    "pointwise, distance": [near(x) for x in (this.reference, this.pool)],
-    "pointwise, process": [width(x) for x in (this.reference, this.pool)],
+    "pointwise, distance": [near(x) for x in (case.reference, case.pool)],
+    "pointwise, process": [width(x) for x in (case.reference, case.pool)],
   }
   return {
     name: (scale * guesses[name][0], scale * guesses[name][1])
@@ -109,16 +109,16 @@ def deviations(
   }
 
 
-def measure(this: Case, seed: int) -> dict[float, Found]:
+def measure(case: Case, seed: int) -> dict[float, Found]:
   """The true excess and every bound, of every gamma."""
-  networks, plain = doubted.ensemble(this), doubted.drawn(this, hidden=False)
-  made, found = families(this, networks, plain), {}
-  guesses = deviations(this, made, networks, plain)
-  x = this.truth.draw(doubted.FRESH, np.random.default_rng([seed, 9]))
-  own, log_p = this.guess(x), this.truth.log_p(x)
-  reference, pool = this.guess(this.reference), this.guess(this.pool)
+  networks, plain = doubted.ensemble(case), doubted.drawn(case, hidden=False)
+  made, found = families(case, networks, plain), {}
+  guesses = deviations(case, made, networks, plain)
+  x = case.truth.draw(doubted.FRESH, np.random.default_rng([seed, 9]))
+  own, log_p = case.guess(x), case.truth.log_p(x)
+  reference, pool = case.guess(case.reference), case.guess(case.pool)
   for gamma in GAMMAS:
-    rows, y = doubted.policy_rows(this, gamma), np.arange(doubted.CONTROLS)
+    rows, y = doubted.policy_rows(case, gamma), np.arange(doubted.CONTROLS)
     bounds = {}
     for name, (of_reference, of_pool) in made.items():
       excesses = doubt.excesses(

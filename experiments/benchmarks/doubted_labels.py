@@ -56,10 +56,10 @@ def follow(
     right = (said.argmax(1) == law.argmax(1)).mean()
     rows.append((len(x), float(right), float(cost.mean())))
     key = jax.random.fold_in(jax.random.key(seed), number)
-    this = Case(known, guess, x, y, pool[free], pool, key)
+    case = Case(known, guess, x, y, pool[free], pool, key)
     chosen = rng.choice(int(free.sum()), EACH, replace=False)
     if way == "by doubt":
-      chosen = _asked(this)
+      chosen = _asked(case)
     bought = np.flatnonzero(free)[chosen]
     free[bought] = False
     labels = learned_classifier.draw_labels(known.log_p(pool[bought]), rng)
@@ -67,16 +67,16 @@ def follow(
   return Curve(*map(np.array, zip(*rows, strict=True)))
 
 
-def _asked(this: Case) -> np.ndarray:
+def _asked(case: Case) -> np.ndarray:
   """Rows of the reference, which are what may be labelled."""
-  drawn = doubted.drawn(this, hidden=True)
+  drawn = doubted.drawn(case, hidden=True)
 
   def tables(x: np.ndarray) -> jax.Array:
-    features, said = this.guess.features(x), this.guess(x)
+    features, said = case.guess.features(x), case.guess(x)
     return drawn.log_probs(jnp.asarray(features), jnp.asarray(said))
 
-  visited = this.pool[doubted.policy_rows(this, 1.0)[::6].ravel()]
-  candidates = tables(this.reference)
+  visited = case.pool[doubted.policy_rows(case, 1.0)[::6].ravel()]
+  candidates = tables(case.reference)
   p = jnp.exp(candidates).mean(-1)
   return doubt.to_label(
     tables(visited), candidates, (p * (1 - p)).mean(1), num=EACH

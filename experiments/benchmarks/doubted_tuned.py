@@ -27,16 +27,16 @@ SIZES: dict[str, Any] = {
 
 def row(seed: int, num: int, *, deleted: bool, updates: int) -> list[str]:
   """Measures one control."""
-  this = doubted.case(seed, 2, num, deleted=deleted)
-  model = exact.pretrained(this.truth.prior, ctrl_jax.VP(), num_conditions=1)
-  fit_key, tune_key, key = jax.random.split(this.key, 3)
-  fitted = ctrl_jax.fit_labels(this.x, this.y, key=fit_key)
+  case = doubted.case(seed, 2, num, deleted=deleted)
+  model = exact.pretrained(case.truth.prior, ctrl_jax.VP(), num_conditions=1)
+  fit_key, tune_key, key = jax.random.split(case.key, 3)
+  fitted = ctrl_jax.fit_labels(case.x, case.y, key=fit_key)
   tuned = ctrl_jax.tune(
     model, fitted, key=tune_key, num_updates=updates, progress=False
   )
   found = tuned.certificate(key, **SIZES)
   sampler = tuned.sampler._replace(
-    reward_fn=rewards.classifier(this.truth.logits)
+    reward_fn=rewards.classifier(case.truth.logits)
   )
   true = certification.certify(sampler, tuned.controls, key, **SIZES)
   if found.doubts is None:
