@@ -16,6 +16,7 @@ from experiments.measures.weighting import Cells
 from experiments.problems import (
   classifiers,
   picture_quality,
+  reliability,
   stable_diffusion,
   stable_quantities,
 )
@@ -127,8 +128,8 @@ def test_pictures_of_latents_are_judged(tmp_path: pathlib.Path) -> None:
 def test_an_example_without_logits_is_wrong_and_counted() -> None:
   logits = np.array([[2.0, 0.0], [0.0, 1.0], [np.nan, 0.0], [-np.inf, 0.0]])
   labels = np.zeros(4, np.int32)  # argmax would call the third one right
-  found, curves = classifiers.figures(logits, labels, 1.0)
-  known, _ = classifiers.figures(logits[:2], labels[:2], 1.0)
+  found, curves = reliability.figures(logits, labels, 1.0)
+  known, _ = reliability.figures(logits[:2], labels[:2], 1.0)
   assert found["accuracy"] == 0.25 and found["undefined"] == 0.5
   assert found["nll"] == known["nll"] and "undefined" not in known
   assert curves["reliability_count"].sum() == 2

@@ -15,7 +15,7 @@ from ctrl_jax.datasets.image_folder import ImageFolder
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier, FeatureFn
 from ctrl_jax.types import OthersFn, RewardFn
-from experiments.problems import folding, keeping, networks
+from experiments.problems import folding, keeping, networks, reliability
 from experiments.problems.factors import Factor
 from experiments.problems.folding import Unseen
 from experiments.problems.keeping import Kept
@@ -95,7 +95,9 @@ def train(
   fitted = fit(train, stage)
   logits = fitted.on(calibration) if unseen is None else unseen.logits
   temperature = classifier.fit_temperature(logits, labels[calibration])
-  metrics, curves = figures(fitted.on(test), labels[test], temperature)
+  metrics, curves = reliability.figures(
+    fitted.on(test), labels[test], temperature
+  )
   kept = keeping.of_network(network, fitted.params, temperature)
   return Predictor(
     keeping.reward_fn(network, kept),
@@ -229,34 +231,3 @@ def on_features(
     config.pixels,
     config.ordered,
   )
-
-
-def figures(
-  logits: np.ndarray, labels: np.ndarray, temperature: float
-) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-  """Accuracy, NLL and ECE before and after calibration, with their curves.
-
-  Examples of undefined log-probability count as wrong, and no further.
-  """
-  known = classifier.defined(logits, labels)
-  right = known & (logits.argmax(-1) == labels)
-  metrics = {
-    "accuracy": float(np.mean(right)),
-    "temperature": temperature,
-  }
-  if not known.all():
-    metrics["undefined"] = float(np.mean(~known))
-    logits, labels = logits[known], labels[known]
-  curves = {}
-  for suffix, t in (("_before", 1.0), ("", temperature)):
-    log_p = classifier.log_probs(logits, t)
-    p = np.exp(np.asarray(log_p, np.float64))
-    bins = classifier.reliability(p, labels)
-    metrics[f"nll{suffix}"] = float(
-      classifier.negative_log_likelihood(log_p, labels)
-    )
-    metrics[f"ece{suffix}"] = classifier.calibration_error(p, labels)
-    curves[f"reliability_confidence{suffix}"] = bins.confidence
-    curves[f"reliability_accuracy{suffix}"] = bins.accuracy
-    curves[f"reliability_count{suffix}"] = bins.counts
-  return metrics, curves

@@ -25,7 +25,13 @@ from ctrl_jax.models.prototypes import Prototypes
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.self_labels import DRAWS, LOOKS, VIEWS
 from ctrl_jax.types import Params, RewardFn
-from experiments.problems import classifiers, keeping, networks, own_vectors
+from experiments.problems import (
+  classifiers,
+  keeping,
+  networks,
+  own_vectors,
+  reliability,
+)
 from experiments.problems.chunks import in_chunks
 from experiments.problems.classifiers import Predictor
 from experiments.problems.factors import Factor
@@ -105,7 +111,7 @@ def train(
     return np.repeat(said[some], labels.shape[1], axis=0), labels[some].ravel()
 
   heat = classifier.fit_temperature(*pairs(rows.calibration))
-  metrics, curves = classifiers.figures(*pairs(rows.test), heat)
+  metrics, curves = reliability.figures(*pairs(rows.test), heat)
   kept = keeping.of_network(network, params, heat)
   predictor = Predictor(
     keeping.reward_fn(network, kept),

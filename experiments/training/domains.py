@@ -17,7 +17,7 @@ from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.objectives import denoising
 from ctrl_jax.types import Params
-from experiments.problems import classifiers, keeping, networks, rotations
+from experiments.problems import keeping, networks, reliability, rotations
 from experiments.problems.chunks import Look, in_chunks
 from experiments.problems.problem import Data
 from experiments.problems.rotations import Pictures
@@ -152,7 +152,7 @@ def classify(
     np.tile(found.c[found.calibration], len(home)),
   )
   figures = {
-    degrees: classifiers.figures(
+    degrees: reliability.figures(
       at(found.test, degrees), found.c[found.test], temperature
     )[0]
     for degrees in angles
