@@ -119,8 +119,11 @@ def with_head(
       loss = -jax.lax.stop_gradient(log_p).reshape(square.shape)
       bend = square / (2 * jnp.maximum(loss, jnp.finfo(loss.dtype).tiny))
     else:
-      derivative = lambda x0: jax.grad(total, has_aux=True)(x0)[0]
-      turn = jax.jvp(derivative, (point,), (direction,))[1]
+      # Backwards twice, as `convolution` has no derivative forwards.
+      along_it = lambda x0: jnp.vdot(
+        jax.grad(total, has_aux=True)(x0)[0], direction
+      )
+      turn = jax.grad(along_it)(point)
       along = -jnp.sum(direction * turn, axes, keepdims=True)
       # Where log p bends upwards, (2) would go through infinity.
       bend = jnp.maximum(along / jnp.where(square > 0, square, 1), 0)

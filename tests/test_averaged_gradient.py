@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ctrl_jax import policy, steering
+from ctrl_jax.models import convolution
 from ctrl_jax.models.heads import Change
 from ctrl_jax.sde import VP
 
@@ -75,3 +76,20 @@ def test_of_a_label_it_leads_to_the_edge_and_not_beyond():
   edge = -alpha * x[0, 0]
   np.testing.assert_allclose(moved[0], 2 * edge, rtol=0.05)
   assert moved[1] == 0
+
+
+def test_a_real_y_may_be_measured_by_a_convolution():
+  w = jax.random.normal(jax.random.key(1), (3, 3, 2, 1))
+  x = jax.random.normal(jax.random.key(2), (4, 3, 3, 2))
+  y, t = jnp.arange(4.0), jnp.float32(0.4)
+
+  def reward(measure):
+    return lambda x, c, y: -0.5 * ((y - measure(x)) / 0.3) ** 2
+
+  convolved = reward(
+    lambda x: convolution.convolve(x, w, ((0, 0), (0, 0))).reshape(len(x))
+  )
+  summed = reward(lambda x: jnp.einsum("bijk,ijk->b", x, w[..., 0]))
+  found, expected = (added(r, x, t, y) for r in (convolved, summed))
+  assert np.abs(expected).max() > 0.1
+  np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
