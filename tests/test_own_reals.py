@@ -24,13 +24,13 @@ AGE = np.where(np.arange(NUM) < 40, np.nan, 500 + 100 * X[:, 0])
 SIDE = np.where(X[:, 1] > 0, "right", "left")
 
 
-def _make(tmp_path: pathlib.Path, control=(), **arrays):
+def _make(tmp_path: pathlib.Path, changes=(), **arrays):
   np.savez(tmp_path / "mine.npz", x=X, **arrays)
   config = own_config.get_config("smoke")
   config.data.update(
     dir=str(tmp_path / "mine.npz"), columns=(), num_images=0, bins=0
   )
-  config.control.update(dict(control))
+  config.update_from_flattened_dict(dict(changes))
   return families.make(config, tmp_path / "run")
 
 
@@ -58,19 +58,20 @@ def test_categories_stay_what_they_are(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ("arrays", "control", "said"),
+  ("arrays", "changes", "said"),
   [
     ({"age": AGE, "side": SIDE}, {}, r"one column, .*columns=.\('age',\)"),
-    ({"age": AGE}, {"adapt": "lora"}, "which a head alone sees"),
+    ({"age": AGE}, {"control.adapt": "lora"}, "which a head alone sees"),
+    ({"age": AGE}, {"independent.folds": 3}, "only classifiers have folds"),
     ({"age": np.where(X[:, 2] > 1.3, AGE, np.nan)}, {}, "20 are the fewest"),
     ({"age": np.where(AGE > 700, AGE, 0.5)}, {}, "numbers are the same"),
   ],
 )
 def test_mistakes_are_told_before_anything_is_trained(
-  tmp_path, arrays, control, said
+  tmp_path, arrays, changes, said
 ):
   with pytest.raises(ValueError, match=said):
-    _make(tmp_path, control, **arrays)
+    _make(tmp_path, changes, **arrays)
 
 
 def test_a_policy_is_the_same_in_whatever_units_y_is(tmp_path):

@@ -44,6 +44,12 @@ def check(columns: Sequence[Column], config: ConfigDict) -> None:
       f"{told}, which a head alone sees: use control.adapt = none and a "
       "control.head, or data.bins of 2 or more"
     )
+  for stage in ("classifier", "independent"):
+    if config[stage].folds:
+      raise ValueError(
+        f"{told}: {stage}.folds is {config[stage].folds}, and only classifiers "
+        "have folds; use 0"
+      )
   learned = {"classifier", "classifier_free", "classifier_free_product"}
   if wrong := learned & {*config.compare.guidance}:
     raise ValueError(
