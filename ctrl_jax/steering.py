@@ -39,10 +39,9 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from ctrl_jax import sampling
 from ctrl_jax.models.heads import HeadInputs
 from ctrl_jax.policy import Condition, Policy, ScaleFn
-from ctrl_jax.sampling import PairFn
+from ctrl_jax.sampling import KEPT, PairFn
 from ctrl_jax.sde import SDE
 from ctrl_jax.types import Params, RewardFn
 
@@ -101,7 +100,7 @@ def with_head(
     """What the head sees of the reward; the backward pass needs no reward."""
     if differentiate_inputs:
       return value
-    return checkpoint_name(jax.lax.stop_gradient(value), sampling.KEPT)
+    return checkpoint_name(jax.lax.stop_gradient(value), KEPT)
 
   def every_log_p(x0, c, label):
     labels = jnp.arange(num_controls, dtype=label.dtype)

@@ -30,9 +30,7 @@ class Method(NamedTuple):
   evaluations: float  # of the network, for a sample
   reward_queries: int = 0  # of the classifier, in training or selection
   path_kl: float | None = None  # of its paths from the pre-trained chain's
-  gap: Estimate | None = (
-    None  # None: sampled from the target itself, by weights
-  )
+  gap: Estimate | None = None  # None: sampled from the target by weights
   ess: float | None = None  # as a fraction
   trust: Trust | None = None  # in the weights of every (c, y), if there are any
   of_reference: bool = False  # made of the reference's own samples, in order
