@@ -109,6 +109,17 @@ def test_certificate_is_told_to_who_believes_the_classifier_and_who_not(
   assert "believing" not in summary.text(known)
 
 
+def test_headline_is_true_of_a_gap_that_grew(tmp_path, results):
+  worse = copy.deepcopy(results) | {"judged_by": "judge"}
+  worse["methods"]["ctrl"]["gap"] = {"mean": 0.5, "stderr": 0.1}
+  worse["methods"]["pretrained"]["gap"] = {"mean": 0.2, "stderr": 0.1}
+  page = Page(report.write(make_run(tmp_path / "run", worse, {})).read_text())
+  said = " ".join(page.text.split())
+  assert "0.500 ± 0.100 nats from the law" in said
+  assert "asked to sample; before tuning it was 0.200 ± 0.100." in said
+  assert "as judged by a second classifier" in said
+
+
 def test_every_sample_to_label_is_drawn_above_what_it_was_asked_to_be():
   images = np.linspace(-1, 1, 13 * 4).reshape(13, 2, 2)
   sheet = sample_figures.contact_sheet(

@@ -103,6 +103,16 @@ def test_weights_that_cannot_be_trusted_are_named(results):
   assert "c = 2, y = 1" in tables.table(results, tables.MORE_COLUMNS)
 
 
+def test_good_weights_that_cannot_be_trusted_have_another_reason(results):
+  results["log_evidence"]["table"] = TABLE
+  worst = {"pareto_k": 0.19, "effective": 224.0, "cell": "c = 2, y = 1"}
+  results["methods"]["ctrl_resampled"] |= {**worst, "doubtful": 2}
+  (line,) = summary.warnings(results)
+  assert "Pareto k 0.19, but hardly any shows this y" in line
+  results["methods"]["ctrl_resampled"]["pareto_k"] = 0.71
+  assert "but hardly" not in summary.warnings(results)[0]
+
+
 def test_a_log_z_that_is_not_known_is_a_bound_wherever_it_is_printed(results):
   worst = {"pareto_k": None, "effective": 1.0, "cell": "c = 1, y = 0"}
   results["log_evidence"] |= {"table": TABLE, "bound": False, **worst}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ctrl_jax import trust
 from experiments.reporting import tables
 
 
@@ -98,9 +99,11 @@ def _worst(found: Mapping[str, Any]) -> str:
   """The (c, y) to be trusted least, and why."""
   size = tables.number(found["effective"], decimals=0)
   k = tables.number(found["pareto_k"], decimals=2)
-  return (
-    f"least known of {found['cell']}: {size} effective samples, Pareto k {k}"
-  )
+  why = f"{size} effective samples, Pareto k {k}"
+  heavy = found["pareto_k"] is None or found["pareto_k"] > trust.HEAVY
+  if found.get("doubtful") and found["effective"] >= trust.LEAST and not heavy:
+    why += ", but hardly any shows this y, or the tuned model refutes log Z"
+  return f"least known of {found['cell']}: {why}"
 
 
 def _why_negative(gap: Mapping[str, Any]) -> str:
