@@ -36,6 +36,18 @@ def test_what_is_said_of_an_example_is_by_a_network_that_did_without_it():
   assert set(rows[found.held].tolist()) == set(first.tolist())
 
 
+def test_few_labels_that_are_all_predicted_right_leave_a_doubt():
+  labels = np.arange(9) % 2
+  logits = 3.0 * np.eye(2)[labels]
+  # n q = (1 - 2 q) / 2, the derivative by the margin, so q = 1 / (2 (n + 1)).
+  heat = classifiers.calibrated(logits, labels)
+  assert 1 / (1 + np.exp(3 / heat)) == pytest.approx(1 / 20, rel=1e-3)
+  # One wrong in ten, by the same margin: the likelihood's own maximum.
+  logits, labels = np.concatenate([logits, logits[:1]]), np.append(labels, 1)
+  heat = classifiers.calibrated(logits, labels)
+  assert 1 / (1 + np.exp(3 / heat)) == pytest.approx(1 / 10, rel=1e-3)
+
+
 @pytest.mark.slow
 def test_labels_learned_by_heart_are_not_believed(tmp_path: pathlib.Path):
   """All are learned from, and the temperature is not theirs."""

@@ -94,7 +94,7 @@ def train(
     unseen = folding.without(fit, labels, train, folds, stage=stage, seed=seed)
   fitted = fit(train, stage)
   logits = fitted.on(calibration) if unseen is None else unseen.logits
-  temperature = classifier.fit_temperature(logits, labels[calibration])
+  temperature = calibrated(logits, labels[calibration])
   metrics, curves = reliability.figures(
     fitted.on(test), labels[test], temperature
   )
@@ -203,6 +203,16 @@ def doubted(
     key, look, *pairs, chunk=chunk, unseen=told
   )
   return predictor._replace(others_fn=others)
+
+
+def calibrated(logits: np.ndarray, labels: np.ndarray) -> float:
+  """The temperature of held-out logits [n, Y] and labels [n].
+
+  Where all labels are predicted right none is best: one example more, of which
+  nobody knows the label, says how sure n right ones allow to be.
+  """
+  right = bool((logits.argmax(1) == labels).all())
+  return classifier.fit_temperature(logits, labels, unknown=float(right))
 
 
 def on_features(
