@@ -45,6 +45,7 @@ def about(composer: Composer) -> dict[str, Any]:
     "quantity": problem.property_name if problem.measure is not None else "",
     "pixelated": len(problem.sample_shape) == 3
     and problem.sample_shape[0] < 64,
+    "apart": len(problem.sample_shape) == 1,  # vectors, whose units differ
     "most": MOST,
   }
 

@@ -80,8 +80,9 @@ def test_what_may_be_asked_is_told(server):
   assert told["conditions"] == list(problem.pretrained.conditions)
   if server.composer.labels:
     assert told["labels"] == ["0", "1", "2", "3"] and told["range"] is None
+    assert not told["apart"]
   else:
-    assert told["labels"] is None
+    assert told["labels"] is None and told["apart"]
     low, high = told["range"]
     assert low < high and not told["weighs_c"]
 
