@@ -144,7 +144,7 @@ def _config(file: str, overrides: Sequence[str]) -> ConfigDict:
   Raises:
     ValueError: a mistake in it, or data that are not labelled pictures.
   """
-  path = f"--config=experiments/configs/{file}"
+  path = f"--config={file}"
   config, *_ = flags.parse(["", path, *overrides])
   if config.problem.name not in FAMILIES:
     raise ValueError(

@@ -55,7 +55,6 @@ OWN = (
 )
 IMAGES = "images"  # the row of all, and how folders of such figures end
 PICTURES = 5  # axes of some of each class
-CONFIGS = pathlib.Path("experiments/configs")
 
 
 class Arm(NamedTuple):
@@ -115,7 +114,7 @@ class Study(NamedTuple):
     settings = [*self.settings, f"seed={seed}", *arm.settings]
     settings.append(f"prior.dir={self.folder(seed, arm.folder) / 'prior'}")
     words = [f"--config.{setting}" for setting in settings]
-    return flags.parse(["prune", f"--config={CONFIGS / self.file}", *words])[0]
+    return flags.parse(["prune", f"--config={self.file}", *words])[0]
 
 
 def measure(study: Study, seed: int) -> dict[str, dict[str, Any]]:

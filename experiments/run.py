@@ -3,8 +3,8 @@
 
   python -m experiments.run --config=experiments/configs/digits.py
 
-  --config=FILE[:VARIANT]   what to run; experiments/configs/base.py explains
-                            every field
+  --config=FILE[:VARIANT]   what to run, also as digits.py from any folder;
+                            experiments/configs/base.py explains every field
   --config.KEY=VALUE        changes one field, as in --config.reward.gamma=2
   --workdir=DIR             where results go: runs/EXPERIMENT[-VARIANT] if not
                             given

@@ -44,6 +44,16 @@ def test_command_line_is_read(config_file: pathlib.Path) -> None:
   assert distributed
 
 
+def test_a_config_of_ours_is_found_from_any_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for file in ("digits.py", "experiments/configs/digits.py"):
+    config, _, _ = flags.parse(["run", f"--config={file}:smoke"])
+    assert (config.experiment, config.variant) == ("digits", "smoke")
+  assert "cannot be loaded" in parse_error("--config=elsewhere/digits.py")
+  pathlib.Path("digits.py").write_text("mine = 1 / 0\n")
+  assert "division by zero" in parse_error("--config=digits.py")
+
+
 @pytest.mark.parametrize(
   ("argument", "expected"),
   [

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from experiments.configs import agreement, effects, rules
 
+CONFIGS = pathlib.Path(rules.__file__).parent
 _OVERRIDE = re.compile(r"--?(?:no)?config\.([^=]+)")
 
 
@@ -22,6 +23,7 @@ def parse(argv: Sequence[str]) -> tuple[ConfigDict, pathlib.Path, bool]:
   Raises:
     ValueError: any mistake, in a line that says what to write instead.
   """
+  argv = [_found(a) for a in argv]
   # Without overrides at first: a mistake in them is told best by what could
   # have been written instead.
   plain = [a for a in argv if not _OVERRIDE.match(a)]
@@ -74,6 +76,18 @@ def _read(argv: list[str]) -> Any:
   if missing:
     raise ValueError("--config=FILE is missing (--help explains)")
   return values
+
+
+def _found(argument: str) -> str:
+  """--config=own.py, or experiments/configs/own.py, from any folder."""
+  name, _, text = argument.partition("=")
+  file, colon, variant = text.partition(":")
+  path = pathlib.Path(file)
+  ours = CONFIGS / path.name
+  named = path.parent in (pathlib.Path(), pathlib.Path("experiments/configs"))
+  if name not in ("-config", "--config") or not named or path.exists():
+    return argument
+  return f"{name}={ours}{colon}{variant}" if ours.is_file() else argument
 
 
 def _shortened(error: Exception) -> str:
