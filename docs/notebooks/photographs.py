@@ -55,17 +55,14 @@ print(*(folder / "labels.csv").read_text().splitlines()[:5], sep="\n")
 # Now the run: a diffusion model of all the pictures, a classifier of the
 # labelled ones, the control, and what it is worth. Given again, the command
 # goes on where it was stopped. In a terminal it is
-# `python -m experiments.run --config=experiments/configs/own.py` with these
-# flags; without those after `workdir` it takes longer and is better.
+# `python -m experiments.run --config=own.py` with these flags; without those
+# after `workdir` it takes longer and is better. It says how far it is.
 
 # %%
-import experiments
-
-config = pathlib.Path(experiments.__file__).parent / "configs" / "own.py"
 run = pathlib.Path("run")
 subprocess.run(
   [
-    *(sys.executable, "-m", "experiments.run", f"--config={config}"),
+    *(sys.executable, "-m", "experiments.run", "--config=own.py"),
     f"--config.data.dir={folder}",
     f"--workdir={run}",
     "--config.data.size=16",
@@ -78,7 +75,6 @@ subprocess.run(
   ],
   check=True,
   stdout=subprocess.DEVNULL,
-  stderr=subprocess.DEVNULL,
 )
 results = json.loads((run / "results.json").read_text())
 for name in ("pretrained", "ctrl", "pretrained_resampled"):
