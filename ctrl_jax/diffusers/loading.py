@@ -73,7 +73,7 @@ def load(
     warnings.warn(
       f"{folder}: its scheduler cuts every predicted x_0 to "
       f"[-{scheduler.clip:g}, {scheduler.clip:g}], which is left out here: "
-      "clip=True makes it a part of the network, clip=False says no more of it",
+      "pass clip=True to have it in the network, clip=False to hear no more",
       stacklevel=2,
     )
   if not clip:

@@ -165,9 +165,9 @@ def _smoke(config: ConfigDict) -> None:
   config.data.num_images = 400
   config.kernel.num_steps = 6
   config.model.update(dims=16, num_layers=1, num_heads=2)
-  config.prior.update(num_steps=40, batch_size=32)
+  config.prior.update(num_steps=40, batch_size=32, log_every=10)
   for stage in (config.classifier, config.independent):
-    stage.update(num_steps=40, widths=(8, 16), strides=(2, 2))
+    stage.update(num_steps=40, widths=(8, 16), strides=(2, 2), log_every=10)
   config.clusters.update(num_steps=40, batch_size=64)
   config.control.update(num_steps=8, batch_size=8, head=(16,), log_every=2)
   config.evaluate.update(num_samples=120, num_reference=400, num_bridge=8)
@@ -175,5 +175,8 @@ def _smoke(config: ConfigDict) -> None:
 
 
 def _tiny(config: ConfigDict) -> None:
+  bins = config.data.bins
   _smoke(config)
-  config.data.num_images = 0
+  config.data.update(num_images=0, bins=bins)
+  # Few steps of a model that is hardly trained bear no more.
+  config.control.head_learning_rate = 5e-4
