@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a finished run samples with, kept in its folder, and read again.
 
-    run = sampler.load(pathlib.Path("runs/digits"))
+    run = sampler.load("runs/digits")
     c, y = run.requests(64, c=["7"], y=["3"])
     images = run.draw("ctrl", c, y, seed=0).x
 
@@ -185,13 +185,14 @@ class Sampler:
     return Drawn(*found)
 
 
-def load(run: pathlib.Path) -> Sampler:
+def load(run: str | pathlib.Path) -> Sampler:
   """The sampler of a finished run.
 
   Raises:
     FileNotFoundError: there is no such run, or it is not finished.
     ValueError: it is damaged or of another version of this project.
   """
+  run = pathlib.Path(run)
   kept = finished_run.learned(run)
   config = finished_run.config_of(run)
   problem = restored.problem(config, run, kept)
