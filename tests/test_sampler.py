@@ -24,9 +24,7 @@ def finished(request, tmp_path_factory) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def of_gaussian(tmp_path_factory) -> Sampler:
-  return sampler.load(
-    str(toy_runs.finished("gaussian", tmp_path_factory)[0])
-  )
+  return sampler.load(str(toy_runs.finished("gaussian", tmp_path_factory)[0]))
 
 
 @pytest.mark.parametrize("model", [1, pytest.param(4, marks=pytest.mark.long)])
