@@ -178,5 +178,3 @@ def _tiny(config: ConfigDict) -> None:
   bins = config.data.bins
   _smoke(config)
   config.data.update(num_images=0, bins=bins)
-  # Few steps of a model that is hardly trained bear no more.
-  config.control.head_learning_rate = 5e-4
