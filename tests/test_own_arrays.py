@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Data and labels that come as the arrays of one file, and mistakes in them."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ctrl_jax.datasets import label_table
-from ctrl_jax.sde import VE, VP
 from experiments.configs import own as own_config
-from experiments.problems import families, own_vectors
+from experiments.problems import families
 
 NUM = 60
 RNG = np.random.default_rng(0)
@@ -101,22 +99,6 @@ def test_data_of_any_scale_are_sampled_at_unit_scale(tmp_path, scale):
   np.testing.assert_allclose(seen, problem.data.x, atol=1e-4)
 
 
-@pytest.mark.parametrize("sde", [VP(beta_min=0.1, beta_max=20.0), VE()])
-def test_a_fresh_model_of_vectors_is_exact_for_unit_gaussians(sde):
-  units = own_vectors.measure(np.float32(VECTORS))
-  config = own_config.get_config("smoke").model
-  model = own_vectors.untrained(config, units, sde)
-  model = model.with_params(model.init(jax.random.key(0)))
-  x, t = jnp.float32(RNG.normal(size=(5, 3))), jnp.linspace(0.1, 1, 5)
-  alpha, std = sde.alpha(t)[:, None], sde.std(t)[:, None]
-  # x_t = alpha u + std eps, all Gaussian: E[eps | x_t] by linear regression.
-  expected = std * x / (alpha**2 + std**2)
-  eps = model.eps(model.params, x, t, None)
-  np.testing.assert_allclose(eps, expected, rtol=1e-5)
-  same = model.eps(model.params, x, t[1], None)  # one time for all
-  np.testing.assert_allclose(same[1], eps[1], rtol=1e-6)
-
-
 OBJECTS = np.array([{}] * NUM, object)
 PICTURES = np.zeros((NUM, 8, 8, 3), np.uint8)
 GAPS = VECTORS.copy()
@@ -136,7 +118,7 @@ GAPS[[7, 9], 1] = np.nan
     ({"x": VECTORS, "a": OBJECTS}, {}, "a is an array of objects: save"),
     ({"x": OBJECTS, "a": ODD}, {}, "x is an array of objects: save"),
     ({"x": VECTORS, "a": ODD == "odd"}, {"columns": ("b",)}, "column 'b': it"),
-    ({"x": VECTORS, "a": ODD + "x"}, {"labels": "a.csv"}, "its own arrays"),
+    ({"x": VECTORS, "a": ODD + "x"}, {"labels": "a.csv"}, "are its own, or"),
     ({"x": VECTORS, "a": 1j * ROWS}, {}, "'a' is of dtype complex128"),
     ({"x": VECTORS, "a": 0 * ROWS}, {}, "column 'a' says '0' of all"),
     ({"x": VECTORS * 0, "a": ODD}, {}, "the 60 rows of x are all the same"),

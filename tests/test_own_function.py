@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from experiments.configs import own as own_config
-from experiments.problems import evaluators, families, own_function
+from experiments.problems import evaluators, families
+from experiments.problems.own import function
 
 NUM = 40
 MODULE = """
@@ -126,4 +127,4 @@ def test_what_fails_in_somebodys_own_code_is_shown_as_it_is(here):
 
 @pytest.mark.parametrize("given", ["", "labels.csv", "C:/labels.csv", "a/b:c"])
 def test_a_path_is_no_function(given):
-  assert own_function.find(given) is None
+  assert function.find(given) is None

@@ -13,9 +13,10 @@ from experiments.configs import base
 from experiments.configs import own as own_config
 from experiments.measures import scores, weighting
 from experiments.measures.weighting import Cells
-from experiments.problems import evaluators, exact, families, own_reals
+from experiments.problems import evaluators, exact, families
 from experiments.problems.classifiers import Predictor
 from experiments.problems.evaluators import Evaluators, Measured
+from experiments.problems.own import reals
 from experiments.training import policies
 
 NUM = 200
@@ -43,9 +44,9 @@ def test_what_is_asked_for_is_spread_as_what_is_labelled(tmp_path):
   assert sorted(rows) == list(range(40, NUM))
   np.testing.assert_array_equal(factor.examples.y[rows], AGE[rows])
   asked = problem.controls
-  assert asked.dtype == np.float32 and len(asked) == own_reals.VALUES
+  assert asked.dtype == np.float32 and len(asked) == reals.VALUES
   below = (known[:, None] < asked).mean(0)
-  shares = (np.arange(own_reals.VALUES) + 0.5) / own_reals.VALUES
+  shares = (np.arange(reals.VALUES) + 0.5) / reals.VALUES
   np.testing.assert_allclose(below, shares, atol=2 / len(known))
   np.testing.assert_allclose(problem.control_units, (known.mean(), known.std()))
   assert problem.control_names[0] == f"y = {asked[0]:.4g}"

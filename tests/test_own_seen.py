@@ -8,7 +8,8 @@ import pytest
 
 from ctrl_jax.stable_diffusion import embedder
 from experiments.configs import own
-from experiments.problems import families, own_seen, tiny_model
+from experiments.problems import families, tiny_model
+from experiments.problems.own import seen
 
 NUM = 40
 
@@ -27,22 +28,22 @@ def test_a_clip_has_classifiers_see_its_embeddings(tmp_path):
   x = rng.integers(0, 256, (NUM, 8, 8, 1)).astype(np.uint8)
   config, problem = _problem(tmp_path, x, str(folder))
   (factor,) = problem.factors
-  seen = factor.examples.read()
+  found = factor.examples.read()
   clip = embedder.load(folder)
-  assert seen.shape == (NUM, clip.dims)
-  np.testing.assert_allclose(seen.mean(0), 0, atol=1e-4)
-  np.testing.assert_allclose(seen.std(0), 1, atol=1e-3)
+  assert found.shape == (NUM, clip.dims)
+  np.testing.assert_allclose(found.mean(0), 0, atol=1e-4)
+  np.testing.assert_allclose(found.std(0), 1, atol=1e-3)
 
   # They are those of the data, but for a shift and a scale of each coordinate.
   pictures = problem.data.x
   whole = np.asarray(clip.images(jnp.repeat(pictures, 3, axis=-1)))
   by_hand = (whole - whole.mean(0)) / whole.std(0)
-  np.testing.assert_allclose(seen, by_hand, atol=2e-3)
+  np.testing.assert_allclose(found, by_hand, atol=2e-3)
   for look in (
     factor.examples.look,
-    own_seen.again(config, tmp_path / "run", problem.kept, None),
+    seen.again(config, tmp_path / "run", problem.kept, None),
   ):
-    np.testing.assert_allclose(look(pictures), seen, atol=2e-3)
+    np.testing.assert_allclose(look(pictures), found, atol=2e-3)
   gradient = jax.grad(lambda x: factor.examples.look(x).sum())(pictures)
   assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0
 

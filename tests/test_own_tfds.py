@@ -11,7 +11,8 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments.configs import own
-from experiments.problems import families, own_tfds
+from experiments.problems import families
+from experiments.problems.own import tfds as own_tfds
 
 NUM, TRAIN = 60, 40
 
@@ -117,13 +118,13 @@ def test_pictures_that_cannot_be_used_are_passed_over(folder, tmp_path, capsys):
   ("data", "said"),
   [
     ({"columns": ("box",)}, "no column 'box': it has flower, height, name"),
-    ({"labels": "mine.csv"}, "are its own features"),
+    ({"labels": "mine.csv"}, "mine.csv.*are its own, or those of a function"),
     ({"num_images": 9}, "has 9 rows with a picture: 10 are the fewest"),
   ],
 )
 def test_mistakes_are_one_line(folder, tmp_path, data, said):
   with pytest.raises(ValueError, match=said):
-    own_tfds.read(_config(folder, **data), tmp_path, size=8, labelled=False)
+    families.make(_config(folder, **data), tmp_path / "run")
 
 
 def test_files_that_tensorflow_alone_reads_are_refused(folder, tmp_path):

@@ -47,7 +47,11 @@ def test_every_module_of_experiments_is_on_the_map():
   table, _, _ = table.partition("\n\n")
   named = set(re.findall(r"`(\w+)`", table))
   folder = ROOT / "experiments"
-  packages = {path.parent for path in folder.glob("*/__init__.py")}
+  found = [
+    *folder.glob("*/__init__.py"),
+    *folder.glob("problems/*/__init__.py"),
+  ]
+  packages = {path.parent for path in found}
   described = {folder / "benchmarks", folder / "configs"}  # a file a purpose
   modules = {p for f in {folder} | packages - described for p in f.glob("*.py")}
   there = {path.stem for path in modules | packages}

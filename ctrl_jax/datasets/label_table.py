@@ -100,16 +100,27 @@ def columns(
       f"there, such as {missing[0]}"
     )
   there = list(dict.fromkeys(key for row in rows.values() for key in row))
+  cells = {
+    name: [rows.get(image, {}).get(name, "").strip() for image in names]
+    for name in pick(there, asked, source=source)
+  }
+  return of_texts(cells, source=source)
+
+
+def pick(
+  there: Sequence[str], asked: Sequence[str], *, source: str
+) -> list[str]:
+  """The columns that are asked for; where none is, all that are there.
+
+  Raises:
+    ValueError: there is no such column.
+  """
   for name in asked:
     if name not in there:
       raise ValueError(
-        f"{source} has no column {name!r}: it has {', '.join(there)}"
+        f"{source} has no column {name!r}: it has {', '.join(there) or 'none'}"
       )
-  cells = {
-    name: [rows.get(image, {}).get(name, "").strip() for image in names]
-    for name in asked or there
-  }
-  return of_texts(cells, source=source)
+  return [*(asked or there)]
 
 
 def of_texts(

@@ -29,15 +29,15 @@ from experiments.problems import (
   classifiers,
   keeping,
   networks,
-  own_vectors,
   reliability,
 )
 from experiments.problems.chunks import in_chunks
 from experiments.problems.classifiers import Predictor
 from experiments.problems.factors import Factor
 from experiments.problems.keeping import Kept
-from experiments.problems.own_clusters import WIDER
-from experiments.problems.own_vectors import Units
+from experiments.problems.own import vectors
+from experiments.problems.own.clusters import WIDER
+from experiments.problems.own.vectors import Units
 from experiments.problems.problem import Problem
 
 SHOWN = 10  # pictures of each cluster in the report
@@ -89,7 +89,7 @@ def train(
   if first is not None:
     rng, noise = np.random.default_rng((seed, 1)), WIDER * config.noise
   views = [_once(model, x[rows.learned], noise, rng) for _ in range(VIEWS)]
-  units = own_vectors.measure(np.concatenate(views))
+  units = vectors.measure(np.concatenate(views))
   fitted = _fit(network, [units.encode(v) for v in views], seed, settings)
   eps = rng.standard_normal((LOOKS, *x.shape[1:]), np.float32)
   seen = {"eps": eps, "units": units._asdict()}

@@ -23,7 +23,7 @@ from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.sde import SDE
 from ctrl_jax.types import Params
 from experiments.problems import requests
-from experiments.problems.factors import Factor, control_names
+from experiments.problems.factors import Factor, every_y
 from experiments.problems.problem import (
   Problem,
   Truth,
@@ -164,7 +164,6 @@ def mixture(config: ConfigDict, workdir: pathlib.Path) -> Problem:
   logits = [
     draw_logits(rng, prior, num=size, slope=drawn.sharpness) for size in sizes
   ]
-  labels = np.arange(math.prod(sizes), dtype=np.int32)
   sde = make_sde(config.sde)
   return Problem(
     pretrained=pretrained(prior, sde, num_conditions=drawn.num_conditions),
@@ -174,7 +173,6 @@ def mixture(config: ConfigDict, workdir: pathlib.Path) -> Problem:
       for f, size in zip(logits, sizes, strict=True)
     ),
     num_conditions=drawn.num_conditions,
-    controls=labels,
-    control_names=control_names(sizes),
+    **every_y(sizes),
     truth=Truth(prior),
   )

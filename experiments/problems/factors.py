@@ -186,11 +186,15 @@ def joint_label(
   return np.where(np.min(labels, axis=0) < 0, -1, joint).astype(np.int32)
 
 
-def control_names(labels: Sequence[int | Sequence[str]]) -> tuple[str, ...]:
-  """What every y is called: the labels of its factors.
+def every_y(labels: Sequence[int | Sequence[str]]) -> dict[str, Any]:
+  """What may be asked for, every joint label, and what each is called.
 
   Args:
     labels: of each factor their names, or their number.
   """
   names = [map(str, range(n)) if isinstance(n, int) else n for n in labels]
-  return tuple(f"y = {', '.join(part)}" for part in itertools.product(*names))
+  joint = [f"y = {', '.join(part)}" for part in itertools.product(*names)]
+  return {
+    "controls": np.arange(len(joint), dtype=np.int32),
+    "control_names": tuple(joint),
+  }

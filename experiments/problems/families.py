@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from experiments.problems import exact, images, own, stable_diffusion
+from experiments.problems import exact, images, stable_diffusion
+from experiments.problems.own import problem as own
 from experiments.problems.problem import Problem
 from experiments.runtime import inputs
 

@@ -21,8 +21,12 @@ from ctrl_jax import diffusers
 from ctrl_jax.diffusers import prompted
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.pretrained import Pretrained
+from ctrl_jax.sde import SDE
 from ctrl_jax.stable_diffusion import folders, model_index
-from experiments.problems import images, model_files, own_vectors
+from experiments.problems import images, model_files
+from experiments.problems.keeping import Kept
+from experiments.problems.own import vectors
+from experiments.problems.own.vectors import Units
 from experiments.problems.problem import make_kernel, make_sde
 from experiments.runtime import devices, finished_run, inputs, strangers
 
@@ -132,18 +136,26 @@ def of_run(run: pathlib.Path) -> Pretrained:
       f"model.path is {run}, a run of {family}, which trained no model: give "
       "the path of the one that it used"
     )
-  sde = make_sde(config.sde)
-  if "units" in kept:
-    units = own_vectors.Units(**kept["units"])
-    model = own_vectors.untrained(config.model, units, sde)
-  else:
-    model = images.untrained(
-      config.model,
-      tuple(kept["sample_shape"].tolist()),
-      sde,
-      conditions=() if family == "own" else images.CONDITIONS,
-    )
+  return trained(config, kept)
+
+
+def trained(config: ConfigDict, kept: Kept) -> Pretrained:
+  """The model that a run of this config trained, of what is kept of it."""
+  shape, sde = tuple(kept["sample_shape"].tolist()), make_sde(config.sde)
+  units = Units(**kept["units"]) if "units" in kept else None
+  model = untrained(config, shape, sde, units)
   return model.with_params(kept["pretrained"])
+
+
+def untrained(
+  config: ConfigDict, shape: tuple[int, ...], sde: SDE, units: Units | None
+) -> Pretrained:
+  """A network of config.model for pictures or, of these units, for vectors."""
+  if units is not None:
+    return vectors.untrained(config.model, units, sde)
+  own = config.problem.name == "own"
+  conditions = () if own else images.CONDITIONS
+  return images.untrained(config.model, shape, sde, conditions=conditions)
 
 
 def of_function(path: str) -> Pretrained:

@@ -28,9 +28,9 @@ from experiments.problems.factors import (
   Factor,
   Quantity,
   binned,
-  control_names,
   count,
   equal_shares,
+  every_y,
 )
 from experiments.problems.problem import (
   Data,
@@ -180,7 +180,6 @@ def _problem(
   names = filter(None, (config.data.control, config.data.second_control))
   quantities = [QUANTITIES[name] for name in names]
   factors = _factors(config, images, quantities)
-  sizes = [factor.num_labels for factor in factors]
   sde = make_sde(config.sde)
   alone = len(factors) == 1
   return Problem(
@@ -191,8 +190,7 @@ def _problem(
     factors=factors,
     data=Data(images, conditions),
     num_conditions=len(CONDITIONS),
-    controls=np.arange(math.prod(sizes), dtype=np.int32),
-    control_names=control_names(sizes),
+    **every_y([factor.num_labels for factor in factors]),
     measure=quantities[0].measure if alone else None,
     edges=factors[0].edges if alone else np.zeros(0),
     property_name=factors[0].name if alone else "",

@@ -6,7 +6,6 @@ from where its config says; all else is in the run's folder.
 """
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable
 
@@ -24,16 +23,14 @@ from experiments.problems import (
   given_model,
   images,
   keeping,
-  own,
-  own_reals,
-  own_seen,
   stable_diffusion,
   stable_quantities,
 )
-from experiments.problems.factors import Factor, Quantity, control_names
+from experiments.problems.factors import Factor, Quantity, every_y
 from experiments.problems.keeping import Kept
-from experiments.problems.own_vectors import Units
-from experiments.problems.problem import Problem, make_kernel, make_sde
+from experiments.problems.own import reals, seen
+from experiments.problems.own.vectors import Units
+from experiments.problems.problem import Problem, make_kernel
 
 
 def problem(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
@@ -76,19 +73,13 @@ def _images(config: ConfigDict, kept: Kept) -> Problem:
       ordered=stage.ordered,
     )
     factors.append(_factor(quantity, num, keeping.reward_fn(network, judge)))
-  sizes = [num] * len(factors)
-  sde = make_sde(config.sde)
-  shape = tuple(kept["sample_shape"].tolist())
-  model = images.untrained(
-    config.model, shape, sde, conditions=images.CONDITIONS
-  )
+  model = given_model.trained(config, kept)
   return Problem(
-    pretrained=model.with_params(kept["pretrained"]),
-    kernel=make_kernel(config.kernel, sde),
+    pretrained=model,
+    kernel=make_kernel(config.kernel, model.sde),
     factors=tuple(factors),
     num_conditions=len(images.CONDITIONS),
-    controls=np.arange(math.prod(sizes), dtype=np.int32),
-    control_names=control_names(sizes),
+    **every_y([num] * len(factors)),
     measure=measured[0].measure if len(measured) == 1 else None,
     property_name=measured[0].name if len(measured) == 1 else "",
   )
@@ -96,23 +87,20 @@ def _images(config: ConfigDict, kept: Kept) -> Problem:
 
 def _own(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
   factors = []
-  shape = tuple(kept["sample_shape"].tolist())
   units = Units(**kept["units"]) if "units" in kept else None
   given = given_model.find(config, workdir)
   if given is None:
-    sde = make_sde(config.sde)
-    model = own.model(config, shape, sde, units)
-    model = model.with_params(kept["pretrained"])
-    kernel = make_kernel(config.kernel, sde)
+    model = given_model.trained(config, kept)
+    kernel = make_kernel(config.kernel, model.sde)
   else:
     model, kernel = given
-  look = own_seen.again(config, workdir, kept, units)
-  embedded = kept.get(own_seen.EMBEDDED)
-  seen_shape = embedded["shift"].shape if embedded else shape
+  look = seen.again(config, workdir, kept, units)
+  embedded = kept.get(seen.EMBEDDED)
+  seen_shape = embedded["shift"].shape if embedded else model.sample_shape
   real, itself = "values" in kept, labels_itself(config)
   for number, judge in sorted(kept["classifier"].items()):
     names = () if real else tuple(kept["names"][number].tolist())
-    network = own.network(
+    network = seen.network(
       len(names), seen_shape, config.classifier, np.zeros(0, int)
     )
     learned = keeping.density_fn if real else keeping.reward_fn
@@ -131,12 +119,13 @@ def _own(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
         reward_fn=reward_fn,
       )
     )
-  asked = own.of_labels(factors)
   if real:
     centre, spread = kept["control_units"].tolist()
-    asked = own_reals.of_values(
+    asked = reals.of_values(
       kept["values"], (centre, spread), config.reward.gamma
     )
+  else:
+    asked = every_y([factor.names for factor in factors])
   return Problem(
     pretrained=model,
     kernel=kernel,

@@ -7,7 +7,6 @@ images, or images that the pre-trained model makes.
 """
 
 import dataclasses
-import math
 import pathlib
 import sys
 from typing import Any
@@ -32,7 +31,7 @@ from experiments.problems import (
   stable_quantities,
   tiny_model,
 )
-from experiments.problems.factors import control_names
+from experiments.problems.factors import every_y
 from experiments.problems.problem import Problem
 from experiments.runtime import devices, inputs
 
@@ -149,8 +148,7 @@ def assemble(config: ConfigDict, parts: Pipeline, encoded: Prompts) -> Problem:
     kernel=kernel,
     factors=(),
     num_conditions=len(shown),
-    controls=np.arange(math.prod(sizes), dtype=np.int32),
-    control_names=control_names(sizes),
+    **every_y(sizes),
     law=requests.of_conditions(asked),
     facts={"prompts": list(prompts[: len(shown)]), "unseen_prompts": unseen},
   )

@@ -25,7 +25,7 @@ from ctrl_jax.datasets import (
   measurements,
 )
 from ctrl_jax.datasets.label_table import Column
-from experiments.problems.own_arrays import FEWEST
+from experiments.problems.own.arrays import FEWEST
 from experiments.runtime import inputs
 
 INFO = "dataset_info.json"
@@ -108,27 +108,17 @@ def _columns(features: Any, config: ConfigDict) -> list[str]:
   """The names of the features that are labels."""
   import tensorflow_datasets as tfds
 
-  if config.data.labels:
-    raise ValueError(
-      f"data.labels is {config.data.labels!r}: the labels of "
-      f"{config.data.dir} are its own features, or those of a function, as in "
-      "module:function"
-    )
   there = sorted(name for name, f in features.items() if f.shape == ())
   kind = tfds.features.ClassLabel
   classes = [name for name in there if isinstance(features[name], kind)]
-  for name in config.data.columns:
-    if name not in there:
-      raise ValueError(
-        f"{config.data.dir} has no column {name!r}: it has "
-        f"{', '.join(there) or 'none'}"
-      )
+  asked = config.data.columns
+  picked = label_table.pick(there, asked, source=config.data.dir)
   if not there:
     raise ValueError(
       f"{config.data.dir} has no labels among {', '.join(features)}: name a "
       "function, as in --config.data.labels=module:function"
     )
-  return [*config.data.columns] or classes or there
+  return picked if asked else classes or there
 
 
 def _rows(

@@ -9,14 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax.datasets.label_table import Column
-from experiments.problems import (
-  own_arrays,
-  own_clusters,
-  own_folder,
-  own_function,
-  own_tfds,
-)
-from experiments.problems.own_function import Labeller
+from experiments.problems.own import arrays, clusters, folder, function, tfds
+from experiments.problems.own.function import Labeller
 from experiments.runtime import inputs
 
 
@@ -38,8 +32,8 @@ def read(config: ConfigDict, workdir: pathlib.Path, *, size: int) -> Source:
     FileNotFoundError: there is no such file or folder.
     ValueError: data or labels that cannot be used, told with a remedy.
   """
-  num = own_clusters.number(config)
-  labeller = None if num else own_function.find(config.data.labels)
+  num = clusters.number(config)
+  labeller = None if num else function.find(config.data.labels)
   labelled = num is not None or labeller is not None
   x, columns = _parts(config, workdir, size=size, labelled=labelled)
   if num is not None:
@@ -56,19 +50,26 @@ def _parts(
   config: ConfigDict, workdir: pathlib.Path, *, size: int, labelled: bool
 ) -> tuple[Callable[[], np.ndarray], Callable[[], tuple[list[Column], str]]]:
   """How x is had, and columns, which may be missing if a function labels."""
-  if config.data.dir.endswith(own_arrays.SUFFIX):
-    x = own_arrays.data(config, workdir)
-    return lambda: x, lambda: own_arrays.columns(config)
+  of_arrays = config.data.dir.endswith(arrays.SUFFIX)
+  of_tfds = tfds.is_one(pathlib.Path(config.data.dir).expanduser())
+  if (of_arrays or of_tfds) and config.data.labels and not labelled:
+    raise ValueError(
+      f"data.labels is {config.data.labels!r}: the labels of {config.data.dir} "
+      "are its own, or those of a function, as in module:function"
+    )
+  if of_arrays:
+    x = arrays.data(config, workdir)
+    return lambda: x, lambda: arrays.columns(config)
   if not config.model.path and size % config.model.patch:
     raise ValueError(
       f"data.size is {size}, which model.patch = {config.model.patch} does not "
       "divide"
     )
-  if own_tfds.is_one(pathlib.Path(config.data.dir).expanduser()):
-    rows = own_tfds.read(config, workdir, size=size, labelled=labelled)
+  if of_tfds:
+    rows = tfds.read(config, workdir, size=size, labelled=labelled)
     return lambda: rows[0], lambda: rows[1:]
-  found = own_folder.find(config, workdir, size=size)
-  return found.read, lambda: own_folder.columns(found, config, workdir)
+  found = folder.find(config, workdir, size=size)
+  return found.read, lambda: folder.columns(found, config, workdir)
 
 
 def _labelled(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anybody's images and labels as a problem, and mistakes in them."""
+"""Somebody's folder of pictures, with labels, as a problem, and mistakes."""
 
 import pathlib
 

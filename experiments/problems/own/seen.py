@@ -10,17 +10,21 @@ suffice.
 import pathlib
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax.models.classifier import FeatureFn
-from experiments.problems import own_vectors, stable_quantities
+from ctrl_jax.models.classifier import Classifier, FeatureFn
+from ctrl_jax.models.residual_classifier import ResidualClassifier
+from experiments.problems import stable_quantities
 from experiments.problems.chunks import in_chunks
 from experiments.problems.keeping import Kept
-from experiments.problems.own_vectors import Units
+from experiments.problems.own import reals, vectors
+from experiments.problems.own.vectors import Units
 
+IMAGES = 3  # axes of a sample that is one
 EMBEDDED = "embedded"  # what of `Seen.kept` has the units of embeddings
 
 
@@ -56,7 +60,7 @@ def make(
     )
   embed = _embed(config, workdir)
   embedded = in_chunks(embed, chunk=stable_quantities.CHUNK)(x)
-  scale = own_vectors.measure(embedded)
+  scale = vectors.measure(embedded)
   return Seen(
     scale.encode(embedded), _look(embed, scale), {EMBEDDED: scale._asdict()}
   )
@@ -73,6 +77,19 @@ def again(
   if EMBEDDED not in kept:
     return units.encode if units else None
   return _look(_embed(config, workdir), Units(**kept[EMBEDDED]))
+
+
+def network(
+  num: int, shape: tuple[int, ...], stage: ConfigDict, rows: np.ndarray
+) -> nn.Module:
+  """A classifier of what is seen, of num = 0 a regression, whatever its rows.
+
+  The shape is that of what is seen of an example.
+  """
+  num = num or reals.OUTPUTS
+  if len(shape) != IMAGES:
+    return Classifier(num, tuple(stage.hidden))
+  return ResidualClassifier(num, tuple(stage.widths), tuple(stage.strides))
 
 
 def _look(embed: FeatureFn, scale: Units) -> FeatureFn:

@@ -7,48 +7,33 @@ table: a second classifier, of other examples, is the judge.
 """
 
 import functools
-import math
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from ctrl_jax.datasets import labelled, oracles
 from ctrl_jax.datasets.label_table import Column
-from ctrl_jax.models.classifier import Classifier
-from ctrl_jax.models.residual_classifier import ResidualClassifier
 from ctrl_jax.pretrained import Pretrained
-from ctrl_jax.sde import SDE
-from experiments.problems import (
-  given_model,
-  images,
-  own_clusters,
-  own_reals,
-  own_seen,
-  own_sources,
-  own_vectors,
-)
+from experiments.problems import given_model
 from experiments.problems.factors import (
   Examples,
   Factor,
   check,
-  control_names,
+  every_y,
 )
-from experiments.problems.own_seen import Seen
-from experiments.problems.own_sources import Source
-from experiments.problems.own_vectors import Units
+from experiments.problems.own import clusters, reals, seen, sources, vectors
+from experiments.problems.own.seen import IMAGES, Seen, network
+from experiments.problems.own.sources import Source
 from experiments.problems.problem import (
   Data,
   Problem,
   make_kernel,
   make_sde,
 )
-
-IMAGES = 3  # axes of a sample that is one
 
 
 def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
@@ -59,27 +44,27 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     ValueError: data or labels that cannot be used, told with a remedy.
   """
   given = given_model.find(config, workdir)
-  source = own_sources.read(config, workdir, size=_size(config, given))
+  source = sources.read(config, workdir, size=_size(config, given))
   units = None
   if source.x.ndim != 1 + IMAGES:
-    units = own_vectors.measure(source.x)
+    units = vectors.measure(source.x)
     source = source._replace(x=units.encode(source.x))
-  own_reals.check(source.columns, config)
-  seen = own_seen.make(source.x, units, config, workdir)
+  reals.check(source.columns, config)
+  visible = seen.make(source.x, units, config, workdir)
   if given is None:
     sde = make_sde(config.sde)
-    pretrained = model(config, source.x.shape[1:], sde, units)
+    pretrained = given_model.untrained(config, source.x.shape[1:], sde, units)
     kernel = make_kernel(config.kernel, sde)
     data = Data(source.x, np.zeros(len(source.x), np.int32))
   else:
     pretrained, kernel = given
     data = None
     given_model.check(pretrained, source.x.shape[1:], config)
-  factors = _factors(source, pretrained, config, seen)
+  factors = _factors(source, pretrained, config, visible)
   asked = (
-    of_labels(factors)
+    every_y([factor.names for factor in factors])
     if factors[0].num_labels
-    else own_reals.asked(factors[0], config.reward.gamma)
+    else reals.asked(factors[0], config.reward.gamma)
   )
   alone = len(factors) == 1
   return Problem(
@@ -93,7 +78,7 @@ def make(config: ConfigDict, workdir: pathlib.Path) -> Problem:
     edges=factors[0].edges if alone else np.zeros(0),
     property_name=factors[0].name if alone else "",
     facts={"factors": [factor.name for factor in factors]},
-    kept=seen.kept | ({"units": units._asdict()} if units else {}),
+    kept=visible.kept | ({"units": units._asdict()} if units else {}),
   )
 
 
@@ -103,15 +88,6 @@ def _size(config: ConfigDict, given: given_model.Source | None) -> int:
     return int(config.data.size)
   shape = given_model.picture_shape(given.model)
   return shape[0] if len(shape) == IMAGES else int(config.data.size)
-
-
-def of_labels(factors: Sequence[Factor]) -> dict[str, Any]:
-  """What may be asked for where y is a label of each factor: all of them."""
-  num = math.prod(factor.num_labels for factor in factors)
-  return {
-    "controls": np.arange(num, dtype=np.int32),
-    "control_names": control_names([factor.names for factor in factors]),
-  }
 
 
 def _measure(
@@ -124,22 +100,13 @@ def _measure(
   return lambda x: labeller.measure(pretrained.decoded(jnp.asarray(x)))
 
 
-def model(
-  config: ConfigDict, shape: tuple[int, ...], sde: SDE, units: Units | None
-) -> Pretrained:
-  """A network of config.model for pictures or, of these units, for vectors."""
-  if units is not None:
-    return own_vectors.untrained(config.model, units, sde)
-  return images.untrained(config.model, shape, sde, conditions=())
-
-
 def _factors(
   source: Source, pretrained: Pretrained, config: ConfigDict, seen: Seen
 ) -> tuple[Factor, ...]:
   """A factor for each column, or the one of data that label themselves."""
-  num = own_clusters.number(config)
+  num = clusters.number(config)
   if num is not None:
-    return (own_clusters.factor(num, source.x, pretrained, config),)
+    return (clusters.factor(num, source.x, pretrained, config),)
   return tuple(
     _factor(column, source, config, seen) for column in source.columns
   )
@@ -151,7 +118,7 @@ def _factor(
   """A column as a factor of y; a real one in bins of equal shares, if any."""
   told = f"{source.told}: column {column.name!r}"
   names, edges, y = column.names, np.zeros(0), column.values
-  real = own_reals.is_real(column, config)
+  real = reals.is_real(column, config)
   if not names and not real:
     try:
       edges = oracles.quantile_edges(y[column.known], config.data.bins)
@@ -171,7 +138,7 @@ def _factor(
     look=seen.look,
   )
   if real:
-    return own_reals.factor(column.name, examples, told=told)
+    return reals.factor(column.name, examples, told=told)
   counts = ", ".join(
     f"{name} {number}"
     for name, number in zip(
@@ -192,19 +159,6 @@ def _factor(
     oracle=source.labeller.oracle(names, edges) if source.labeller else None,
     examples=examples,
   )
-
-
-def network(
-  num: int, shape: tuple[int, ...], stage: ConfigDict, rows: np.ndarray
-) -> nn.Module:
-  """A classifier of what is seen, of num = 0 a regression, whatever its rows.
-
-  The shape is that of what is seen of an example.
-  """
-  num = num or own_reals.OUTPUTS
-  if len(shape) != IMAGES:
-    return Classifier(num, tuple(stage.hidden))
-  return ResidualClassifier(num, tuple(stage.widths), tuple(stage.strides))
 
 
 def _of_bins(edges: np.ndarray) -> tuple[str, ...]:

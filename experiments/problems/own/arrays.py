@@ -18,7 +18,7 @@ import zipfile
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax.datasets import label_table
+from ctrl_jax.datasets import image_folder, label_table
 from ctrl_jax.datasets.label_table import Column
 from experiments.runtime import inputs
 
@@ -65,20 +65,10 @@ def columns(config: ConfigDict) -> tuple[list[Column], str]:
     ValueError: there are none, or some that cannot be used.
   """
   path = _path(config)
-  if config.data.labels:
-    raise ValueError(
-      f"data.labels is {config.data.labels!r}: the labels of {path} are its "
-      "own arrays, or those of a function, as in module:function"
-    )
   num = len(_array(path, DATA))
   with np.load(path, allow_pickle=False) as saved:
     there = [name for name in saved.files if name != DATA]
-  for name in config.data.columns:
-    if name not in there:
-      raise ValueError(
-        f"{path} has no column {name!r}: it has {', '.join(there) or 'none'}"
-      )
-  asked = config.data.columns or tuple(there)
+  asked = label_table.pick(there, config.data.columns, source=str(path))
   if not asked:
     raise ValueError(
       f"{path} has x alone: add an array [{num}] for each column of labels, or "
@@ -149,7 +139,7 @@ def _pictures(
     )
   low, high = x.min(), x.max()
   if x.dtype == np.uint8:
-    return (x / np.float32(127.5) - 1).astype(np.float32)
+    return image_folder.as_float(x)
   if x.dtype.kind != "f" or low < -1 or high > 1:
     raise ValueError(
       f"{path}: x is {_told(x)}, pictures from {low:g} to {high:g}: needed are "
