@@ -24,11 +24,11 @@ import jax.numpy as jnp
 import numpy as np
 import scipy.special
 
-from ctrl_jax import doubt, hypotheses, paths
+from ctrl_jax import alternatives, doubt, paths
 from ctrl_jax.datasets import digits, labelled, oracles
-from ctrl_jax.hypotheses import Hypotheses
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier
+from ctrl_jax.types import OthersFn
 from experiments.benchmarks import learned_classifier
 from experiments.benchmarks.learned_classifier import Guess
 from experiments.problems import folding
@@ -88,14 +88,13 @@ class Learned(NamedTuple):
   """A classifier, and what its labels leave open."""
 
   guess: Guess
-  drawn: Hypotheses
+  others_fn: OthersFn  # log p_m(y | x), m = 1 ... M
   nll: float  # of labels that were not learned from, nats
 
   def others(self, x: np.ndarray) -> np.ndarray:
     """log p_m(y | x) [n, Y, M]."""
-    features, said = self.guess.features(x), self.guess(x)
-    found = self.drawn.log_probs(jnp.asarray(features), jnp.asarray(said))
-    return np.asarray(found)
+    of_every_y = alternatives.of_every_y(self.others_fn, np.arange(CONTROLS))
+    return np.asarray(of_every_y(jnp.asarray(x)))
 
 
 def load(seed: int) -> Pairs:
@@ -133,12 +132,11 @@ def learn(pairs: Pairs, network: Classifier, folds: int, seed: int) -> Learned:
   heat = classifier.fit_temperature(said[judged], y[rows][judged])
   guess = Guess(made.params, network, heat, rows[held])
   unseen = np.asarray(classifier.log_probs(said, heat))
-  table = np.where(held[:, None], unseen, guess(x[rows]))
-  drawn = hypotheses.of_labels(
-    key, guess.features(x[rows]), table, y[rows], held
+  others = alternatives.among_classifiers(
+    key, guess.look, x[rows], y[rows], held, chunk=len(rows), unseen=unseen
   )
   nll = classifier.negative_log_likelihood(unseen[judged], y[rows][judged])
-  return Learned(guess, drawn, float(nll))
+  return Learned(guess, others, float(nll))
 
 
 def asked(learned: Learned, x: np.ndarray, key: jax.Array) -> np.ndarray:

@@ -72,8 +72,7 @@ def _asked(case: Case) -> np.ndarray:
   drawn = doubted.drawn(case, hidden=True)
 
   def tables(x: np.ndarray) -> jax.Array:
-    features, said = case.guess.features(x), case.guess(x)
-    return drawn.log_probs(jnp.asarray(features), jnp.asarray(said))
+    return drawn.log_probs(*case.guess.look(jnp.asarray(x)))
 
   visited = case.pool[doubted.policy_rows(case, 1.0)[::6].ravel()]
   candidates = tables(case.reference)

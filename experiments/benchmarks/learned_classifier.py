@@ -64,12 +64,16 @@ class Guess(NamedTuple):
 
   def __call__(self, x: np.ndarray) -> np.ndarray:
     """log p^(y | x) of every y [B, Y], nats."""
-    logits, _ = _look(self.network, self.params, jnp.asarray(x))
-    return np.asarray(classifier.log_probs(logits, self.temperature))
+    return np.asarray(self.look(jnp.asarray(x))[1])
 
   def features(self, x: np.ndarray) -> np.ndarray:
     """The last hidden layer [B, F]."""
-    return np.asarray(_look(self.network, self.params, jnp.asarray(x))[1])
+    return np.asarray(self.look(jnp.asarray(x))[0])
+
+  def look(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Both, features first, for `ctrl_jax.alternatives`."""
+    logits, features = _look(self.network, self.params, x)
+    return features, classifier.log_probs(logits, self.temperature)
 
 
 @functools.partial(jax.jit, static_argnums=0)
