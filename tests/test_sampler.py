@@ -53,6 +53,14 @@ def test_without_data_or_training_a_run_has_the_figures_that_it_had(
   )
 
 
+def test_bins_have_the_edges_that_they_had(tmp_path_factory):
+  run = toy_runs.finished("digits", tmp_path_factory)[0]
+  with np.load(run / "evaluation.npz", allow_pickle=False) as arrays:
+    edges = arrays["property_edges"]
+  assert edges.size == 3
+  np.testing.assert_array_equal(sampler.load(run).problem.edges, edges)
+
+
 def test_a_request_is_told_as_it_is_asked_for(finished):
   run = sampler.load(finished)
   c, y = run.requests(3)

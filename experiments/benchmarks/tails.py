@@ -112,16 +112,14 @@ def main() -> None:
   run = parser().parse_args().workdir
   found = sampler.load(run)
   problem = found.problem
-  with np.load(run / "evaluation.npz") as saved:
-    edges = saved.get("property_edges", np.zeros(0))
-  if problem.measure is None or not edges.size:
+  if problem.measure is None or not problem.edges.size:
     raise ValueError(f"{run}: no oracle measures what y is of a sample")
   with np.load(run / "reference.npz") as saved:
     samples, log_p = saved["samples"], saved["log_likelihood"]
   values = problem.measure(
     jnp.asarray(samples.reshape(-1, *problem.sample_shape))
   )
-  observed = np.asarray(oracles.bin_of(np.asarray(values), jnp.asarray(edges)))
+  observed = np.asarray(oracles.bin_of(values, jnp.asarray(problem.edges)))
   print(
     table(log_p, observed.reshape(log_p.shape[:2]), found.config.reward.gamma)
   )

@@ -31,6 +31,7 @@ from experiments.problems.keeping import Kept
 from experiments.problems.own import reals, seen
 from experiments.problems.own.vectors import Units
 from experiments.problems.problem import Problem, make_kernel
+from experiments.runtime import inputs
 
 
 def problem(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
@@ -47,8 +48,8 @@ def problem(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
     ValueError, FileNotFoundError: weights that are not the run's own are gone.
   """
   families: dict[str, Callable[[], Problem]] = {
-    "digits": lambda: _images(config, kept),
-    "fashion": lambda: _images(config, kept),
+    "digits": lambda: _images(config, workdir, kept),
+    "fashion": lambda: _images(config, workdir, kept),
     "gaussian": lambda: exact.gaussian(config, workdir),
     "mixture": lambda: exact.mixture(config, workdir),
     "own": lambda: _own(config, workdir, kept),
@@ -57,9 +58,10 @@ def problem(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
   return families[config.problem.name]()
 
 
-def _images(config: ConfigDict, kept: Kept) -> Problem:
+def _images(config: ConfigDict, workdir: pathlib.Path, kept: Kept) -> Problem:
   names = filter(None, (config.data.control, config.data.second_control))
   measured = [images.QUANTITIES[name] for name in names]
+  alone = len(measured) == 1
   stage, factors = config.classifier, []
   num = config.data.num_controls
   for number, quantity in enumerate(measured, start=1):
@@ -80,8 +82,9 @@ def _images(config: ConfigDict, kept: Kept) -> Problem:
     factors=tuple(factors),
     num_conditions=len(images.CONDITIONS),
     **every_y([num] * len(factors)),
-    measure=measured[0].measure if len(measured) == 1 else None,
-    property_name=measured[0].name if len(measured) == 1 else "",
+    measure=measured[0].measure if alone else None,
+    edges=inputs.numbers(workdir, "edges 1") if alone else np.zeros(0),
+    property_name=measured[0].name if alone else "",
   )
 
 

@@ -99,6 +99,11 @@ def tie_numbers(
   _tie(workdir, field, {"content": content}, what, same)
 
 
+def numbers(workdir: pathlib.Path, field: str) -> np.ndarray:
+  """Those that `tie_numbers` tied a run to; none, if it did not."""
+  return np.array(_read(workdir).get(field, {}).get("content", []))
+
+
 def known(workdir: pathlib.Path, field: str) -> str | None:
   """The digest of an input that a run has seen; None: it has not."""
   content: str | None = _read(workdir).get(field, {}).get("content")
