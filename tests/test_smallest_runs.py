@@ -39,7 +39,7 @@ SMALLEST = {
   "exactness": f"--only gaussian mixture {FEW}",
   "benchmarks.costs": "--only 'digits, head'",
   "benchmarks.default_settings": "--seeds 0 --updates 25 --only unequal",
-  "benchmarks.doubt": "--seeds 0 --labels 30 --dims 2 --rounds 1 --updates 2",
+  "benchmarks.doubt": "--seeds 0 --labels 30 --dims 2 --rounds 1",
   "benchmarks.error_budget": "--gamma 1 --updates 2"
   " --config.kernel.num_steps=3 --config.control.num_steps=2"
   " --config.evaluate.num_samples=600 --config.evaluate.num_reference=4000",

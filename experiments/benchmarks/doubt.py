@@ -20,8 +20,7 @@ The scale is conformal: with it, s covers the difference of p^ and the ensemble
 at the label of nine of ten examples held out. A setting is a dimension, n,
 whether the region of the largest mode has no labels, and gamma.
 
-Beside them, one control of each number of labels that was tuned
-(`doubted_tuned`), what labels are worth that are chosen by the doubt
+Beside them, what labels are worth that are chosen by the doubt
 (`doubted_labels`), and what few labels of digits are, with a careful reward or
 without (`doubted_careful`).
 
@@ -38,7 +37,6 @@ from experiments.benchmarks import (
   doubted_bounds,
   doubted_careful,
   doubted_labels,
-  doubted_tuned,
 )
 from experiments.benchmarks.doubted_bounds import Found, Setting
 from experiments.benchmarks.doubted_labels import WAYS
@@ -100,22 +98,14 @@ def choices(given: argparse.Namespace) -> str:
   return f"{tables.markdown(headings, rows)}\n\n{needed}"
 
 
-def tuned(given: argparse.Namespace) -> str:
-  """The table of controls that were tuned."""
-  return doubted_tuned.table(
-    given.seeds[:1], [n for n in given.labels if n <= 300], given.updates
-  )
-
-
 def careful(given: argparse.Namespace) -> str:
   """The table of careful rewards of few labels."""
-  return doubted_careful.table(given.seeds, given.rounds)
+  return doubted_careful.table(given.seeds, given.rounds, given.pairs)
 
 
 PARTS = {
   "bounds": bounds,
   "choices": choices,
-  "tuned": tuned,
   "careful": careful,
 }
 
@@ -139,7 +129,10 @@ def main() -> None:
     help="of labels that are bought",
   )
   parser.add_argument(
-    "--updates", type=arguments.at_least(1), default=300, help="of controls"
+    "--pairs",
+    type=arguments.at_least(0),
+    default=doubted_careful.FEW,
+    help="labelled digits that a careful reward has; 0: all",
   )
   parser.add_argument("--only", nargs="+", choices=PARTS, default=[*PARTS])
   given = parser.parse_args()

@@ -25,19 +25,19 @@ import numpy as np
 import scipy.special
 
 from ctrl_jax import alternatives, doubt, paths
-from ctrl_jax.datasets import digits, labelled, oracles
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.types import OthersFn
 from experiments.benchmarks import learned_classifier
 from experiments.benchmarks.learned_classifier import Guess
-from experiments.problems import folding
+from experiments.configs import digits
+from experiments.problems import families, folding
 from experiments.problems.networks import Fitted
 from experiments.reporting import tables
 from experiments.runtime import keys
 
 CONTROLS, START, EACH, ROUNDS = 4, 20, 10, 3
-TRAIN, CALIBRATE = 37, 13  # of the 50
+FEW = START + EACH * ROUNDS
 FOLDS = 5
 VISITED = 250  # samples of the target of every y
 BETAS = (0.0, 1.0, 2.0, 4.0, 8.0)
@@ -97,16 +97,21 @@ class Learned(NamedTuple):
     return np.asarray(of_every_y(jnp.asarray(x)))
 
 
-def load(seed: int) -> Pairs:
-  """The digits, and the 50 labels that a run of this seed has."""
+def load(seed: int, num: int) -> Pairs:
+  """The digits, and the labels that a run of this seed has; num = 0: all.
+
+  Raises:
+    ValueError: there are not so many.
+  """
+  config = digits.get_config()
+  config.seed, config.data.num_pairs = seed, num
   with tempfile.TemporaryDirectory() as folder:
-    images = digits.load(pathlib.Path(folder)).images
-  ink = np.asarray(oracles.ink(images))
-  edges = oracles.quantile_edges(ink, CONTROLS)
-  y = np.asarray(oracles.bin_of(jnp.asarray(ink), jnp.asarray(edges)))
-  train, calibration, _ = labelled.split(len(images), seed=seed)
-  x = images.reshape(len(images), -1)
-  return Pairs(x, y, train[:TRAIN], calibration[:CALIBRATE])
+    (factor,) = families.make(config, pathlib.Path(folder)).factors
+  examples = factor.examples
+  if examples is None:
+    raise ValueError("the digits have no labels")
+  x = np.asarray(examples.read())
+  return Pairs(x.reshape(len(x), -1), examples.y, *examples.offline())
 
 
 def learn(pairs: Pairs, network: Classifier, folds: int, seed: int) -> Learned:
@@ -191,9 +196,9 @@ def accuracies(
   return found
 
 
-def measure(way: Way, seed: int, rounds: int) -> list[float]:
+def measure(way: Way, seed: int, rounds: int, num: int = FEW) -> list[float]:
   """NLL of labels that were not learned from, then `accuracies` in per cent."""
-  pairs = load(seed)
+  pairs = load(seed, num)
   if way.asked:
     pairs = bought(pairs, way.network, seed, rounds)
   learned, free = learn(pairs, way.network, way.folds, seed), pairs.free
@@ -203,16 +208,24 @@ def measure(way: Way, seed: int, rounds: int) -> list[float]:
   return [learned.nll, *(100 * share for share in found)]
 
 
-def table(seeds: Sequence[int], rounds: int) -> str:
-  """A row of every way, of means over seeds and their standard errors."""
+def table(seeds: Sequence[int], rounds: int, num: int = FEW) -> str:
+  """A row of every way, of means over seeds and their standard errors.
+
+  Of another number of labels than 50, all are at random.
+  """
   lines = []
-  for way in WAYS:
+  for way in [way for way in WAYS if num == FEW or not way.asked]:
     told = ["by doubt" if way.asked else "at random", way.told]
-    runs = [measure(way, seed, min(rounds, ROUNDS)) for seed in seeds]
+    runs = [measure(way, seed, min(rounds, ROUNDS), num) for seed in seeds]
     nll, *shares = zip(*runs, strict=True)
     figures = [tables.over_seeds(values, 1) for values in shares]
     lines.append([*told, tables.over_seeds(nll, 2), *figures])
     print(", ".join(lines[-1]), flush=True)
-  headings = ["50 labels", "classifier", "nll of labels", "its accuracy %"]
+  headings = [
+    f"{num or 'all'} labels",
+    "classifier",
+    "nll of labels",
+    "its accuracy %",
+  ]
   headings += [f"target, beta {beta:g}" for beta in BETAS]
   return tables.markdown(headings, lines)
