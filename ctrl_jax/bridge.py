@@ -24,7 +24,6 @@ has lost still counts. This does not see what no share reaches: `paths.pareto_k`
 and the effective size of u tell whether much may be missing.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,7 +58,6 @@ def cross(
   *,
   share: PerExample,
   sample_shape: tuple[int, ...],
-  shares: Sequence[float] = SHARES,
 ) -> Crossing:
   """Chains that follow a share of the control; the policy is evaluated twice.
 
@@ -72,7 +70,6 @@ def cross(
     y: controls [batch].
     share: s of every chain [batch].
     sample_shape: shape of one sample.
-    shares: of all chains, this one's among them.
   """
   chain, path = transitions.collect(
     policy, params, keys, kernel, c, y, sample_shape=sample_shape, share=share
@@ -84,14 +81,13 @@ def cross(
     return transitions.compare(path, kernel, part).step_control.sum(0)
 
   # The predictions do not depend on s, and are made once.
-  found = jax.vmap(against_model, out_axes=1)(jnp.asarray(shares))
+  found = jax.vmap(against_model, out_axes=1)(jnp.asarray(SHARES))
   return Crossing(chain.x, found)
 
 
 def log_weights(
   log_likelihood: Float[Array, "*n"],
   log_ratios: Float[Array, "*n shares"],
-  shares: Sequence[float] = SHARES,
   *,
   gamma: float,
 ) -> Float[Array, "*n"]:
@@ -102,16 +98,14 @@ def log_weights(
   Args:
     log_likelihood: log p(y | x_K, c), nats.
     log_ratios: (1).
-    shares: of the chains; as many of each.
     gamma: guidance strength.
 
   Raises:
-    ValueError: gamma is not positive and finite, or 0 is not among the shares.
+    ValueError: gamma is not positive and finite.
   """
   paths.check_gamma(gamma)
-  if 0 not in shares:
-    raise ValueError(f"shares must contain 0, the model itself; got {shares}")
-  mixture = jax.nn.logsumexp(log_ratios, axis=-1) - jnp.log(len(shares))
+  num = log_ratios.shape[-1]
+  mixture = jax.nn.logsumexp(log_ratios, axis=-1) - jnp.log(num)
   log_u = gamma * log_likelihood - mixture
   return jnp.where(jnp.isnan(log_u), -jnp.inf, log_u)
 

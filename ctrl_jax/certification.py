@@ -153,7 +153,7 @@ def certify(
     before=float(np.mean(log_z.table.mean - gamma * log_p.mean(0))),
     log_z=log_z,
     gaps=mean_estimate(excess),
-    pareto_k=_tail(-np.asarray(excess).ravel()),
+    pareto_k=trust.tail(-np.asarray(excess).ravel()),
     doubts=None
     if others_fn is None
     else doubt.of_draws(
@@ -186,12 +186,6 @@ def _pooled(values: jax.Array) -> Estimate:
   cells = mean_estimate(values)
   stderr = jnp.sqrt((cells.stderr**2).sum()) / cells.stderr.size
   return Estimate(cells.mean.mean(), stderr)
-
-
-def _tail(log_weights: np.ndarray) -> float:
-  """Pareto k; NaN where it cannot be told."""
-  some = np.isfinite(log_weights.max())
-  return paths.pareto_k(jnp.asarray(log_weights)) if some else np.nan
 
 
 def draw(

@@ -45,7 +45,7 @@ def judge(log_weights: np.ndarray, log_p: np.ndarray | None) -> Trust:
   n, flat = len(log_weights), log_weights.reshape(len(log_weights), -1)
   ess = jax.vmap(paths.effective_sample_size, in_axes=1)(jnp.asarray(flat))
   effective = n * np.asarray(ess, np.float64)
-  k = np.array([_tail(column) for column in flat.T])
+  k = np.array([tail(column) for column in flat.T])
   known = (np.round(effective, DIGITS) >= LEAST) & (k <= HEAVY)
   if log_p is not None:
     shown = np.exp(np.nan_to_num(log_p, nan=-np.inf)).sum(0)
@@ -54,7 +54,7 @@ def judge(log_weights: np.ndarray, log_p: np.ndarray | None) -> Trust:
   return Trust(*(a.reshape(cells) for a in (effective, k, known)))
 
 
-def _tail(log_weights: np.ndarray) -> float:
+def tail(log_weights: np.ndarray) -> float:
   """Pareto k; NaN where it cannot be told."""
   some = np.isfinite(log_weights.max())
   return paths.pareto_k(jnp.asarray(log_weights)) if some else np.nan

@@ -73,13 +73,13 @@ def test_the_end_of_the_text_is_pooled(
 
 
 def test_without_positions_patches_have_no_order() -> None:
-  model = clip_vision.VisionTower(VISION)
+  model = clip_vision.VisionModel(VISION)
   images = jax.random.normal(jax.random.key(2), (1, 8, 8, 3))
   variables = initialise(model, images)
   embed = jax.jit(model.apply)
   swapped = jnp.concatenate([images[:, 4:], images[:, :4]], axis=1)
   assert abs(embed(variables, swapped) - embed(variables, images)).max() > 1e-3
-  table = variables["params"]["vision_model"]["embeddings"]
+  table = variables["params"]["embeddings"]
   table["position_embedding"]["embedding"] *= 0
   np.testing.assert_allclose(
     embed(variables, swapped), embed(variables, images), atol=1e-5
@@ -120,15 +120,15 @@ def test_bfloat16_keeps_parameters_and_most_digits() -> None:
 
 def test_gradient_with_remat_is_the_gradient() -> None:
   images = jax.random.normal(jax.random.key(2), (2, 8, 8, 3))
-  plain = clip_vision.VisionTower(VISION)
+  plain = clip_vision.VisionModel(VISION)
   variables = initialise(plain, images)
 
-  def gradient(model: clip_vision.VisionTower) -> tuple[jax.Array, str]:
+  def gradient(model: clip_vision.VisionModel) -> tuple[jax.Array, str]:
     loss = jax.grad(lambda x: jnp.sin(model.apply(variables, x)).sum())
     return jax.jit(loss)(images), str(jax.make_jaxpr(loss)(images))
 
   expected, program = gradient(plain)
-  found, saving = gradient(clip_vision.VisionTower(VISION, remat=True))
+  found, saving = gradient(clip_vision.VisionModel(VISION, remat=True))
   assert "remat" in saving
   assert "remat" not in program
   np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -176,4 +176,4 @@ def test_inputs_of_another_size_are_refused() -> None:
   with pytest.raises(ValueError, match="10 tokens, but .*=9"):
     initialise(clip_text.TextEncoder(TEXT), random_ids(1, 10))
   with pytest.raises(ValueError, match=r"\(6, 6, 3\).*takes \(8, 8, 3\)"):
-    initialise(clip_vision.VisionTower(VISION), jnp.zeros((1, 6, 6, 3)))
+    initialise(clip_vision.VisionModel(VISION), jnp.zeros((1, 6, 6, 3)))

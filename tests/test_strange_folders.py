@@ -69,7 +69,7 @@ CONFIGS: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
   ),
   "vision/config.json": (
     clip_vision.Config.from_json,
-    {*clip_vision.Config.__dataclass_fields__, "architectures"},
+    {*clip_vision.Config.__dataclass_fields__},
   ),
   "preprocessor_config.json": (
     clip_vision.Preprocessing.from_json,

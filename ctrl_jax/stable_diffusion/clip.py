@@ -9,7 +9,7 @@ is what is reported as CLIP score. exp(`logit_scale`) times the score are the
 logits that CLIP was trained with.
 
 This is a folder of a whole CLIPModel, like openai/clip-vit-large-patch14;
-`clip_text` and `clip_vision` are for folders of one tower.
+`clip_text` is for folders of the text's tower alone.
 """
 
 import dataclasses

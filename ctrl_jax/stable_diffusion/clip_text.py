@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ctrl_jax.stable_diffusion import clip_layers, fields
@@ -46,14 +45,6 @@ class Config(clip_layers.Config):
     fields.check_counts(self, "vocab_size", "max_position_embeddings")
     if self.projection_dim is not None:
       fields.check_counts(self, "projection_dim")
-
-  def check_tokens(self, ids: np.ndarray) -> None:
-    """Raises ValueError at an id of prompts that has no embedding."""
-    if ids.size and ids.max() >= self.vocab_size:
-      raise ValueError(
-        f"the tokenizer has an id {ids.max()}, and the text encoder has "
-        f"vocab_size={self.vocab_size}"
-      )
 
   @classmethod
   def from_json(cls, config: Mapping[str, Any]) -> "Config":

@@ -35,7 +35,6 @@ class Config(clip_layers.Config):
   Attributes:
     image_size: side of the square image, in pixels.
     patch_size: side of a square patch, in pixels.
-    projection_dim: width of the image embedding.
   """
 
   hidden_size: int = 768
@@ -45,28 +44,21 @@ class Config(clip_layers.Config):
   num_channels: int = 3
   image_size: int = 224
   patch_size: int = 32
-  projection_dim: int = 512
 
   def __post_init__(self) -> None:
     """Raises ValueError at what no vision tower can be built of."""
     super().__post_init__()
-    fields.check_counts(self, "num_channels", "projection_dim")
+    fields.check_counts(self, "num_channels")
     fields.check_counts(self, "image_size", most=_MOST)
     fields.check_counts(self, "patch_size", most=self.image_size)
 
   @classmethod
   def from_json(cls, config: Mapping[str, Any]) -> "Config":
-    """Reads the config.json of a vision tower with projection.
+    """Reads the vision_config of a CLIPModel.
 
     Raises:
-      ValueError: another kind of model, a tower without projection, or a value
-        that is not supported.
+      ValueError: another kind of model, or a value that is not supported.
     """
-    if "CLIPVisionModel" in fields.names(config, "architectures"):
-      raise ValueError(
-        "architectures=['CLIPVisionModel'] has no projection: image embeddings "
-        "need a CLIPVisionModelWithProjection or a CLIPModel"
-      )
     values = clip_layers.read_fields(
       cls, config, model_type="clip_vision_model"
     )
@@ -133,39 +125,6 @@ class VisionModel(nn.Module):
       config, causal=False, remat=self.remat, dtype=dtype, name="encoder"
     )(h)[-1]
     return clip_layers.layer_norm(config, dtype, "post_layernorm")(h[:, 0])
-
-
-class VisionTower(nn.Module):
-  """Image embeddings of a CLIPVisionModelWithProjection.
-
-  Attributes:
-    config: sizes, from config.json.
-    remat: whether gradients compute each layer's inside again, not store it.
-    dtype: of the computation; parameters keep theirs.
-  """
-
-  config: Config
-  remat: bool = False
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(
-    self, pixels: Float[Array, "b height width channels"]
-  ) -> Float[Array, "b p"]:
-    """Embeds images that `Preprocessing` made.
-
-    Raises:
-      ValueError: images of another size than the tower's.
-    """
-    pooled = VisionModel(
-      self.config, self.remat, self.dtype, name="vision_model"
-    )(pixels)
-    return nn.Dense(
-      self.config.projection_dim,
-      use_bias=False,
-      dtype=self.dtype,
-      name="visual_projection",
-    )(pooled)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ctrl_jax.stable_diffusion import clip, folders, weights
+from ctrl_jax.stable_diffusion import clip, fields, folders, weights
 from ctrl_jax.stable_diffusion.clip_vision import Preprocessing
 from ctrl_jax.stable_diffusion.tokenizer import Tokenizer
 from ctrl_jax.types import Params
@@ -55,7 +55,7 @@ class Embedder:
     """Embeddings of prompts; what does not fit 77 tokens is cut."""
     embed = jax.jit(self.model.apply, static_argnames="method")
     ids = self.tokenizer(prompts).ids
-    self.model.config.text.check_tokens(ids)
+    fields.check_tokens(self.model.config.text.vocab_size, ids)
     return embed({"params": self.params}, ids, method="embed_texts")
 
 
@@ -80,7 +80,7 @@ def load(
     folder / "preprocessor_config.json", Preprocessing.from_json
   )
   tokenizer = Tokenizer.from_folder(folder)
-  config.text.check_tokens(tokenizer([""]).ids)
+  fields.check_tokens(config.text.vocab_size, tokenizer([""]).ids)
   side = config.vision.image_size
   if preprocessing.crop != side:
     raise ValueError(

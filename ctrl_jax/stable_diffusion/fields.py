@@ -13,6 +13,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from ctrl_jax.json_file import shown
 
 # What no network has more of: channels, tokens or pixels, and layers, each of
@@ -112,6 +114,15 @@ def check_counts(config: object, *names: str, most: int = MOST) -> None:
         f"{name} is {getattr(config, name)}; needed is 1 or more, and at most "
         f"{most}"
       )
+
+
+def check_tokens(vocab_size: int, ids: np.ndarray) -> None:
+  """Raises ValueError at an id of prompts that has no embedding."""
+  if ids.size and ids.max() >= vocab_size:
+    raise ValueError(
+      f"the tokenizer has an id {ids.max()}, and the text encoder has "
+      f"vocab_size={vocab_size}"
+    )
 
 
 def check_widths(name: str, widths: tuple[int, ...], *, groups: int) -> None:

@@ -17,7 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax.stable_diffusion import clip_text, folders, model_index, weights
+from ctrl_jax.stable_diffusion import (
+  clip_text,
+  fields,
+  folders,
+  model_index,
+  weights,
+)
 from ctrl_jax.stable_diffusion.tokenizer import Tokenizer, Tokens
 
 
@@ -131,7 +137,7 @@ def read_by_clip(
   config = folders.read_config(
     source / "config.json", clip_text.Config.from_json
   )
-  config.check_tokens(tokens.ids)
+  fields.check_tokens(config.vocab_size, tokens.ids)
   encoder = clip_text.TextEncoder(config, dtype)
   ids = jax.ShapeDtypeStruct((1, 1), np.int32)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ctrl_jax.stable_diffusion import folders, model_index, weights
+from ctrl_jax.stable_diffusion import fields, folders, model_index, weights
 from ctrl_jax.stable_diffusion.prompts import Encoded, Prompts, read_by_clip
 from ctrl_jax.stable_diffusion.tokenizer import Tokens
 from ctrl_jax.stable_diffusion_3 import mmdit_config, t5, t5_tokenizer
@@ -140,7 +140,7 @@ def _t5(
   source = folder / "text_encoder_3"
   tokens = t5_tokenizer.load(folder / "tokenizer_3", length=length)(texts)
   config = folders.read_config(source / "config.json", t5.Config.from_json)
-  config.check_tokens(tokens.ids)
+  fields.check_tokens(config.vocab_size, tokens.ids)
   encoder = t5.TextEncoder(config, dtype)
   ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   shapes = jax.eval_shape(encoder.init, jax.random.key(0), ids)["params"]

@@ -96,14 +96,6 @@ class Config:
       raise ValueError(f"model_type is {shown(kind)}; needed is 't5'")
     return cls(**fields.select(config, cls))
 
-  def check_tokens(self, ids: np.ndarray) -> None:
-    """Raises ValueError at an id of prompts that has no embedding."""
-    if ids.size and ids.max() >= self.vocab_size:
-      raise ValueError(
-        f"the tokenizer has an id {ids.max()}, and the text encoder has "
-        f"vocab_size={self.vocab_size}"
-      )
-
 
 def buckets(config: Config, length: int) -> Int[np.ndarray, "queries keys"]:
   """The bucket (1) of every pair of length tokens."""
