@@ -23,8 +23,8 @@ models datasets checkpoint control_file, sampling linear_quadratic group_dro
 training fitting hypotheses, paths, rewards policy trust doubt alternatives,
 pretrained steering transitions units composition, students interpolation,
 generators divergence, objectives guidance bridge distillation self_labels,
-evidence, labels certification headed, controlled self_fitted, tuning,
-stable_diffusion, stable_diffusion_3, diffusers
+self_guided, self_guided_training evidence, labels certification headed,
+controlled self_fitted, tuning, stable_diffusion, stable_diffusion_3, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """

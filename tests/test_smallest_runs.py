@@ -57,6 +57,8 @@ SMALLEST = {
   " --only 'digits, head' 'sd-small, adapters'",
   "benchmarks.scaling": "--steps 2 3 --batch 4 --side 8 16 --devices 1 2"
   " --rounds 1",
+  "benchmarks.self_guided": "--config digits.py:smoke --seeds 0 --clusters 3"
+  " --strengths 2",
   "benchmarks.self_labels": "--config own.py:smoke --seeds 0 --clusters 2",
   "benchmarks.step_floor": "--steps 2 --power 1.5",
   "benchmarks.update": "--steps 2 --backprop-steps 0 1 --batch 4 --repeats 1",

@@ -181,6 +181,10 @@ TABLE: dict[str, Needs] = {
     for section in _CLASSIFIERS
   },
   **{field: _TRAINED for field in ("sde", "prior", "data.size")},
+  "prior.clusters": Needs(
+    lambda config: config.problem.name == "own",
+    "data of your own; these have conditions c",
+  ),
   "prior.select": Needs(
     lambda config: config.prior.fraction < 1, "prior.fraction below 1"
   ),

@@ -117,8 +117,7 @@ RULES: dict[str, Rule] = {
   "weight_decay": _NOT_NEGATIVE,
   "clip_norm": _POSITIVE,
   "ema_decay": _FRACTION,
-  "log_every": _AT_LEAST_1,
-  "save_every": _AT_LEAST_1,
+  **dict.fromkeys(("log_every", "save_every"), _AT_LEAST_1),
   "hidden": (_widths, "use whole numbers above 0, such as (128, 128)"),
   "head": (_widths, "use whole numbers above 0, such as (128, 128)"),
   "noise": _NOT_NEGATIVE,
@@ -135,7 +134,9 @@ RULES: dict[str, Rule] = {
     "use 1 or more, or None for no draw",
   ),
   "accumulate": _AT_LEAST_1,
-  **dict.fromkeys(("folds", "group", "second_factor"), _NONE_OR_TWO),
+  **dict.fromkeys(
+    ("folds", "group", "second_factor", "prior.clusters"), _NONE_OR_TWO
+  ),
   "control.ppo.group": (lambda v: v >= 3, "use 3 or more"),
   "temper": (
     lambda v: 1.0 in v and all(0 <= share <= 1 for share in v),
@@ -145,8 +146,7 @@ RULES: dict[str, Rule] = {
   "max_weight": _POSITIVE,
   "inner_steps": _AT_LEAST_1,
   "clip": _POSITIVE,
-  "num_samples": _AT_LEAST_1,
-  "num_reference": _AT_LEAST_1,
+  **dict.fromkeys(("num_samples", "num_reference"), _AT_LEAST_1),
   "num_bridge": (lambda v: v >= 8, "use 8 or more"),
   "chunk": _AT_LEAST_1,
   "size": _AT_LEAST_1,

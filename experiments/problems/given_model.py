@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import diffusers
+from ctrl_jax import diffusers, self_guided
 from ctrl_jax.diffusers import prompted
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.pretrained import Pretrained
@@ -150,12 +150,23 @@ def trained(config: ConfigDict, kept: Kept) -> Pretrained:
 def untrained(
   config: ConfigDict, shape: tuple[int, ...], sde: SDE, units: Units | None
 ) -> Pretrained:
-  """A network of config.model for pictures or, of these units, for vectors."""
+  """A network of config.model for pictures or, of these units, for vectors.
+
+  Raises:
+    ValueError: it is to find clusters in vectors, of which it sees no parts.
+  """
+  num = config.prior.clusters
   if units is not None:
+    if num:
+      raise ValueError(
+        f"prior.clusters is {num}: of vectors and sequences the network has no "
+        "tokens to look at; leave it at 0"
+      )
     return vectors.untrained(config.model, units, sde)
   own = config.problem.name == "own"
   conditions = () if own else images.CONDITIONS
-  return images.untrained(config.model, shape, sde, conditions=conditions)
+  made = images.untrained(config.model, shape, sde, conditions=conditions)
+  return self_guided.conditioned(made, num) if num else made
 
 
 def of_function(path: str) -> Pretrained:

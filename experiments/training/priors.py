@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from ctrl_jax import group_dro, learner, parallel
+from ctrl_jax import group_dro, learner, parallel, self_guided_training
 from ctrl_jax.datasets import labelled
 from ctrl_jax.learner import Learner
 from ctrl_jax.objectives import denoising
@@ -92,11 +92,20 @@ def _fit(
 ) -> Params:
   """Trains on arrays; the averaged parameters, on the host."""
   model, prior = problem.pretrained, config.prior
-  made = learner.make_learner(
-    denoising.make_loss(model.eps, model.sde, weight_fn=model.loss_weight),
-    adam(prior.learning_rate, prior),
-    ema_decay=prior.ema_decay,
-  )
+  optimizer = adam(prior.learning_rate, prior)
+  if prior.clusters:
+    made = self_guided_training.make_learner(
+      model,
+      optimizer,
+      begin=prior.num_steps // 2,
+      ema_decay=prior.ema_decay,
+    )
+  else:
+    made = learner.make_learner(
+      denoising.make_loss(model.eps, model.sde, weight_fn=model.loss_weight),
+      optimizer,
+      ema_decay=prior.ema_decay,
+    )
   trained = _loop(stage, problem, made, arrays, config.seed, settings)
   return parallel.gather(trained.ema_params)
 
