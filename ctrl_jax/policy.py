@@ -98,7 +98,7 @@ def scale_at(times: np.ndarray, scale: np.ndarray) -> ScaleFn:
   return lambda t: values[jnp.argmin(jnp.abs(knots - t))]
 
 
-def _embed(table: jax.Array, y: jax.Array) -> jax.Array:
+def rows_of(table: jax.Array, y: jax.Array) -> jax.Array:
   """Rows of a label table; the null label, y = -1, is a row of zeros."""
   rows = jnp.asarray(table)[jnp.maximum(y, 0)]
   return jnp.where((y < 0)[:, None], 0.0, rows)
@@ -155,7 +155,7 @@ def _adapted(
   def pair_fn(control: Params, c: Condition, y: jax.Array) -> PairFn:
     def pair(x, t):
       scale = scale_fn(t)
-      vector = scale * _embed(control["embedding"], y)
+      vector = scale * rows_of(control["embedding"], y)
       # Zeros rather than None, and no folding of constants into one of the
       # two: the same program twice, so equal to the last bit.
       barrier = jax.lax.optimization_barrier

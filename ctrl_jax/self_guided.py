@@ -38,7 +38,7 @@ from jaxtyping import Array, Float
 
 from ctrl_jax import self_labels
 from ctrl_jax.models.prototypes import Prototypes
-from ctrl_jax.policy import Condition, Output
+from ctrl_jax.policy import Condition, Output, rows_of
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.types import EpsFn, Params
 
@@ -78,8 +78,7 @@ def conditioned(model: Pretrained, num: int) -> Pretrained:
     control: jax.Array | None,
   ) -> Output:
     if c is not None:
-      rows = centres(params)[jnp.maximum(c, 0)]
-      own = jnp.where((c < 0)[:, None], 0.0, rows) @ params["map"]
+      own = rows_of(centres(params), c) @ params["map"]
       control = own if control is None else own + control
     return model.network(params["network"], x, t, None, control)
 
@@ -177,11 +176,8 @@ def standardised(moments: Params, h: jax.Array) -> jax.Array:
   """Features of mean 0 and deviation 1."""
   mean = moments["mean"]
   variance = jnp.maximum(moments["square"] - mean**2, 0) + _TINY
-  over = h.ndim - 1
-  shift, scale = (
-    jnp.expand_dims(v, tuple(range(over)))
-    for v in (mean, jax.lax.rsqrt(variance))
-  )
+  scale = jax.lax.rsqrt(variance)
+  shift, scale = (jnp.broadcast_to(row, h.shape) for row in (mean, scale))
   return (h - shift) * scale
 
 

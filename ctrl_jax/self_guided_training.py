@@ -14,9 +14,9 @@ import optax
 
 from ctrl_jax import self_guided, self_labels
 from ctrl_jax.learner import Learner, TrainState
+from ctrl_jax.objectives import denoising
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.sampling import fold_in
-from ctrl_jax.sde import diffuse
 from ctrl_jax.types import Metrics, Params
 
 DROP = 0.15  # probability that an example's embedding is left out
@@ -44,7 +44,16 @@ def make_learner(
       `learner.make_learner`.
     axis_name: mapped axis of devices; None: there is none.
   """
-  weight_fn = model.loss_weight or jnp.ones_like
+
+  def told_fn(
+    params: Params, x: jax.Array, t: jax.Array, e: jax.Array
+  ) -> jax.Array:
+    """The noise predicted where e stands for the condition."""
+    return model.network(params, x, t, None, e @ params["map"]).eps
+
+  losses_fn = denoising.make_losses(
+    told_fn, model.sde, t_min=t_min, weight_fn=model.loss_weight
+  )
 
   def mean(tree: Any) -> Any:
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
@@ -71,9 +80,9 @@ def make_learner(
     return jnp.stack(views, 1)
 
   def follow(moments: Params, found: Params, pace: jax.Array) -> Params:
-    """Moving means of a batch's."""
+    """The moving means, of which those of what is found have moved."""
     before = {name: moments[name] for name in found}
-    return dict(optax.incremental_update(mean(found), before, pace))
+    return moments | optax.incremental_update(mean(found), before, pace)
 
   def update(
     state: TrainState, keys: jax.Array, batch: Any
@@ -81,28 +90,25 @@ def make_learner(
     x, steady = batch["x"], state.ema_params
     h = look(steady, keys, x)
     pace = jnp.maximum(_PACE, 1 / (1.0 + state.step))
-    moments = steady["moments"]
-    moments |= follow(
-      moments, {"mean": h.mean((0, 1)), "square": (h**2).mean((0, 1))}, pace
+    moments = follow(
+      steady["moments"],
+      {"mean": h.mean((0, 1)), "square": (h**2).mean((0, 1))},
+      pace,
     )
     h = self_guided.standardised(moments, h)
     e, cosines = self_guided.projected(steady, h[:, 0], model.num_conditions)
     p = jax.nn.softmax(cosines / self_labels.TEMPERATURE)
-    moments |= follow(
+    moments = follow(
       moments, {"told": p.T @ e / len(x), "share": p.mean(0)}, pace
     )
     coins = jax.vmap(jax.random.uniform)(fold_in(keys, 3))
     e *= ((coins >= DROP) & (state.step >= begin))[:, None]
 
     def loss_fn(trained: Params) -> tuple[jax.Array, Metrics]:
-      t, eps, x_t = diffuse(keys, x, model.sde, t_min=t_min)
-      control = e @ trained["map"]
-      error = model.network(trained, x_t, t, None, control).eps - eps
-      losses = weight_fn(t) * (error**2).reshape(len(x), -1).mean(1)
+      loss = losses_fn(trained, keys, {"x": x, "c": e}).mean()
       cosines = self_guided.projected(trained, h, model.num_conditions)[1]
       apart = self_labels.loss(cosines, axis_name=axis_name)
-      metrics = {"loss": losses.mean(), "clusters": apart}
-      return losses.mean() + apart, metrics
+      return loss + apart, {"loss": loss, "clusters": apart}
 
     trained = {k: v for k, v in state.params.items() if k != "moments"}
     gradient, metrics = mean(jax.grad(loss_fn, has_aux=True)(trained))

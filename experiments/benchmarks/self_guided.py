@@ -186,17 +186,10 @@ def measure(
     "clusters": {
       "its own": self_labels.agreement(cluster, data.c),
       "k-means on pixels": self_labels.agreement(
-        _k_means(data.x, config), data.c
+        self_labels.k_means(data.x, config.prior.clusters, config.seed), data.c
       ),
     },
   }
-
-
-def _k_means(x: np.ndarray, config: ConfigDict) -> np.ndarray:
-  from sklearn.cluster import KMeans
-
-  made = KMeans(config.prior.clusters, n_init=10, random_state=config.seed)
-  return np.asarray(made.fit_predict(x.reshape(len(x), -1)))
 
 
 def rows_of(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:

@@ -79,12 +79,19 @@ def agreement(labels: np.ndarray, hidden: np.ndarray) -> dict[str, float]:
   }
 
 
+def k_means(rows: np.ndarray, num: int, seed: int) -> np.ndarray:
+  """The cluster [N] of each row."""
+  from sklearn.cluster import KMeans
+
+  flat = rows.reshape(len(rows), -1)
+  made = KMeans(num, n_init=10, random_state=seed).fit_predict(flat)
+  return np.asarray(made)
+
+
 def clusterings(
   folder: pathlib.Path, x: np.ndarray, num: int, seed: int
 ) -> dict[str, np.ndarray]:
   """The label [N] of each image, by who gives it."""
-  from sklearn.cluster import KMeans
-
   found, kept = sampler.load(folder), finished_run.learned(folder)
   model, config = found.problem.pretrained, found.config.clusters
   judge = kept["classifier"]["1"]
@@ -96,16 +103,13 @@ def clusterings(
     look = clusters.look_fn(model, judge, config.noise)
     return in_chunks(look, chunk=clusters.CHUNK)(x)
 
-  def k_means(rows: np.ndarray) -> np.ndarray:
-    flat = rows.reshape(len(rows), -1)
-    made = KMeans(num, n_init=10, random_state=seed).fit_predict(flat)
-    return np.asarray(made)
-
   return {
     "its own features": certain(found, x).argmax(1),
-    "k-means on these features": k_means(features(model)),
-    "k-means on those of an untrained network": k_means(features(fresh)),
-    "k-means on pixels": k_means(x),
+    "k-means on these features": k_means(features(model), num, seed),
+    "k-means on those of an untrained network": k_means(
+      features(fresh), num, seed
+    ),
+    "k-means on pixels": k_means(x, num, seed),
   }
 
 
