@@ -10,7 +10,8 @@ measure, and the KL divergence in nats that they cost (docs/play.md).
 
 It is one file that asks nobody else for anything, and needs no network. Only
 this machine can reach it unless --host says otherwise; there is no password.
-Ctrl-C ends it.
+Ctrl-C ends it, and so does SIGTERM, once the samples in hand are made; a second
+one, at once.
 
 Exit code: 0 done; 2 a mistake in the command or a file, told in one line.
 """
@@ -22,6 +23,7 @@ import ipaddress
 import json
 import pathlib
 import re
+import signal
 import sys
 import threading
 from typing import Any
@@ -97,15 +99,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self._answer(self.rfile.read(int(length)))
 
   def _answer(self, body: bytes) -> None:
-    try:
-      asked = json.loads(body)
-      with self.server.lock:
-        told = playing.answer(self.server.composer, asked)
-    except (ValueError, RecursionError) as error:
-      said = " ".join(str(error).split())
-      self._tell(400, {"error": said})
-    else:
-      self._tell(200, told)
+    with self.server.lock:  # until it is told: a page that ends waits for it
+      try:
+        told = playing.answer(self.server.composer, json.loads(body))
+      except (ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())
+        self._tell(400, {"error": said})
+      else:
+        self._tell(200, told)
 
   def _refused(self) -> bool:
     """Whether somebody else's page asks, which is told."""
@@ -181,11 +182,15 @@ def main() -> None:
     devices.start(finished_run.config_of(run))
     server.composer = Composer(sampler.load(run))
     host, port = server.server_address[:2]
-    print(f"page        http://{host!s}:{port}/", flush=True)
+    # Before the address is told: whoever reads it may end the page at once.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
+      print(f"page        http://{host!s}:{port}/", flush=True)
       server.serve_forever()
     except KeyboardInterrupt:
       print()
+      with server.lock:  # Python must not end while a thread is in XLA
+        pass
 
 
 if __name__ == "__main__":

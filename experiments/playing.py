@@ -20,6 +20,8 @@ from ctrl_jax.json_file import shown
 from ctrl_jax.stable_diffusion import folders
 from experiments.composed import Composer, Found, Request
 from experiments.problems import painting
+from experiments.problems.factors import of_bins
+from experiments.problems.problem import Problem
 from experiments.sampler import Sampler
 
 MOST = 256  # samples at a time
@@ -31,12 +33,11 @@ POINTS = 200  # of a line
 def about(composer: Composer) -> dict[str, Any]:
   """What may be asked of a run, and what it is."""
   run, problem = composer.run, composer.run.problem
-  names = [name.removeprefix("y = ") for name in problem.control_names]
   low, high = float(problem.controls.min()), float(problem.controls.max())
   return {
     "name": run.folder.resolve().name,
     "of": ", ".join(filter(None, (f.name for f in problem.factors))),
-    "labels": names if composer.labels else None,
+    "labels": _labels(problem) if composer.labels else None,
     "range": None if composer.labels else [low, high],
     "conditions": list(problem.pretrained.conditions)[: problem.num_conditions],
     "weighs_c": composer.weighs_c,
@@ -48,6 +49,15 @@ def about(composer: Composer) -> dict[str, Any]:
     "apart": len(problem.sample_shape) == 1,  # vectors, whose units differ
     "most": MOST,
   }
+
+
+def _labels(problem: Problem) -> list[str]:
+  """What labels are called, and of bins that have no name their range."""
+  names = [name.removeprefix("y = ") for name in problem.control_names]
+  if not problem.edges.size or names != [str(i) for i in range(len(names))]:
+    return names
+  bins = zip(names, of_bins(problem.edges), strict=True)
+  return [f"{name}: {told}" for name, told in bins]
 
 
 def read(composer: Composer, asked: Any) -> Request:

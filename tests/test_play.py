@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -79,7 +80,10 @@ def test_what_may_be_asked_is_told(server):
   assert code == 200 and told["gap"]["mean"] > 0
   assert told["conditions"] == list(problem.pretrained.conditions)
   if server.composer.labels:
-    assert told["labels"] == ["0", "1", "2", "3"] and told["range"] is None
+    low, *_, high = problem.edges
+    first, *_, last = told["labels"]
+    assert first == f"0: below {low:.4g}" and last == f"3: {high:.4g} and more"
+    assert len(told["labels"]) == 4 and told["range"] is None
     assert not told["apart"]
   else:
     assert told["labels"] is None and told["apart"]
@@ -205,7 +209,8 @@ def test_a_port_that_is_taken_is_told(server):
     play.Server("127.0.0.1", port)
 
 
-def test_the_command_serves_until_it_is_told_to_end(tmp_path_factory):
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_it_is_told_to_end(tmp_path_factory, signum):
   run = toy_runs.finished("gaussian", tmp_path_factory)[0]
   command = [sys.executable, "-m", "experiments.play", f"--workdir={run}"]
   process = start([*command, "--port=0"])
@@ -216,7 +221,13 @@ def test_the_command_serves_until_it_is_told_to_end(tmp_path_factory):
   link = http.client.HTTPConnection(host, int(port), timeout=60)
   link.request("GET", "/run")
   assert json.loads(link.getresponse().read())["name"] == run.name
-  process.send_signal(signal.SIGINT)
+  # Samples in hand, which are compiled for seconds.
+  asked = json.dumps({"y": 0.5, "num": 5, "seed": 1})
+  kind = {"Content-Type": "application/json"}
+  link.request("POST", "/samples", asked, kind)
+  time.sleep(1)
+  process.send_signal(signum)
+  assert link.getresponse().status == 200
   ((_, error, code),) = finish([process])
   assert (code, error) == (0, "")
 

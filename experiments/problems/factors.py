@@ -155,6 +155,16 @@ def count(labels: np.ndarray, num: int) -> list[int]:
   return counts
 
 
+def of_bins(edges: np.ndarray) -> tuple[str, ...]:
+  """What bins are called: below the first edge, between two, above the last."""
+  first, last = f"below {edges[0]:.4g}", f"{edges[-1]:.4g} and more"
+  between = [
+    f"{low:.4g} to {high:.4g}"
+    for low, high in zip(edges[:-1], edges[1:], strict=True)
+  ]
+  return (first, *between, last)
+
+
 def equal_shares(values: np.ndarray, num: int) -> np.ndarray:
   """Edges of as many bins as config.data.num_controls says.
 

@@ -24,6 +24,7 @@ from experiments.problems.factors import (
   Factor,
   check,
   every_y,
+  of_bins,
 )
 from experiments.problems.own import clusters, reals, seen, sources, vectors
 from experiments.problems.own.seen import IMAGES, Seen, network
@@ -126,7 +127,7 @@ def _factor(
       raise ValueError(
         f"{told} in data.bins = {config.data.bins}: {error}"
       ) from None
-    names = _of_bins(edges)
+    names = of_bins(edges)
     y = np.searchsorted(edges, y, side="right")
   rows = np.flatnonzero(column.known)
   splits = labelled.split(len(rows), seed=config.seed)
@@ -159,13 +160,3 @@ def _factor(
     oracle=source.labeller.oracle(names, edges) if source.labeller else None,
     examples=examples,
   )
-
-
-def _of_bins(edges: np.ndarray) -> tuple[str, ...]:
-  """What bins are called: below the first edge, between two, above the last."""
-  first, last = f"below {edges[0]:.4g}", f"{edges[-1]:.4g} and more"
-  between = [
-    f"{low:.4g} to {high:.4g}"
-    for low, high in zip(edges[:-1], edges[1:], strict=True)
-  ]
-  return (first, *between, last)
