@@ -79,15 +79,15 @@ def on_files(files: Files, config: Any) -> Files:
   return files
 
 
-def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
   """Has links to code lead to pages made of it, and puts the drawing in."""
   up = "../" * page.file.src_uri.count("/")
-  known = set(modules())
 
   def lead(link: re.Match[str]) -> str:
     text, path = link.groups()
     name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    return f"[{text}]({up}api/{name}.md)" if name in known else text
+    made = f"api/{name}.md"
+    return f"[{text}]({up}{made})" if files.get_file_from_path(made) else text
 
   markdown = SCRIPT.sub(r"](\1.md)", markdown)
   return CODE.sub(lead, markdown).replace("<!-- layers -->", LAYERS)
