@@ -20,6 +20,7 @@ from experiments.problems.factors import joint_label
 from experiments.runtime import inputs, logs
 from experiments.training import pretraining
 from tests import toy_garments
+from tests.toy_processes import HASTE
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM = 240
@@ -186,7 +187,7 @@ def command(*arguments):
     capture_output=True,
     text=True,
     cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": ""},  # one device: less to compile
+    env=os.environ | {"XLA_FLAGS": HASTE},  # one device: less to compile
     timeout=900,
   )
   return done.returncode, done.stdout, done.stderr

@@ -11,6 +11,7 @@ import pytest
 
 from experiments.benchmarks import disturbed, faults
 from experiments.benchmarks.disturbed import Command
+from tests.toy_processes import HASTE
 
 COMMAND = Command("mixture.py:smoke", seed=0)
 
@@ -19,7 +20,7 @@ COMMAND = Command("mixture.py:smoke", seed=0)
 def one_device():
   """Several virtual ones only take longer."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("XLA_FLAGS", "")
+    patch.setenv("XLA_FLAGS", HASTE)
     yield
 
 

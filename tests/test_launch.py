@@ -13,14 +13,14 @@ import sys
 import pytest
 import yaml
 
-from tests.toy_processes import wait_for
+from tests.toy_processes import HASTE, wait_for
 
 ROOT = pathlib.Path(__file__).parents[1]
 LAUNCH = ROOT / "experiments" / "launch"
 CONFIG = ROOT / "experiments" / "configs" / "mixture.py"
 PYTHON = f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n'
 SETTINGS = {
-  "XLA_FLAGS": "",
+  "XLA_FLAGS": HASTE,
   "JAX_PLATFORMS": "cpu",
   "JAX_NUM_CPU_DEVICES": "2",
   "PYTHONPATH": str(ROOT),

@@ -21,6 +21,7 @@ from experiments.configs import effects, rules
 from experiments.runtime import flags
 from tests import documented, toy_garments
 from tests.documented import ROOT, filled_in, parser_of
+from tests.toy_processes import HASTE
 
 pytestmark = pytest.mark.filterwarnings(
   "ignore:the load_module:DeprecationWarning"
@@ -170,7 +171,7 @@ def finish(folder: pathlib.Path, *words: str) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, "-m", f"experiments.{words[0]}", *words[1:]],
     cwd=folder,
-    env=os.environ | {"XLA_FLAGS": ""},
+    env=os.environ | {"XLA_FLAGS": HASTE},
     capture_output=True,
     text=True,
   )

@@ -27,14 +27,10 @@ from experiments.configs import (
 from experiments.measures import evaluation
 from experiments.problems import stable_diffusion, tiny_model
 from experiments.runtime import flags
+from tests.toy_processes import HASTE
 
 ROOT = pathlib.Path(__file__).parents[1]
-# One device, and convolutions as quick as XLA can make them.
-SETTINGS = {
-  "XLA_FLAGS": "",
-  "JAX_PLATFORMS": "cpu",
-  "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
-}
+SETTINGS = {"XLA_FLAGS": HASTE, "JAX_PLATFORMS": "cpu"}  # one device
 
 
 @pytest.mark.parametrize("config", [sd15_compressibility, sd15_multitask])
