@@ -5,9 +5,10 @@
     [--batch 128] [--rate 5e-4]
 
 The generator is trained by Diff-Instruct to sample what the run's policy does,
-for every c and y, and held against the policy at fewer steps, against itself
-untrained, and against a regression on the policy's samples for as many
-evaluations. RUN/distilled gets
+for every c and y. One of one step begins as a regression on the policy's
+samples, for as many evaluations of networks. It is held against the policy at
+fewer steps, against itself untrained, and against that regression.
+RUN/distilled gets
 
     generator.npz    its weights, for experiments.sample and experiments.sampler
     results.json     the figures of the table that is printed

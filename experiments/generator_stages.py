@@ -78,10 +78,12 @@ def run(
   settings = generator.settings(updates=updates, batch=batch, rate=rate)
   asked = _asked(run.problem, np.asarray(reference.evidence.table.mean))
   clock = Clock(run)
-  trained = clock("generator", generator.train, settings, teacher, asked, steps)
   budget = generator.evaluations(updates, batch, steps)
   regressed = clock(
     "regression", generator.regress, settings, teacher, asked, budget
+  )
+  trained = clock(
+    "generator", generator.train, settings, teacher, asked, steps, regressed
   )
   made = _generators(run.problem, learned, control, trained, regressed, steps)
   generator.save(folder, trained["generator"], made["distilled"].kernel)

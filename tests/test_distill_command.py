@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import sampler
+from experiments.benchmarks import disturbed
 from tests import toy_runs
 from tests.toy_processes import finish, start
 
@@ -54,6 +55,17 @@ def test_every_row_is_measured_and_the_run_is_left_alone(
     assert picture.size[0] > 500
   before = toy_runs.finished("digits", tmp_path_factory)[0] / "results.json"
   assert (run / "results.json").read_text() == before.read_text()
+
+
+@pytest.mark.slow
+def test_a_generator_of_one_step_begins_as_the_regression(distilled):
+  """y's embedding, from zero: it is nearer to where it began than to that."""
+  folder = distilled[0] / "distilled"
+  state = disturbed.final_state(folder / "checkpoints" / "regression")
+  regressed = np.asarray(state[".ema_params['embedding']"])
+  with np.load(folder / "generator.npz") as saved:
+    moved = saved["embedding"] - regressed
+  assert 0 < np.linalg.norm(moved) < 0.5 * np.linalg.norm(regressed)
 
 
 @pytest.mark.slow

@@ -104,12 +104,18 @@ def _optimizer(
 
 
 def train(
-  run: Run, config: ConfigDict, teacher: Teacher, asked: Any, num_steps: int
+  run: Run,
+  config: ConfigDict,
+  teacher: Teacher,
+  asked: Any,
+  num_steps: int,
+  regressed: Params,
 ) -> dict[str, Params]:
   """The averaged parameters of "generator" and "auxiliary".
 
   The run's folder is that of the distillation. Requests are drawn from the
-  columns c and y that are asked.
+  columns c and y that are asked. A generator of one step begins as the
+  regression, one of several and the auxiliary network as the pre-trained model.
   """
   problem, made = run.problem, student(run.problem)
   times = generators.acting(problem.kernel)
@@ -133,7 +139,10 @@ def train(
       warmup=min(WARMUP, config.num_steps // 4),
       ema_decay=config.ema_decay,
     ),
-    {"generator": start, "auxiliary": start},
+    {
+      "generator": regressed if num_steps == 1 else start,
+      "auxiliary": start,
+    },
     labelled.batches(
       asked, seed=run.config.seed, batch_size=config.batch_size
     ).__getitem__,
@@ -152,7 +161,8 @@ def regress(
   A chain with noise ends anywhere; without (eta = 0) its start decides, and
   start and end are a pair to learn from.
 
-  The budget is of evaluations, for the pairs and for what learns from them.
+  A generator of one step begins here. The budget is of evaluations, for the
+  pairs and for what learns from them.
   """
   problem, made = run.problem, student(run.problem)
   steps = problem.kernel.num_steps
