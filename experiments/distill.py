@@ -11,6 +11,7 @@ fewer steps, against itself untrained, and against that regression.
 RUN/distilled gets
 
     generator.npz    its weights, for experiments.sample and experiments.sampler
+    regression.npz   those of the regression, likewise
     results.json     the figures of the table that is printed
     samples.png      samples of every method
 

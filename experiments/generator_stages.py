@@ -86,7 +86,8 @@ def run(
     "generator", generator.train, settings, teacher, asked, steps, regressed
   )
   made = _generators(run.problem, learned, control, trained, regressed, steps)
-  generator.save(folder, trained["generator"], made["distilled"].kernel)
+  for name in generator.FILES:
+    generator.save(folder, name, made[name].params, made[name].kernel)
   reference = evaluation.evaluated(run.problem, reference)
   setting = Setting(
     run.problem,

@@ -23,6 +23,7 @@ Methods:
                      it says where they do not
     pretrained       the model as it was, whatever y
     distilled        the generator that experiments.distill trained, one step
+    regression       what it began as, which may be the nearer of the two
 
 Exit code: 0 done; 2 a mistake in the command or a file, told in one line.
 """
@@ -86,8 +87,10 @@ def main() -> None:
       "--method is ctrl_resampled: the target of this run is that of "
       "reward.doubt, which weights do not know afterwards; use ctrl"
     )
-  if given.method == "distilled":
-    generator.load(run, found.problem)  # or say that there is none
+  if given.method in generator.FILES:
+    generator.load(
+      run, found.problem, given.method
+    )  # or say that there is none
   c, y = found.requests(given.num, c=given.c, y=given.y)
   _far(found.problem.controls, y)
   to.mkdir(parents=True, exist_ok=True)

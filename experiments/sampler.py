@@ -34,7 +34,7 @@ from experiments.runtime import devices, finished_run, workdir
 from experiments.training import generator, policies
 from experiments.training.pretraining import Learned, Run
 
-METHODS = ("ctrl", "ctrl_resampled", "pretrained", "distilled")
+METHODS = ("ctrl", "ctrl_resampled", "pretrained", *generator.FILES)
 
 
 class Drawn(NamedTuple):
@@ -146,13 +146,13 @@ class Sampler:
       mesh: of devices; None: all.
 
     Raises:
-      FileNotFoundError: "distilled", and no generator was trained.
+      FileNotFoundError: "distilled" or "regression", and none was trained.
     """
     problem, reward_fn = self.problem, self.problem.reward_fn
     gamma = self.config.reward.gamma
     params = self.control
-    if method == "distilled":
-      made = generator.load(self.folder, problem)
+    if method in generator.FILES:
+      made = generator.load(self.folder, problem, method)
       params = made.params
 
     def generated(params: Params, keys: jax.Array, labels: Any) -> Any:
@@ -173,7 +173,7 @@ class Sampler:
       return chain.x, jnp.where(log_w < jnp.inf, log_w, -jnp.inf)
 
     found = evaluation.run_chains(
-      generated if method == "distilled" else function,
+      generated if method in generator.FILES else function,
       params,
       (c, y),
       seed=seed,

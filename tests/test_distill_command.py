@@ -63,6 +63,8 @@ def test_a_generator_of_one_step_begins_as_the_regression(distilled):
   folder = distilled[0] / "distilled"
   state = disturbed.final_state(folder / "checkpoints" / "regression")
   regressed = np.asarray(state[".ema_params['embedding']"])
+  with np.load(folder / "regression.npz") as saved:
+    np.testing.assert_array_equal(saved["embedding"], regressed)
   with np.load(folder / "generator.npz") as saved:
     moved = saved["embedding"] - regressed
   assert 0 < np.linalg.norm(moved) < 0.5 * np.linalg.norm(regressed)
@@ -95,6 +97,8 @@ def test_samples_of_the_generator_are_those_of_its_seed(distilled, tmp_path):
   assert (again.draw("distilled", c, y, seed=1).x != own).all()
   other = again.draw("distilled", c, y - 1, seed=0).x
   assert np.abs(other - own).max() > 1e-6
+  begun = again.draw("regression", c, y, seed=0).x
+  assert np.abs(begun - own).max() > 1e-6
 
 
 @pytest.mark.slow

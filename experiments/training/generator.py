@@ -37,7 +37,9 @@ from experiments.runtime import keys, loop, workdir
 from experiments.training.algorithms import adam
 from experiments.training.pretraining import Run, loop_settings
 
-FOLDER, FILE = "distilled", "generator.npz"
+FOLDER = "distilled"
+# By the method of sampling that reads it.
+FILES = {"distilled": "generator.npz", "regression": "regression.npz"}
 AUXILIARY_STEPS = 2  # of the auxiliary network for each of the generator
 AUXILIARY_RATE = 2.0  # of learning, times the generator's
 WARMUP = 100  # updates of the auxiliary network alone
@@ -216,22 +218,24 @@ def _pairs(run: Run, teacher: Teacher, rows: Any) -> dict[str, np.ndarray]:
     return dict(saved)
 
 
-def save(folder: pathlib.Path, params: Params, steps: Kernel) -> None:
+def save(
+  folder: pathlib.Path, name: str, params: Params, steps: Kernel
+) -> None:
   """Writes what `load` reads."""
   flat = traverse_util.flatten_dict(jax.device_get(params), sep=":")
   workdir.write_arrays(
-    folder / FILE, num_steps=np.array(steps.num_steps), **flat
+    folder / FILES[name], num_steps=np.array(steps.num_steps), **flat
   )
 
 
-def load(run: pathlib.Path, problem: Problem) -> Generator:
-  """The generator of a run.
+def load(run: pathlib.Path, problem: Problem, name: str) -> Generator:
+  """A generator of a run, by its name in FILES.
 
   Raises:
     FileNotFoundError: none was trained.
     ValueError: its file is damaged, or of another model.
   """
-  path = run / FOLDER / FILE
+  path = run / FOLDER / FILES[name]
   if not path.is_file():
     raise FileNotFoundError(
       f"{run} has no generator: python -m experiments.distill --workdir={run} "
