@@ -49,6 +49,7 @@ OF_SAMPLES = (
   *("judge %, images", "named %"),
 )
 DRAWN = 100  # samples of each cluster
+PRIOR = 6000  # updates of the model; after 2,000 many samples are strokes
 
 
 def run(config: str, num: int, seed: int, root: pathlib.Path) -> Any:
@@ -62,6 +63,7 @@ def run(config: str, num: int, seed: int, root: pathlib.Path) -> Any:
     "model.patch=2",
     "model.dims=64",
     f"prior.dir={root}/prior-{seed}",
+    f"prior.num_steps={PRIOR}",
   )
 
 
