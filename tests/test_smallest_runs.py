@@ -60,7 +60,8 @@ SMALLEST = {
   " --rounds 1",
   "benchmarks.self_guided": "--config digits.py:smoke --seeds 0 --clusters 3"
   " --strengths 2",
-  "benchmarks.self_labels": "--config own.py:smoke --seeds 0 --clusters 2",
+  "benchmarks.self_labels": "--config own.py:smoke --seeds 0 --clusters 2"
+  " --updates 40",
   "benchmarks.step_floor": "--steps 2 --power 1.5",
   "benchmarks.update": "--steps 2 --backprop-steps 0 1 --batch 4 --repeats 1",
 }

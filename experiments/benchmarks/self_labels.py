@@ -2,10 +2,11 @@
 """What a model's own clusters are worth, on digits whose labels are hidden.
 
   python -m experiments.benchmarks.self_labels [--seeds 0 1 2] [--clusters 10]
+    [--updates 6000]
 
 Every run is that of `own.py` on scikit-learn's digits without their labels,
-with `data.labels=self:CLUSTERS`, in runs/self-labels/CLUSTERS-SEED. Then they
-are uncovered:
+with `data.labels=self:CLUSTERS` and so many updates of the model, in
+runs/self-labels/CLUSTERS-SEED. Then the labels are uncovered:
 
     NMI         normalised mutual information of cluster and digit
     1-to-1 %    of the best assignment of clusters to digits, one to one; of
@@ -49,10 +50,11 @@ OF_SAMPLES = (
   *("judge %, images", "named %"),
 )
 DRAWN = 100  # samples of each cluster
-PRIOR = 6000  # updates of the model; after 2,000 many samples are strokes
 
 
-def run(config: str, num: int, seed: int, root: pathlib.Path) -> Any:
+def run(
+  config: str, num: int, seed: int, updates: int, root: pathlib.Path
+) -> Any:
   """Results of one number of clusters and seed."""
   return studies.run(
     config,
@@ -63,7 +65,7 @@ def run(config: str, num: int, seed: int, root: pathlib.Path) -> Any:
     "model.patch=2",
     "model.dims=64",
     f"prior.dir={root}/prior-{seed}",
-    f"prior.num_steps={PRIOR}",
+    f"prior.num_steps={updates}",
   )
 
 
@@ -181,6 +183,8 @@ def main() -> None:
   number = arguments.at_least
   parser.add_seeds(0)
   parser.add_argument("--clusters", type=number(2), nargs="+", default=[10])
+  # After the 2,000 of own.py many samples are strokes.
+  parser.add_argument("--updates", type=number(1), default=6000)
   parser.add_argument("--config", default="own.py")
   parser.add_argument("--workdir", default="runs/self-labels")
   given = parser.parse_args()
@@ -192,7 +196,7 @@ def main() -> None:
     runs, found, shares = [], [], []
     for seed in given.seeds:
       folder = root / f"{num}-{seed}"
-      runs.append(run(given.config, num, seed, root))
+      runs.append(run(given.config, num, seed, given.updates, root))
       made = clusterings(folder, data.images, num, seed)
       found.append({n: agreement(y, data.labels) for n, y in made.items()})
       shares.append(named(folder, data, seed))
