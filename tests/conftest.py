@@ -14,15 +14,11 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from tests import toy_processes
-
 _DEVICES = "--xla_force_host_platform_device_count"
 _CACHE = pathlib.Path(__file__).parents[1] / ".cache" / "jax"
 
-for _flag in (f"{_DEVICES}=4", toy_processes.HASTE):
-  _set = os.environ.get("XLA_FLAGS", "")
-  if _flag.partition("=")[0] not in _set:
-    os.environ["XLA_FLAGS"] = f"{_set} {_flag}"
+if _DEVICES not in os.environ.get("XLA_FLAGS", ""):
+  os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_DEVICES}=4"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
@@ -30,6 +26,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 
 import jax  # noqa: E402  (reads the settings above)
 import pytest  # noqa: E402
+
+from tests import toy_processes  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -25,7 +25,7 @@ def test_ratios_are_those_of_a_turn():
   assert found == {"seconds": 6.0, "ratio": 2.0, "least": 1.5, "largest": 3.0}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_device_holds_its_share_of_the_batch():
   group = [scaling.Case(2, 64, 8, devices) for devices in (1, 2)]
   rows = scaling.measure("digits", "devices", group, dtype="float32", rounds=2)
@@ -58,7 +58,7 @@ def test_updates_that_fill_the_queue_are_not_waited_for():
   np.testing.assert_allclose(turns.an_update(clock), [2.0, 3.0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_updates_alone_take_turns_with_those_of_the_loop():
   sizes = Sizes(batch=40, parts=1, steps=2, backprop_steps=2, dtype="float32")
   program = programs.MODELS["digits"](sizes)

@@ -22,7 +22,7 @@ def tuned():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("scale", [0.01, 100.0])
 def test_any_scale_of_the_data_is_learned_alike(scale):
   model = gaussian(
     scale, 3 * scale, ctrl_jax.VE(std_min=scale / 500, std_max=50 * scale)

@@ -8,7 +8,8 @@ import subprocess
 import time
 
 ROOT = pathlib.Path(__file__).parents[1]
-# XLA's older code for fusions, which compiles in three quarters of the time.
+# XLA's older code for fusions, which compiles in three quarters of the time. By
+# it what is the same in two programs may not be so to the last bit.
 HASTE = "--xla_cpu_use_fusion_emitters=false"
 STARTED: list[subprocess.Popen] = []  # by this test; see `conftest`
 

@@ -169,7 +169,16 @@ def _smoke(config: ConfigDict) -> None:
   for stage in (config.classifier, config.independent):
     stage.update(num_steps=40, widths=(8, 16), strides=(2, 2), log_every=10)
   config.clusters.update(num_steps=40, batch_size=64)
-  config.control.update(num_steps=8, batch_size=8, head=(16,), log_every=2)
+  config.control.update(
+    num_steps=8,
+    batch_size=8,
+    head=(16,),
+    log_every=2,
+    # A thirtieth: in a few updates there is no warm-up.
+    learning_rate=3e-4,
+    embedding_learning_rate=1e-3,
+    head_learning_rate=3e-4,
+  )
   config.evaluate.update(num_samples=120, num_reference=400, num_bridge=8)
   config.evaluate.chunk = 60  # of which the time of a sample is taken too
 
