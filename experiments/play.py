@@ -26,6 +26,7 @@ import re
 import signal
 import sys
 import threading
+from types import FrameType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -61,6 +62,15 @@ class Server(http.server.ThreadingHTTPServer):
         f"--host {host} --port {port}: {error.strerror}; use another, or "
         "--port 0 for any that is free"
       ) from None
+
+  def end(self, signum: int, _: FrameType | None) -> None:
+    """A signal's handler: serves no more; a second signal ends all at once.
+
+    It raises nothing, for Python may call it in a callback, where an exception
+    is lost.
+    """
+    signal.signal(signum, signal.SIG_DFL)
+    threading.Thread(target=self.shutdown).start()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -183,14 +193,13 @@ def main() -> None:
     server.composer = Composer(sampler.load(run))
     host, port = server.server_address[:2]
     # Before the address is told: whoever reads it may end the page at once.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-      print(f"page        http://{host!s}:{port}/", flush=True)
-      server.serve_forever()
-    except KeyboardInterrupt:
-      print()
-      with server.lock:  # Python must not end while a thread is in XLA
-        pass
+    for signum in (signal.SIGINT, signal.SIGTERM):
+      signal.signal(signum, server.end)
+    print(f"page        http://{host!s}:{port}/", flush=True)
+    server.serve_forever()
+    print()
+    with server.lock:  # Python must not end while a thread is in XLA
+      pass
 
 
 if __name__ == "__main__":
