@@ -88,9 +88,8 @@ def main() -> None:
       "reward.doubt, which weights do not know afterwards; use ctrl"
     )
   if given.method in generator.FILES:
-    generator.load(
-      run, found.problem, given.method
-    )  # or say that there is none
+    # Or say that there is none.
+    generator.load(run, found.problem, given.method)
   c, y = found.requests(given.num, c=given.c, y=given.y)
   _far(found.problem.controls, y)
   to.mkdir(parents=True, exist_ok=True)
