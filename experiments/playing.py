@@ -54,7 +54,7 @@ def about(composer: Composer) -> dict[str, Any]:
 def _labels(problem: Problem) -> list[str]:
   """What labels are called, and of bins that have no name their range."""
   names = [name.removeprefix("y = ") for name in problem.control_names]
-  if not problem.edges.size or names != [str(i) for i in range(len(names))]:
+  if not problem.edges.size or problem.factors[0].names:
     return names
   bins = zip(names, of_bins(problem.edges), strict=True)
   return [f"{name}: {told}" for name, told in bins]

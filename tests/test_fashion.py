@@ -2,9 +2,7 @@
 """The experiment on garments: labels, factors, a shared prior, the command."""
 
 import json
-import os
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -20,7 +18,7 @@ from experiments.problems.factors import joint_label
 from experiments.runtime import inputs, logs
 from experiments.training import pretraining
 from tests import toy_garments
-from tests.toy_processes import HASTE
+from tests.toy_processes import finish, start
 
 ROOT = pathlib.Path(__file__).parents[1]
 NUM = 240
@@ -176,21 +174,11 @@ def test_runs_share_a_prior_of_the_same_config_and_data(files, tmp_path):
 
 
 def command(*arguments):
-  done = subprocess.run(
-    [
-      sys.executable,
-      "-m",
-      "experiments.run",
-      "--config=experiments/configs/fashion.py:smoke",
-      *arguments,
-    ],
-    capture_output=True,
-    text=True,
-    cwd=ROOT,
-    env=os.environ | {"XLA_FLAGS": HASTE},  # one device: less to compile
-    timeout=900,
-  )
-  return done.returncode, done.stdout, done.stderr
+  """Exit code, output and errors of a run."""
+  name = "--config=experiments/configs/fashion.py:smoke"
+  run = start([sys.executable, "-m", "experiments.run", name, *arguments])
+  ((out, error, code),) = finish([run], timeout=900)
+  return code, out, error
 
 
 @pytest.mark.slow

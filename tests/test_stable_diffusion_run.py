@@ -3,10 +3,8 @@
 
 import itertools
 import json
-import os
 import pathlib
 import shutil
-import subprocess
 import sys
 from typing import Any
 
@@ -27,10 +25,9 @@ from experiments.configs import (
 from experiments.measures import evaluation
 from experiments.problems import stable_diffusion, tiny_model
 from experiments.runtime import flags
-from tests.toy_processes import HASTE
+from tests.toy_processes import finish, start
 
 ROOT = pathlib.Path(__file__).parents[1]
-SETTINGS = {"XLA_FLAGS": HASTE, "JAX_PLATFORMS": "cpu"}  # one device
 
 
 @pytest.mark.parametrize("config", [sd15_compressibility, sd15_multitask])
@@ -152,15 +149,8 @@ def test_the_tiny_run_leaves_results_and_a_report(
   command += ["--config=experiments/configs/sd15_compressibility.py:tiny"]
   command += ["--config.control.num_steps=4", f"--workdir={tmp_path}"]
   command += ["--config.data.num_images=80"]
-  done = subprocess.run(
-    command,
-    cwd=ROOT,
-    env=os.environ | SETTINGS,
-    capture_output=True,
-    timeout=900,
-    text=True,
-  )
-  assert done.returncode == 0, done.stderr
+  ((_, error, code),) = finish([start(command)], timeout=900)
+  assert code == 0, error
   results = json.loads((tmp_path / "results.json").read_text())
   assert results["problem"]["prompts"] == ["cat", "panda"]
   assert results["problem"]["unseen_prompts"] == ["panda"]
