@@ -49,7 +49,7 @@ exactness: setup ## hold every exact problem against its answer; about an hour
 	@$(BIN)/python -m experiments.exactness --write
 
 faults: setup ## disturb runs in every way and see what is lost; 25 minutes
-	@$(BIN)/python -m experiments.benchmarks.faults
+	@$(BIN)/python -m experiments.faults
 
 compare: setup ## hold every method against the same targets; several hours
 	@$(BIN)/python -m experiments.compare --write

@@ -6,7 +6,7 @@ pre-trained model where log h bends downwards within the step's noise: a sample
 that has to end in a bin may err less across its edges than along them. A shift
 of the mean cannot do that, however well it is learned, and what it leaves is
 most of the gap of a control that is one measured quantity
-(`experiments.benchmarks.step_floor`). A control therefore also changes the
+(`experiments.studies.step_floor`). A control therefore also changes the
 noise z of its steps in one direction u of length 1, by a ratio r:
 
     R z,    R = I + (r - 1) u u^T,    r > 0.                              (1)

@@ -47,7 +47,7 @@ NAMES = {  # that a NAME may be
   "experiments.compare": "mixture",
   "experiments.exactness": "gaussian-d16",
   "experiments.benchmarks.costs": "'digits, head'",
-  "experiments.benchmarks.recipe": "no_ema",
+  "experiments.studies.recipe": "no_ema",
   "experiments.benchmarks.sampling": "'digits, head'",
 }
 SHELLS = ("sh", "bash", "shell", "console")

@@ -31,7 +31,7 @@ EXPERIMENTS = """
 configs reporting, runtime, problems, measures, training, baselines, outputs
 sampler, composed, playing, stages prior_stages, generator_stages
 interpolation_stages, run compare exactness export sample play distill prune
-interpolate, benchmarks
+interpolate, benchmarks studies faults
 """
 # Only experiments know configs, flags, logs and figures.
 NOT_IN_LIBRARY = {

@@ -47,7 +47,7 @@ def test_a_command_explains_itself_and_tells_mistakes_in_one_line(name, ended):
     ("benchmarks.update", "--repeats 0", "'0' is not a whole number of 1"),
     ("benchmarks.update", "--steps few", "'few' is not a whole number of 1"),
     ("benchmarks.update", "--json no/such/folder", "cannot be written"),
-    ("benchmarks.error_budget", "--gamma 1 nan", "reward.gamma is nan"),
+    ("studies.error_budget", "--gamma 1 nan", "reward.gamma is nan"),
     ("benchmarks.scaling", "--devices 1 --batch 4 x", "'x' is not a whole"),
     ("exactness", "--write --only gaussian", "--write takes the whole table"),
     ("exactness", "--write --config.seed=1", "--write takes the whole table"),
@@ -63,7 +63,7 @@ def test_what_cannot_be_done_is_told_before_it_costs(name, words, said, ended):
 def test_a_folder_of_other_files_is_left_alone(tmp_path, ended):
   (tmp_path / "mine").write_text("precious")
   words = ("--workdir", str(tmp_path))
-  code, _, errors = ended("experiments.benchmarks.faults", *words)
+  code, _, errors = ended("experiments.faults", *words)
   assert code == 2 and "has other files: use another --workdir" in errors
   assert (tmp_path / "mine").read_text() == "precious"
 

@@ -3,8 +3,8 @@
 
 import pytest
 
-from experiments.benchmarks import objectives, recipe
 from experiments.configs import mixture
+from experiments.studies import objectives, recipe
 from experiments.training import algorithms
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from experiments import sampler
-from experiments.benchmarks import disturbed
+from experiments.faults import disturbed
 from tests import toy_runs
 from tests.toy_processes import finish, start
 

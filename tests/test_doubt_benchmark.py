@@ -4,14 +4,14 @@
 import numpy as np
 import pytest
 
-from experiments.benchmarks import (
+from experiments.studies import (
   doubted,
   doubted_bounds,
   doubted_careful,
   doubted_labels,
 )
-from experiments.benchmarks.doubted_bounds import Found, Setting
-from experiments.benchmarks.doubted_labels import Curve
+from experiments.studies.doubted_bounds import Found, Setting
+from experiments.studies.doubted_labels import Curve
 
 
 def _curve(*accuracy):

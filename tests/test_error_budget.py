@@ -13,15 +13,15 @@ from ctrl_jax import kernels, linear_quadratic, paths, sampling
 from ctrl_jax.linear_quadratic import Solution
 from ctrl_jax.models.gaussian_mixture import GaussianMixture
 from ctrl_jax.sde import VP
-from experiments.benchmarks import (
+from experiments.configs import mixture
+from experiments.problems import evaluators
+from experiments.studies import (
   compared_policies,
   error_budget,
   learned_classifier,
   optimal_control,
 )
-from experiments.benchmarks.optimal_control import Grid, Optimum
-from experiments.configs import mixture
-from experiments.problems import evaluators
+from experiments.studies.optimal_control import Grid, Optimum
 
 SDE = VP()
 KERNEL = kernels.ddim(SDE, kernels.time_grid(6))
@@ -184,7 +184,7 @@ def test_learned_classifier_approaches_the_exact_one():
 def test_only_the_plane_has_a_grid():
   run = subprocess.run(
     [
-      *(sys.executable, "-m", "experiments.benchmarks.error_budget"),
+      *(sys.executable, "-m", "experiments.studies.error_budget"),
       "--config.problem.dims=3",
     ],
     capture_output=True,

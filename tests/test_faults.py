@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 import pytest
 
-from experiments.benchmarks import disturbed, faults
-from experiments.benchmarks.disturbed import Command
+from experiments.faults import __main__ as faults
+from experiments.faults import disturbed
+from experiments.faults.disturbed import Command
 from tests.toy_processes import HASTE
 
 COMMAND = Command("mixture.py:smoke", seed=0)

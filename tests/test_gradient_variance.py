@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from experiments.benchmarks import gradient_variance as benchmark
+from experiments.studies import gradient_variance as benchmark
 from experiments.training import algorithms
 
 

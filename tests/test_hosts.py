@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.benchmarks import disturbed
+from experiments.faults import disturbed
 from tests import toy_runs
 from tests.toy_processes import finish, start, two_hosts, wait_for
 

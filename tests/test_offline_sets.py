@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 
-from experiments.benchmarks import offline_sets
 from experiments.problems.factors import Examples, binned
 from experiments.problems.images import QUANTITIES
+from experiments.studies import offline_sets
 
 
 def _examples(y, splits, num_pairs):

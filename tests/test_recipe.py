@@ -10,13 +10,13 @@ import pytest
 
 from ctrl_jax import parallel
 from ctrl_jax.metrics import Estimate
-from experiments.benchmarks import recipe, recipe_variants
-from experiments.benchmarks.recipe_variants import VARIANTS
 from experiments.configs import mixture
 from experiments.measures import evaluation
 from experiments.measures.evidence import Evidence
 from experiments.problems import exact
 from experiments.runtime.logs import Log
+from experiments.studies import recipe, recipe_variants
+from experiments.studies.recipe_variants import VARIANTS
 from experiments.training import control, pretraining
 
 

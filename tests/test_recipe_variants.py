@@ -12,10 +12,10 @@ from ctrl_jax.models.gaussian_mixture import GaussianMixture
 from ctrl_jax.objectives import ctrl
 from ctrl_jax.policy import Policy
 from ctrl_jax.sampling import Predictions
-from experiments.benchmarks import recipe_variants
-from experiments.benchmarks.recipe_variants import landing_loss
 from experiments.configs import mixture
 from experiments.problems import exact
+from experiments.studies import recipe_variants
+from experiments.studies.recipe_variants import landing_loss
 from tests import linear_gaussian as lg
 from tests import toy_control as toy
 

@@ -3,8 +3,8 @@
 
 import pytest
 
-from experiments.benchmarks import objectives, recipe, reward_queries
 from experiments.configs import mixture
+from experiments.studies import objectives, recipe, reward_queries
 
 
 def _row(updates, gap, seconds=1.0):

@@ -39,34 +39,34 @@ SMALLEST = {
   " --config.compare.classifier.num_steps=20 --config.compare.gammas=()",
   "exactness": f"--only gaussian mixture {FEW}",
   "benchmarks.costs": "--only 'digits, head'",
-  "benchmarks.default_settings": "--seeds 0 --updates 25 --only unequal",
-  "benchmarks.doubt": "--seeds 0 --labels 30 --dims 2 --rounds 1",
-  "benchmarks.error_budget": "--gamma 1 --updates 2"
+  "studies.default_settings": "--seeds 0 --updates 25 --only unequal",
+  "studies.doubt": "--seeds 0 --labels 30 --dims 2 --rounds 1",
+  "studies.error_budget": "--gamma 1 --updates 2"
   " --config.kernel.num_steps=3 --config.control.num_steps=2"
   " --config.evaluate.num_samples=600 --config.evaluate.num_reference=4000",
-  "benchmarks.faults": "--only kill --kills 1 --others 0",
-  "benchmarks.gradient_variance": "--seeds 0 --batches 10 --chains 12"
+  "faults": "--only kill --kills 1 --others 0",
+  "studies.gradient_variance": "--seeds 0 --batches 10 --chains 12"
   " --updates 40 --only ppo 'payoff, denoising'",
   "benchmarks.host_overhead": "--steps 2 --batch 4 --rounds 1",
   "benchmarks.memory_plan": "--model sd15 --attention xla --batch 1 --parts 1"
   " --steps 2 --backprop-steps 1",
-  "benchmarks.objectives": "--seeds 0 --updates 6 --only ctrl ppo",
-  "benchmarks.offline_sets": "--config digits.py:smoke --seeds 0 --sizes 20",
-  "benchmarks.recipe": "--seeds 0 --updates 1 --batch 8 --variants default",
-  "benchmarks.reward_queries": "--seeds 0 --queries 2560",
+  "studies.objectives": "--seeds 0 --updates 6 --only ctrl ppo",
+  "studies.offline_sets": "--config digits.py:smoke --seeds 0 --sizes 20",
+  "studies.recipe": "--seeds 0 --updates 1 --batch 8 --variants default",
+  "studies.reward_queries": "--seeds 0 --queries 2560",
   "benchmarks.sampling": "--steps 2 --rounds 1"
   " --only 'digits, head' 'sd-small, adapters'",
   "benchmarks.scaling": "--steps 2 3 --batch 4 --side 8 16 --devices 1 2"
   " --rounds 1",
-  "benchmarks.self_guided": "--config digits.py:smoke --seeds 0 --clusters 3"
+  "studies.self_guided": "--config digits.py:smoke --seeds 0 --clusters 3"
   " --strengths 2",
-  "benchmarks.self_labels": "--config own.py:smoke --seeds 0 --clusters 2"
+  "studies.self_labels": "--config own.py:smoke --seeds 0 --clusters 2"
   " --updates 40",
-  "benchmarks.step_floor": "--steps 2 --power 1.5",
+  "studies.step_floor": "--steps 2 --power 1.5",
   "benchmarks.update": "--steps 2 --backprop-steps 0 1 --batch 4 --repeats 1",
 }
 ELSEWHERE = {  # runs in a test of its own
-  "benchmarks.injected": "test_faults.py",
+  "faults.injected": "test_faults.py",
   "benchmarks.peers": "test_peers.py",
   "distill": "test_distill_command.py",
   "export": "test_export_command.py",
@@ -74,7 +74,7 @@ ELSEWHERE = {  # runs in a test of its own
   "prune": "test_prune_command.py",
   "interpolate": "test_interpolate_command.py",
   "sample": "test_sample_command.py",
-  "benchmarks.tails": "test_tails.py",
+  "studies.tails": "test_tails.py",
 }
 FILES = (
   *("digits", "fashion", "gaussian", "mixture", "own"),

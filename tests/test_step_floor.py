@@ -7,7 +7,7 @@ import pytest
 from ctrl_jax import kernels, linear_quadratic
 from ctrl_jax.models.gaussian_mixture import GaussianMixture
 from ctrl_jax.sde import VP
-from experiments.benchmarks import step_floor
+from experiments.studies import step_floor
 
 
 @pytest.fixture

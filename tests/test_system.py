@@ -11,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.benchmarks import disturbed
+from experiments.faults import disturbed
 from tests import toy_processes, toy_runs
 from tests.toy_processes import wait_for
 

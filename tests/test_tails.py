@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from experiments.benchmarks import tails
+from experiments.studies import tails
 from tests import toy_runs
 from tests.toy_processes import finish, start
 
@@ -65,7 +65,7 @@ def test_samples_that_diverged_are_left_out_and_the_fit_is_named():
 def test_the_table_of_a_run(tmp_path, tmp_path_factory):
   run = tmp_path / "run"
   shutil.copytree(toy_runs.finished("digits", tmp_path_factory)[0], run)
-  command = [sys.executable, "-m", "experiments.benchmarks.tails"]
+  command = [sys.executable, "-m", "experiments.studies.tails"]
   ((out, error, code),) = finish([start([*command, f"--workdir={run}"])])
   assert code == 0, error
   assert "(fitted)" in out and out.startswith("| eps | -log p' |")

@@ -22,7 +22,7 @@ Back-propagating through the last steps only (DRaFT-K, arXiv 2309.17400) is
 biased in a way that a KL makes dangerous: the KL of the earlier steps is left
 out of the gradient, and nothing holds them where parameters are shared. With 5
 of 50 steps a mixture's gap rose from 0.9 to 15 nats
-(`experiments.benchmarks.recipe`). Use it for rewards without a KL, or for a
+(`experiments.studies.recipe`). Use it for rewards without a KL, or for a
 control that is off in the earlier steps.
 
 The authors draw how many steps, anew for every update, as AlignProp does

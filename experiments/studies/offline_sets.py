@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many labelled examples a new control needs, on digits.
 
-  python -m experiments.benchmarks.offline_sets [--seeds 0] [--sizes 50 200]
+  python -m experiments.studies.offline_sets [--seeds 0] [--sizes 50 200]
 
 CTRL learns from pairs (x, y); classifier-free guidance from triples (c, x, y)
 of the same examples, or, if c was not recorded, from the pairs as a product of

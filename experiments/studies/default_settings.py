@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""`ctrl_jax.tune` with nothing set, on problems of very different scales.
 
-  python -m experiments.benchmarks.default_settings [--seeds 0 1 2]
+  python -m experiments.studies.default_settings [--seeds 0 1 2]
 
 The model is exact, x ~ N(m, diag(v)), whose noise prediction is
 

@@ -23,12 +23,12 @@ from ctrl_jax.datasets import labelled
 from ctrl_jax.policy import Policy
 from ctrl_jax.sampling import PairFn
 from ctrl_jax.types import Params, RewardFn
-from experiments.benchmarks import optimal_control
-from experiments.benchmarks.optimal_control import Grid, Optimum
 from experiments.measures import evaluation
 from experiments.problems import exact
 from experiments.problems.problem import Problem
 from experiments.runtime import keys, loop
+from experiments.studies import optimal_control
+from experiments.studies.optimal_control import Grid, Optimum
 from experiments.training import algorithms, pretraining
 from experiments.training.pretraining import Run
 

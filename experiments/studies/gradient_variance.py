@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""How noisy the gradients of policy updates are, at equal evaluations.
 
-  python -m experiments.benchmarks.gradient_variance [--seeds 0 1 2]
+  python -m experiments.studies.gradient_variance [--seeds 0 1 2]
     [--gamma 1] [--batches 100]
 
 This takes one control of configs/mixture.py at several points of its training
@@ -39,12 +39,12 @@ from ctrl_jax.datasets import labelled
 from ctrl_jax.policy import Policy
 from ctrl_jax.types import Params
 from experiments import outputs
-from experiments.benchmarks import objectives, recipe
-from experiments.benchmarks.recipe_variants import Variant, make_trainer
 from experiments.problems import exact
 from experiments.problems.problem import Problem
 from experiments.reporting import tables
 from experiments.runtime import arguments, keys, outcome
+from experiments.studies import objectives, recipe
+from experiments.studies.recipe_variants import Variant, make_trainer
 from experiments.training import algorithms, payoff
 
 SHARES = (0, 40, 8, 1)  # points: the start, and these parts of a training

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model's own clusters are worth, on digits whose labels are hidden.
 
-  python -m experiments.benchmarks.self_labels [--seeds 0 1 2] [--clusters 10]
+  python -m experiments.studies.self_labels [--seeds 0 1 2] [--clusters 10]
     [--updates 6000]
 
 Every run is that of `own.py` on scikit-learn's digits without their labels,

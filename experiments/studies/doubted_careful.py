@@ -28,13 +28,13 @@ from ctrl_jax import alternatives, doubt, paths
 from ctrl_jax.models import classifier
 from ctrl_jax.models.classifier import Classifier
 from ctrl_jax.types import OthersFn
-from experiments.benchmarks import learned_classifier
-from experiments.benchmarks.learned_classifier import Guess
 from experiments.configs import digits
 from experiments.problems import families, folding
 from experiments.problems.networks import Fitted
 from experiments.reporting import tables
 from experiments.runtime import keys
+from experiments.studies import learned_classifier
+from experiments.studies.learned_classifier import Guess
 
 CONTROLS, START, EACH, ROUNDS = 4, 20, 10, 3
 FEW = START + EACH * ROUNDS

@@ -15,8 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import doubt
-from experiments.benchmarks import doubted, learned_classifier
-from experiments.benchmarks.doubted import Case
+from experiments.studies import doubted, learned_classifier
+from experiments.studies.doubted import Case
 
 START, EACH, ROUNDS = 40, 20, 8
 POOL = 1000  # samples that may be labelled

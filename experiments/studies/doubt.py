@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Bounds of what a classifier's errors cost, held against what they do cost.
 
-  python -m experiments.benchmarks.doubt [--seeds 0 1 2] [--only bounds]
+  python -m experiments.studies.doubt [--seeds 0 1 2] [--only bounds]
 
 A classifier is learned from n labels of a mixture whose law of labels is known
 (`doubted`), and a sampler that is exactly on its target, so that the measured
@@ -32,16 +32,16 @@ import argparse
 import sys
 import time
 
-from experiments.benchmarks import (
+from experiments.reporting import tables
+from experiments.runtime import arguments, outcome
+from experiments.studies import (
   doubted,
   doubted_bounds,
   doubted_careful,
   doubted_labels,
 )
-from experiments.benchmarks.doubted_bounds import Found, Setting
-from experiments.benchmarks.doubted_labels import WAYS
-from experiments.reporting import tables
-from experiments.runtime import arguments, outcome
+from experiments.studies.doubted_bounds import Found, Setting
+from experiments.studies.doubted_labels import WAYS
 
 DIMS, LABELS = (2, 8), (30, 100, 300, 1000)
 

@@ -14,10 +14,10 @@ import scipy.stats
 
 from ctrl_jax import doubt
 from ctrl_jax.hypotheses import Hypotheses
-from experiments.benchmarks import doubted, learned_classifier
-from experiments.benchmarks.doubted import Case
-from experiments.benchmarks.learned_classifier import Guess
 from experiments.reporting import tables
+from experiments.studies import doubted, learned_classifier
+from experiments.studies.doubted import Case
+from experiments.studies.learned_classifier import Guess
 
 GAMMAS = (1.0, 3.0)
 Tables = dict[str, tuple[np.ndarray, np.ndarray]]  # of reference and of pool

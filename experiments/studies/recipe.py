@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""What each part of the recipe is worth: one change at a time.
 
-  python -m experiments.benchmarks.recipe [--seeds 0 1] [--updates 300]
+  python -m experiments.studies.recipe [--seeds 0 1] [--updates 300]
     [--batch 128] [--variants NAME ...] [--json FILE]
 
 This trains the default and its variants on the mixture of configs/mixture.py,
@@ -33,11 +33,6 @@ from ml_collections import ConfigDict
 from ctrl_jax import parallel, paths, sampling
 from ctrl_jax.learner import TrainState
 from experiments import outputs
-from experiments.benchmarks.recipe_variants import (
-  VARIANTS,
-  Trainer,
-  make_trainer,
-)
 from experiments.configs import mixture
 from experiments.measures import evaluation
 from experiments.measures.evaluation import Reference
@@ -45,6 +40,11 @@ from experiments.problems import exact
 from experiments.problems.problem import Problem
 from experiments.reporting import tables
 from experiments.runtime import arguments, keys, outcome, workdir
+from experiments.studies.recipe_variants import (
+  VARIANTS,
+  Trainer,
+  make_trainer,
+)
 
 MARKS = (0, 50, 100, 200, 500)  # updates after which a gap is measured
 CHAINS = 6000  # that it is measured on

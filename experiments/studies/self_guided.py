@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a model gains that tells itself what it sees; labels are hidden.
 
-  python -m experiments.benchmarks.self_guided [--config digits.py]
+  python -m experiments.studies.self_guided [--config digits.py]
     [--seeds 0 1 2] [--clusters 20] [--strengths 1 1.5 2]
     [--workdir DIR] [--config.FIELD=VALUE ...]
 
@@ -42,7 +42,6 @@ from ctrl_jax import sampling, self_guided
 from ctrl_jax.pretrained import Pretrained
 from ctrl_jax.types import EpsFn, Params
 from experiments import outputs, prior_stages
-from experiments.benchmarks import self_labels
 from experiments.measures import evaluation, prior_quality
 from experiments.prior_stages import SETS, Bench
 from experiments.problems import images
@@ -55,6 +54,7 @@ from experiments.runtime import (
   outcome,
   workdir,
 )
+from experiments.studies import self_labels
 from experiments.training import pretraining, pruning
 from experiments.training.pretraining import Run
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""The gap that no policy can avoid, because its steps are Gaussian.
 
-  python -m experiments.benchmarks.step_floor
+  python -m experiments.studies.step_floor
 
 A policy shifts the mean of each Gaussian step, and may squeeze its noise in one
 direction (`ctrl_jax.squeeze`), while the optimal step, p_pre(x_{k+1} | x_k)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run survives: faults of machine, disk, clock and data, injected.
 
-  python -m experiments.benchmarks.faults [--kills 50]
+  python -m experiments.faults [--kills 50]
 
 A run is disturbed and then given its command again until it is done. It has
 survived if its final parameters, samples and results are those of a run that
@@ -30,8 +30,8 @@ from typing import Any
 import absl.logging
 
 from experiments import outputs
-from experiments.benchmarks import disturbed
-from experiments.benchmarks.disturbed import Command
+from experiments.faults import disturbed
+from experiments.faults.disturbed import Command
 from experiments.reporting import tables
 from experiments.runtime import arguments, outcome
 
@@ -110,7 +110,7 @@ def clock(
   command: Command, folder: pathlib.Path, rng: random.Random, seconds: float
 ) -> list[int]:
   """Time goes back and forth, and what is written is from tomorrow."""
-  disturbed.midway(command, folder, "experiments.benchmarks.injected", "clock")
+  disturbed.midway(command, folder, "experiments.faults.injected", "clock")
   disturbed.from_tomorrow(folder)
   return [disturbed.lost(folder)]
 
@@ -119,7 +119,7 @@ def nan(
   command: Command, folder: pathlib.Path, rng: random.Random, seconds: float
 ) -> list[int]:
   """A batch has NaN in it: training stops, and nothing of it was saved."""
-  command.fails(folder, 1, "experiments.benchmarks.injected", "nan")
+  command.fails(folder, 1, "experiments.faults.injected", "nan")
   return [disturbed.lost(folder)]
 
 

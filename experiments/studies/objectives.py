@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Every policy update on the mixture, at equal numbers of network evaluations.
 
-  python -m experiments.benchmarks.objectives [--seeds 0 1 2] [--gamma 1]
+  python -m experiments.studies.objectives [--seeds 0 1 2] [--gamma 1]
 
 Prior, classifier, sampler, head and batch size are the same for all. How often
 a chain's step evaluates the frozen network in an update is not;
@@ -21,12 +21,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import outputs
-from experiments.benchmarks import recipe
-from experiments.benchmarks.recipe_variants import Variant, make_trainer
 from experiments.configs import mixture
 from experiments.problems import exact
 from experiments.reporting import tables
 from experiments.runtime import arguments, outcome
+from experiments.studies import recipe
+from experiments.studies.recipe_variants import Variant, make_trainer
 from experiments.training.algorithms import EVALUATIONS
 
 RATES = (3e-3, 1e-2, 3e-2)

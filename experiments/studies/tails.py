@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Whether a classifier is too sure of what it gets wrong.
 
-  python -m experiments.benchmarks.tails --workdir=RUN
+  python -m experiments.studies.tails --workdir=RUN
 
 A temperature is fitted to all that is held out, most of which is easy, and a
 classifier may still say e^-40 of a label that one image in a thousand has: in a

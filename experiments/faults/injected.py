@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run with a fault inside it, for `faults`.
 
-  python -m experiments.benchmarks.injected {nan,clock} FLAGS
+  python -m experiments.faults.injected {nan,clock} FLAGS
 
 FLAGS are those of `experiments.run`. `nan` makes a number of the data of one
 update of the control NaN, and hence its gradient; `clock` has Python's clock

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Reward queries that ctrl needs to get as far as ppo gets.
 
-  python -m experiments.benchmarks.reward_queries [--seeds 0 1 2]
+  python -m experiments.studies.reward_queries [--seeds 0 1 2]
     [--queries 76800] [--gamma 1] [--json FILE]
 
 Both train one head on the mixture of configs/mixture.py, drawn anew for every
@@ -32,10 +32,10 @@ from typing import Any
 import numpy as np
 
 from experiments import outputs
-from experiments.benchmarks import objectives
 from experiments.configs import mixture
 from experiments.reporting import tables
 from experiments.runtime import arguments, outcome
+from experiments.studies import objectives
 
 SHARES = {"ppo": 2, "ctrl": 10}  # of --queries, in a run of the search
 BATCHES = (32, 64, 128, 256)

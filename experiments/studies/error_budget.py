@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Where the gap of a tuned policy comes from, on a mixture in the plane.
 
-  python -m experiments.benchmarks.error_budget [--seed 0 1 ...] [--gamma 1 10]
+  python -m experiments.studies.error_budget [--seed 0 1 ...] [--gamma 1 10]
 
 The gap of a policy P, log Z - E[log w] = KL(P || P*) in nats, is the sum of
 what four causes cost. Let h_0 and the control P_opt be those of
@@ -52,16 +52,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import stages
-from experiments.benchmarks import (
+from experiments.configs import mixture, rules
+from experiments.runtime import arguments, devices, flags, logs, outcome
+from experiments.runtime.workdir import write_json
+from experiments.studies import (
   compared_policies,
   learned_classifier,
   optimal_control,
 )
-from experiments.benchmarks.compared_policies import Controlled
-from experiments.benchmarks.optimal_control import Grid, Optimum
-from experiments.configs import mixture, rules
-from experiments.runtime import arguments, devices, flags, logs, outcome
-from experiments.runtime.workdir import write_json
+from experiments.studies.compared_policies import Controlled
+from experiments.studies.optimal_control import Grid, Optimum
 from experiments.training import control, pretraining
 from experiments.training.pretraining import Run
 

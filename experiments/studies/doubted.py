@@ -17,11 +17,11 @@ import numpy as np
 
 from ctrl_jax import hypotheses, paths
 from ctrl_jax.models.gaussian_mixture import GaussianMixture
-from experiments.benchmarks import learned_classifier
-from experiments.benchmarks.learned_classifier import Guess
 from experiments.configs import base
 from experiments.problems import exact
 from experiments.runtime import keys
+from experiments.studies import learned_classifier
+from experiments.studies.learned_classifier import Guess
 
 CONTROLS = 3
 SLOPE = 2.0  # of the logits, nats per unit of x
