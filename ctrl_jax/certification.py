@@ -60,10 +60,10 @@ class Certified:
       line += f", ESS {100 * float(self.certificate.ess):.0f} %"
     else:
       line += f", ESS not to be trusted (Pareto k {self.pareto_k:.2f})"
-    line += f", gap of the pre-trained model {least}{self.before:.2g}"
+    line += f", gap of the pre-trained model {least}{_rounded(self.before)}"
     if self.doubts is not None:
       more = float(doubt.pooled(self.doubts).mean)
-      line += f"; not believing the classifier up to {more:.2g} nats more"
+      line += f"; not believing the classifier up to {_rounded(more)} nats more"
     if self.is_bound:
       known = self.log_z.trust.known
       line += f"; log Z is a lower bound of {(~known).sum()} in {known.size}"
@@ -74,10 +74,21 @@ def in_digits(estimate: Estimate) -> str:
   """Mean ± standard error, to two digits of the error and four at most."""
   mean, stderr = float(estimate.mean), float(estimate.stderr)
   if not (math.isfinite(stderr) and math.isfinite(mean)):
-    return f"{mean:.2g}"
-  digits = 4 if stderr <= 0 else 1 - math.floor(math.log10(stderr))
-  digits = min(max(digits, 0), 4)
+    return _rounded(mean)
+  digits = _decimals(stderr) if stderr > 0 else 4
   return f"{mean:.{digits}f} ± {stderr:.{digits}f}"
+
+
+def _rounded(value: float) -> str:
+  """Two digits, and no power of ten."""
+  if value == 0 or not math.isfinite(value):
+    return f"{value:g}"
+  return f"{value:.{_decimals(abs(value))}f}"
+
+
+def _decimals(size: float) -> int:
+  """How many show two digits of a number above 0, at most four."""
+  return min(max(1 - math.floor(math.log10(size)), 0), 4)
 
 
 def certify(

@@ -83,6 +83,21 @@ def test_two_digits_of_the_error(mean, stderr, text):
   assert certification.in_digits(Estimate(mean, stderr)) == text
 
 
+@pytest.mark.parametrize(
+  ("before", "text"),
+  [
+    (2.0, "2.0"),
+    (0.957, "0.96"),
+    (0.0412, "0.041"),
+    (43.8, "44"),
+    (132.4, "132"),
+    (0.0, "0"),
+  ],
+)
+def test_two_digits_of_the_gap_before(before, text):
+  assert certification._rounded(before) == text
+
+
 def test_weights_of_a_heavy_tail_have_no_ess_to_show():
   certificate = certification.Certificate(
     *(Estimate(0.022, 0.011) for _ in range(4)), 0.957

@@ -65,6 +65,18 @@ def test_the_drawing_has_every_module_once(layers):
   assert sorted(t for t in texts if not t.isdigit()) == sorted(names)
 
 
+def test_every_module_of_experiments_is_told_once():
+  table = part("parts").table(ROOT / "experiments")
+  told = re.findall(r"^\| `([\w.]+)` \| \S", table, re.MULTILINE)
+  paths = (ROOT / "experiments").rglob("*.py")
+  names = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in paths
+    if path.name != "__init__.py"
+  ]
+  assert sorted(told) == sorted(n.removesuffix(".__main__") for n in names)
+
+
 def public(path: pathlib.Path) -> set[str]:
   """Functions, classes and methods of a module that its users may call."""
   name = ".".join(path.relative_to(ROOT).with_suffix("").parts)

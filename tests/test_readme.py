@@ -41,22 +41,26 @@ def test_the_site_begins_with_the_same_example():
   assert code == re.findall(r"```python\n.*?```", page, re.DOTALL)
 
 
-def test_every_module_of_experiments_is_on_the_map():
+def test_every_part_and_command_of_experiments_is_on_the_map():
   text = (ROOT / "CONTRIBUTING.md").read_text()
   _, _, table = text.partition("| what | where |\n")
   table, _, _ = table.partition("\n\n")
-  named = set(re.findall(r"`(\w+)`", table))
   folder = ROOT / "experiments"
-  found = [
-    *folder.glob("*/__init__.py"),
-    *folder.glob("problems/*/__init__.py"),
-  ]
-  packages = {path.parent for path in found}
-  one_a_purpose = ("benchmarks", "configs", "studies")
-  described = {folder / name for name in one_a_purpose}
-  modules = {p for f in {folder} | packages - described for p in f.glob("*.py")}
-  there = {path.stem for path in modules | packages}
-  assert named == there - {"__init__", "__main__"}
+  parts = {path.parent.name for path in folder.glob("*/__init__.py")}
+  commands = {
+    path.stem for path in folder.glob("*.py") if "__main__" in path.read_text()
+  }
+  assert set(re.findall(r"`(\w+)`", table)) == parts | commands
+
+
+def test_what_a_new_part_is_named_in_is_there():
+  page = (ROOT / "docs" / "design.md").read_text()
+  places = re.findall(r"((?:`\w+`(?: and )?)+) of\s`([\w/]+\.py)`", page)
+  assert len(places) > 6
+  for names, path in places:
+    text = (ROOT / "experiments" / path).read_text()
+    for name in re.findall(r"`(\w+)`", names):
+      assert re.search(rf"^(def )?{name}\b", text, re.MULTILINE), (name, path)
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])

@@ -4,10 +4,10 @@
 Hooks of MkDocs. Every module of ctrl_jax has a page of the reference, made of
 its docstrings, and what docs/ links to of the code leads there; where the code
 has no such page, the link is its name alone. `layers` draws design.md's map,
-and `notebooks` makes pages of docs/notebooks.
+`parts` lists the modules of `experiments` there, and `notebooks` makes pages of
+docs/notebooks.
 """
 
-import ast
 import pathlib
 import re
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from typing import Any
 
 import layers
 import notebooks
+import parts
 from mkdocs.structure.files import File, Files
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -28,9 +29,9 @@ SCRIPT = re.compile(r"\]\((notebooks/\w+)\.py\)")
 def modules() -> Iterator[str]:
   """Names of all modules of the library that have something to say."""
   for path in sorted(LIBRARY.rglob("*.py")):
-    if _summary(path):
-      parts = path.relative_to(ROOT).with_suffix("").parts
-      yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    if parts.summary(path):
+      words = path.relative_to(ROOT).with_suffix("").parts
+      yield ".".join(words[:-1] if words[-1] == "__init__" else words)
 
 
 def _path(name: str) -> pathlib.Path:
@@ -40,15 +41,10 @@ def _path(name: str) -> pathlib.Path:
   )
 
 
-def _summary(path: pathlib.Path) -> str:
-  text = ast.get_docstring(ast.parse(path.read_text())) or ""
-  return " ".join(text.partition("\n\n")[0].split())
-
-
 def _index() -> str:
   lines = ["# API", "", "| module | what it is |", "| --- | --- |"]
   for name in modules():
-    summary = _summary(_path(name)).replace("|", "\\|")
+    summary = parts.summary(_path(name)).replace("|", "\\|")
     lines.append(f"| [`{name}`]({name}.md) | {summary} |")
   return "\n".join(lines)
 
@@ -90,4 +86,8 @@ def on_page_markdown(markdown: str, page: Any, files: Files, **_: Any) -> str:
     return f"[{text}]({up}{made})" if files.get_file_from_path(made) else text
 
   markdown = SCRIPT.sub(r"](\1.md)", markdown)
-  return CODE.sub(lead, markdown).replace("<!-- layers -->", LAYERS)
+  markdown = CODE.sub(lead, markdown).replace("<!-- layers -->", LAYERS)
+  if "<!-- parts -->" in markdown:
+    listed = parts.table(ROOT / "experiments")
+    markdown = markdown.replace("<!-- parts -->", listed)
+  return markdown
