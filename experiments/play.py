@@ -109,14 +109,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
       self._answer(self.rfile.read(int(length)))
 
   def _answer(self, body: bytes) -> None:
+    composer = self.server.composer
+    try:
+      request = playing.read(composer, json.loads(body))
+    except (ValueError, RecursionError) as error:
+      said = " ".join(str(error).split())
+      self._tell(400, {"error": said})
+      return
     with self.server.lock:  # until it is told: a page that ends waits for it
-      try:
-        told = playing.answer(self.server.composer, json.loads(body))
-      except (ValueError, RecursionError) as error:
-        said = " ".join(str(error).split())
-        self._tell(400, {"error": said})
-      else:
-        self._tell(200, told)
+      self._tell(200, playing.answer(composer, request))
 
   def _refused(self) -> bool:
     """Whether somebody else's page asks, which is told."""

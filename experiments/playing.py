@@ -85,16 +85,12 @@ def read(composer: Composer, asked: Any) -> Request:
   )
 
 
-def answer(composer: Composer, asked: Any) -> dict[str, Any]:
+def answer(composer: Composer, request: Request) -> dict[str, Any]:
   """Samples of a page's request, what they measure, and their KL in nats.
 
   Samples that diverged are counted and left out of everything.
-
-  Raises:
-    ValueError: the request is none.
   """
   started = time.perf_counter()
-  request = read(composer, asked)
   run = composer.run
   found = composer.draw(request)
   kept = _whole(found)

@@ -171,6 +171,11 @@ def test_what_is_no_json_is_refused(server, body, code):
   assert found == code and json.loads(said)["error"]
 
 
+def test_what_is_no_request_does_not_wait_for_samples_of_others(server):
+  with server.lock:  # as while samples are drawn
+    assert ask(server, "/samples", b"no")[0] == 400
+
+
 @pytest.mark.parametrize(
   "headers",
   [
