@@ -41,7 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ctrl_jax import generators
+from ctrl_jax import generators, learner
 from ctrl_jax.kernels import Kernel
 from ctrl_jax.learner import Learner, TrainState
 from ctrl_jax.policy import Condition
@@ -130,9 +130,10 @@ def _descend(
   if axis_name is not None:
     found = jax.lax.pmean(found, axis_name)
   gradient, metrics = found
-  updates, opt_state = optimizer.update(gradient, part.opt_state, part.params)
-  updates = jax.tree.map(lambda u: u * pace.astype(u.dtype), updates)
-  return Part(optax.apply_updates(part.params, updates), opt_state), metrics
+  stepped = learner.descend(
+    optimizer, gradient, part.params, part.opt_state, pace
+  )
+  return Part(*stepped), metrics
 
 
 def make_learner(
@@ -152,7 +153,7 @@ def make_learner(
   """Diff-Instruct, for batches {"c": [B], "y": [B]}.
 
   Its parameters are {"generator", "auxiliary"}, both a student's, and so are
-  the averaged ones; see `learner.make_learner` for the ramp of the average.
+  the averaged ones.
 
   Args:
     student: what both are.
@@ -164,7 +165,7 @@ def make_learner(
     sample_shape: of one sample.
     auxiliary_steps: steps on (3) for each on (4).
     warmup: updates in which (3) alone is trained.
-    ema_decay: largest decay of the averages.
+    ema_decay: largest decay of the averages; see `learner.averaged`.
     axis_name: mapped axis of devices; None: there is none.
   """
   knots = jnp.asarray(times, jnp.float32)
@@ -225,25 +226,20 @@ def make_learner(
     )
     parts = dict(zip(PARTS, (generator, auxiliary), strict=True))
     params = {name: part.params for name, part in parts.items()}
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
     return TrainState(
       state.step + 1,
       params,
       {name: part.opt_state for name, part in parts.items()},
-      optax.incremental_update(params, state.ema_params, 1 - decay),
+      learner.averaged(
+        state.ema_params, params, step=state.step, decay=ema_decay
+      ),
       state.pace,
     ), {**metrics, **jax.tree.map(jnp.mean, told)}
 
   def init(params: Params) -> TrainState:
-    # Copies: a donated state must not hold the same buffer twice.
-    copies = [jax.tree.map(jnp.copy, params) for _ in range(2)]
-    return TrainState(
-      jnp.zeros((), jnp.int32),
-      copies[0],
-      {name: optimizers[name].init(params[name]) for name in PARTS},
-      copies[1],
-      jnp.ones((), jnp.float32),
-    )
+    opt_state = {name: optimizers[name].init(params[name]) for name in PARTS}
+    # A copy: both parts may begin as one network, and a state is donated.
+    return learner.begin(jax.tree.map(jnp.copy, params), opt_state)
 
   return Learner(init, update)
 

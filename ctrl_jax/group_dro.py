@@ -36,6 +36,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
+from ctrl_jax import learner
 from ctrl_jax.learner import Learner, TrainState
 from ctrl_jax.types import Metrics, Params
 
@@ -114,13 +115,7 @@ def make_learner(
   def init(params: Params) -> TrainState:
     num = len(shares)
     both = {"network": params, "weights": jnp.full(num, 1 / num)}
-    return TrainState(
-      jnp.zeros((), jnp.int32),
-      both,
-      optimizer.init(params),
-      jax.tree.map(jnp.copy, both),
-      jnp.ones((), jnp.float32),
-    )
+    return learner.begin(both, optimizer.init(params))
 
   def update(
     state: TrainState, keys: jax.Array, batch: Any
@@ -132,11 +127,9 @@ def make_learner(
       return jnp.mean((weights / shares)[batch["class"]] * losses), losses
 
     gradient, losses = jax.grad(weighed, has_aux=True)(params)
-    updates, opt_state = optimizer.update(
-      mean(gradient), state.opt_state, params
+    params, opt_state = learner.descend(
+      optimizer, mean(gradient), params, state.opt_state, state.pace
     )
-    updates = jax.tree.map(lambda u: u * state.pace.astype(u.dtype), updates)
-    params = optax.apply_updates(params, updates)
     held = losses_fn(reference, keys, batch)
     found = excess(losses, held, batch["class"], len(shares), axis_name)
     weights = ascend(weights, found, rate=rate, temperature=temperature)

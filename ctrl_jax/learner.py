@@ -28,6 +28,49 @@ class TrainState(NamedTuple):
   pace: jax.Array  # [], what steps of the optimiser are multiplied by
 
 
+def begin(params: Params, opt_state: optax.OptState) -> TrainState:
+  """The state before the first update."""
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    opt_state=opt_state,
+    # A copy: a donated state must not hold the same buffer twice.
+    ema_params=jax.tree.map(jnp.copy, params),
+    pace=jnp.ones((), jnp.float32),
+  )
+
+
+def descend(
+  optimizer: optax.GradientTransformation,
+  gradient: Params,
+  params: Params,
+  opt_state: optax.OptState,
+  pace: jax.Array,
+) -> tuple[Params, optax.OptState]:
+  """A step of the optimiser, as long as it says times the pace."""
+  updates, opt_state = optimizer.update(gradient, opt_state, params)
+  updates = jax.tree.map(lambda u: u * pace.astype(u.dtype), updates)
+  return optax.apply_updates(params, updates), opt_state
+
+
+def averaged(
+  average: Params, params: Params, *, step: jax.Array, decay: float
+) -> Params:
+  """The moving average after an update.
+
+  Its decay ramps up as min(decay, (1 + step) / (10 + step)), so that a short
+  run is not dominated by its start.
+
+  Args:
+    average: before the update.
+    params: after it.
+    step: [], updates done before it.
+    decay: the largest, in [0, 1).
+  """
+  ramped = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+  return optax.incremental_update(params, average, 1 - ramped)
+
+
 # (params, keys [B], batch) -> (data, metrics)
 CollectFn = Callable[[Params, jax.Array, Any], tuple[Any, Metrics]]
 
@@ -57,9 +100,6 @@ def make_learner(
 ) -> Learner:
   """Gradient descent on a loss, with a moving average of the parameters.
 
-  The average ramps up as min(ema_decay, (1 + step) / (10 + step)), so that a
-  short run is not dominated by its start.
-
   Args:
     loss_fn: mean loss of one share of the batch, or of what was collected.
     optimizer: gradient transformation.
@@ -69,7 +109,8 @@ def make_learner(
       before the last.
     accumulate: parts of the batch, equal in size, whose gradients are computed
       one after another and averaged: memory is that of one part.
-    ema_decay: largest decay, in [0, 1); 0 makes ema_params equal params.
+    ema_decay: largest decay of `averaged`, in [0, 1); 0 makes ema_params equal
+      params.
     axis_name: mapped axis over which gradients and metrics are averaged; None
       when update is called outside `parallel.pmap`.
 
@@ -90,18 +131,12 @@ def make_learner(
     return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
   def init(params: Params) -> TrainState:
-    # A copy: a donated state must not hold the same buffer twice.
-    ema_params = jax.tree.map(jnp.copy, params)
-    step = jnp.zeros((), jnp.int32)
-    pace = jnp.ones((), jnp.float32)
-    return TrainState(step, params, optimizer.init(params), ema_params, pace)
+    return begin(params, optimizer.init(params))
 
-  def descend(params, opt_state, keys, data, pace):
+  def step(params, opt_state, keys, data, pace):
     gradient, metrics = mean(gradient_fn(params, keys, data))
-    updates, opt_state = optimizer.update(gradient, opt_state, params)
-    updates = jax.tree.map(lambda u: u * pace.astype(u.dtype), updates)
     metrics = dict(metrics, gradient_norm=optax.tree.norm(gradient))
-    return optax.apply_updates(params, updates), opt_state, metrics
+    return *descend(optimizer, gradient, params, opt_state, pace), metrics
 
   def update(
     state: TrainState, keys: jax.Array, batch: Any
@@ -111,17 +146,18 @@ def make_learner(
       batch, collected = collect_fn(state.params, keys, batch)
       batch, collected = jax.lax.stop_gradient((batch, mean(collected)))
     pace = state.pace
-    descended = descend(state.params, state.opt_state, keys, batch, pace)
+    stepped = step(state.params, state.opt_state, keys, batch, pace)
     if inner_steps > 1:
-      descended = jax.lax.fori_loop(
+      stepped = jax.lax.fori_loop(
         1,
         inner_steps,
-        lambda _, before: descend(before[0], before[1], keys, batch, pace),
-        descended,
+        lambda _, before: step(before[0], before[1], keys, batch, pace),
+        stepped,
       )
-    params, opt_state, metrics = descended
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    ema_params = optax.incremental_update(params, state.ema_params, 1 - decay)
+    params, opt_state, metrics = stepped
+    ema_params = averaged(
+      state.ema_params, params, step=state.step, decay=ema_decay
+    )
     return (
       TrainState(state.step + 1, params, opt_state, ema_params, pace),
       {**collected, **metrics},

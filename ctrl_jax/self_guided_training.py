@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ctrl_jax import self_guided, self_labels
+from ctrl_jax import learner, self_guided, self_labels
 from ctrl_jax.learner import Learner, TrainState
 from ctrl_jax.objectives import denoising
 from ctrl_jax.pretrained import Pretrained
@@ -40,8 +40,7 @@ def make_learner(
     optimizer: of all parameters but the moments.
     begin: the first update in which examples are told what they look like.
     t_min: smallest diffusion time trained on.
-    ema_decay: of the average, which looks; ramped up as in
-      `learner.make_learner`.
+    ema_decay: of the average, which looks; see `learner.averaged`.
     axis_name: mapped axis of devices; None: there is none.
   """
 
@@ -60,13 +59,7 @@ def make_learner(
 
   def init(params: Params) -> TrainState:
     trained = {k: v for k, v in params.items() if k != "moments"}
-    return TrainState(
-      jnp.zeros((), jnp.int32),
-      params,
-      optimizer.init(trained),
-      jax.tree.map(jnp.copy, params),
-      jnp.ones((), jnp.float32),
-    )
+    return learner.begin(params, optimizer.init(trained))
 
   def look(params: Params, keys: jax.Array, x: jax.Array) -> jax.Array:
     """h of every example and look, [B, LOOKS, d]."""
@@ -112,12 +105,12 @@ def make_learner(
 
     trained = {k: v for k, v in state.params.items() if k != "moments"}
     gradient, metrics = mean(jax.grad(loss_fn, has_aux=True)(trained))
-    updates, opt_state = optimizer.update(gradient, state.opt_state, trained)
-    updates = jax.tree.map(lambda u: u * state.pace.astype(u.dtype), updates)
-    trained = optax.apply_updates(trained, updates)
-    decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
-    averaged = optax.incremental_update(
-      trained, {k: steady[k] for k in trained}, 1 - decay
+    trained, opt_state = learner.descend(
+      optimizer, gradient, trained, state.opt_state, state.pace
+    )
+    before = {name: steady[name] for name in trained}
+    averaged = learner.averaged(
+      before, trained, step=state.step, decay=ema_decay
     )
     return TrainState(
       state.step + 1,

@@ -21,10 +21,11 @@ types choices, files json_file sde metrics frechet weights placement divided
 nearest squeeze coresets, parallel kernels, truncation learner flow predictions
 models datasets checkpoint control_file, sampling linear_quadratic group_dro
 training fitting hypotheses, paths, rewards policy trust doubt alternatives,
-pretrained steering transitions units composition, students interpolation,
-generators divergence, objectives guidance bridge distillation self_labels,
-self_guided, self_guided_training evidence, labels certification headed,
-controlled self_fitted, tuning, stable_diffusion, stable_diffusion_3, diffusers
+pretrained head_view transitions units composition, steering students
+interpolation, generators divergence, objectives guidance bridge distillation
+self_labels, self_guided, self_guided_training evidence, labels certification
+headed, controlled self_fitted, tuning, stable_diffusion, stable_diffusion_3,
+diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """
@@ -34,9 +35,8 @@ interpolation_stages, run compare exactness export sample play distill prune
 interpolate, benchmarks studies faults
 """
 # Only experiments know configs, flags, logs and figures.
-NOT_IN_LIBRARY = {
-  *("absl", "experiments", "jinja2", "matplotlib", "ml_collections"),
-  *("tensorboardX", "tqdm"),
+NOT_IN_LIBRARY = {"absl", "experiments", "jinja2", "matplotlib"} | {
+  *("ml_collections", "tensorboardX", "tqdm"),
 }
 ENTRANCES = {"ctrl_jax", "ctrl_jax.diffusers", "experiments"}  # may import
 PICKLES = {"pickle", "_pickle", "cloudpickle", "dill"}

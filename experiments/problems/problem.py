@@ -68,7 +68,7 @@ class Problem:
   control_names: tuple[str, ...]
   # Mean and deviation of a real y, of which a head sees (y - mean) / deviation.
   control_units: tuple[float, float] = (0.0, 1.0)
-  # gamma, for a head to see averaged gradients, as in `steering`; None: plain.
+  # gamma, for a head to see averaged gradients, as in `head_view`; None: plain.
   average: float | None = None
   law: requests.Law = requests.every
   data: Data | None = None  # None: the model is trained already

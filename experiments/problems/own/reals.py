@@ -5,7 +5,7 @@ Training and evaluation ask for VALUES quantiles of the labels, each as often,
 so y is drawn as it is among the data. A head sees a real y as a number, and any
 value between may be asked for afterwards. The likelihood may be as sharp as the
 data are, and its gradient far too large to follow where x_0 is not yet known:
-the head sees what `steering` makes of it on the average.
+the head sees what `head_view` makes of it on the average.
 """
 
 from collections.abc import Sequence
