@@ -14,6 +14,7 @@ import numpy as np
 from experiments.measures import distances, doubts, drawings, methods, scores
 from experiments.measures.doubting import Doubted
 from experiments.measures.evaluation import Chains, Reference
+from experiments.measures.methods import Method
 from experiments.runtime import workdir
 from experiments.training.pretraining import Learned, Run
 
@@ -36,41 +37,24 @@ def collect(
   """
   config, problem = run.config, run.problem
   gamma, seed = config.reward.gamma, config.seed
-  # A head asks the classifier at every step, in training and in sampling.
-  asked = 1 + problem.kernel.num_steps * bool(config.control.head)
-  trained_on = config.control.num_steps * config.control.batch_size
   found = methods.every(
     problem,
     reference,
     chains,
     gamma=gamma,
     best_of=config.evaluate.best_of,
-    reward_queries=trained_on * asked,
+    reward_queries=_queries(run),
   )
-  exact = found["pretrained_resampled"]
-  log_z, names = reference.evidence, problem.control_names
-  table = {
-    name: scores.score(
-      method,
-      learned.evaluators,
-      exact,
-      log_z,
-      names=names,
-      gamma=gamma,
-      seed=seed,
-    )
-    for name, method in found.items()
-  }
   known = distances.measure(problem, found, seed=seed)
-  for name, entry in known.methods.items():
-    table[name] |= entry
+  table = _scored(run, learned, reference, found)
   for name, entry in table.items():
     basis = "ctrl" if name.startswith("ctrl") else "pretrained"
     evaluations = entry["network_evaluations_per_sample"]
-    entry["sample_seconds"] = (
-      sampling_seconds[basis] * evaluations / problem.kernel.num_steps
-    )
-    entry["train_seconds"] = wall_seconds["control"] if basis == "ctrl" else 0.0
+    seconds = sampling_seconds[basis] * evaluations
+    entry |= known.methods.get(name, {}) | {
+      "sample_seconds": seconds / problem.kernel.num_steps,
+      "train_seconds": wall_seconds["control"] if basis == "ctrl" else 0.0,
+    }
   arrays = drawings.arrays_of(
     found, problem, reference, chains, gamma=gamma, seed=seed
   )
@@ -78,16 +62,58 @@ def collect(
   if doubted is not None:
     doubt = doubts.results(doubted, table["ctrl"]["gap"])
     arrays |= doubts.arrays_of(doubted, problem)
+    names = problem.control_names
     doubts.write_csv(run.workdir / "to_label.csv", doubted, names)
   workdir.write_arrays(
     run.workdir / "evaluation.npz", **arrays, **learned.reliability
   )
   return {
-    "experiment": config.experiment,
-    "variant": config.variant,
-    "seed": seed,
+    **_about(run),
     **provenance(),
     "wall_seconds": wall_seconds,
+    "judged_by": learned.evaluators.judge,
+    "classifier": learned.classifier,
+    "doubt": doubt,
+    "independent_classifier": learned.independent,
+    "exact": known.problem,
+    "log_evidence": _log_evidence(run, reference),
+    "methods": table,
+  }
+
+
+def _queries(run: Run) -> int:
+  """How often training asked for the reward of a sample."""
+  control = run.config.control
+  # A head asks the classifier at every step, in training and in sampling.
+  asked = 1 + run.problem.kernel.num_steps * bool(control.head)
+  return int(control.num_steps * control.batch_size * asked)
+
+
+def _scored(
+  run: Run, learned: Learned, reference: Reference, found: dict[str, Method]
+) -> dict[str, dict[str, Any]]:
+  """The figures of every method."""
+  return {
+    name: scores.score(
+      method,
+      learned.evaluators,
+      found["pretrained_resampled"],
+      reference.evidence,
+      names=run.problem.control_names,
+      gamma=run.config.reward.gamma,
+      seed=run.config.seed,
+    )
+    for name, method in found.items()
+  }
+
+
+def _about(run: Run) -> dict[str, Any]:
+  """What the run is of."""
+  config, problem = run.config, run.problem
+  return {
+    "experiment": config.experiment,
+    "variant": config.variant,
+    "seed": config.seed,
     "property_name": problem.property_name,
     "control_names": list(problem.control_names),
     "problem": {
@@ -96,25 +122,24 @@ def collect(
       "dims": int(np.prod(problem.sample_shape)),
       "steps": problem.kernel.num_steps,
       "eta": config.kernel.eta,
-      "gamma": gamma,
+      "gamma": config.reward.gamma,
       **problem.facts,
     },
-    "judged_by": learned.evaluators.judge,
-    "classifier": learned.classifier,
-    "doubt": doubt,
-    "independent_classifier": learned.independent,
-    "exact": known.problem,
-    "log_evidence": {
-      **scores.jsonable(log_z.mean),
-      "bound": bool(log_z.bounds.any()),
-      **scores.trusted(log_z.trust, names),
-      "table": np.asarray(log_z.table.mean).tolist(),
-      "stderr_table": np.asarray(log_z.table.stderr).tolist(),
-      "effective_table": log_z.trust.effective.tolist(),
-      "pareto_k_table": log_z.trust.pareto_k.tolist(),
-      "bound_table": log_z.bounds.tolist(),
-    },
-    "methods": table,
+  }
+
+
+def _log_evidence(run: Run, reference: Reference) -> dict[str, Any]:
+  """log Z in the mean and of every (c, y), and how far it is known."""
+  log_z = reference.evidence
+  return {
+    **scores.jsonable(log_z.mean),
+    "bound": bool(log_z.bounds.any()),
+    **scores.trusted(log_z.trust, run.problem.control_names),
+    "table": np.asarray(log_z.table.mean).tolist(),
+    "stderr_table": np.asarray(log_z.table.stderr).tolist(),
+    "effective_table": log_z.trust.effective.tolist(),
+    "pareto_k_table": log_z.trust.pareto_k.tolist(),
+    "bound_table": log_z.bounds.tolist(),
   }
 
 
