@@ -86,16 +86,7 @@ def tune(
       that needs a derivative which the reward has not.
     training.DivergedError: training failed at every rate that was tried.
   """
-  if not isinstance(reward, Fitted):
-    values, names = choices.controls_of(num_controls, controls, names)
-    reward_fn = reward
-  elif num_controls is None and controls is None and not names:
-    values, names, reward_fn = reward.controls, reward.names, reward.reward_fn
-  else:
-    raise ValueError(
-      "what was fitted says itself what y may be: leave num_controls, controls "
-      "and names out"
-    )
+  reward_fn, values, names = _wanted(reward, num_controls, controls, names)
   paths.check_gamma(gamma)
   if min(num_updates, batch_size, group) < 1 or batch_size % group:
     raise ValueError(
@@ -152,6 +143,23 @@ def tune(
     gamma=gamma,
     widths=tuple(widths),
     others_fn=reward.others_fn if isinstance(reward, Fitted) else None,
+  )
+
+
+def _wanted(
+  reward: RewardFn | Fitted,
+  num_controls: int | None,
+  controls: Sequence[float] | np.ndarray | None,
+  names: Sequence[str],
+) -> tuple[RewardFn, np.ndarray, tuple[str, ...]]:
+  """log p(y | x, c), and every y with its name."""
+  if not isinstance(reward, Fitted):
+    return reward, *choices.controls_of(num_controls, controls, names)
+  if num_controls is None and controls is None and not names:
+    return reward.reward_fn, reward.controls, reward.names
+  raise ValueError(
+    "what was fitted says itself what y may be: leave num_controls, controls "
+    "and names out"
   )
 
 
