@@ -22,7 +22,7 @@ from experiments.training import control, pretraining
 
 def _smoke():
   config = mixture.get_config("smoke")
-  config.control.objective = "ctrl"
+  config.control.update(objective="ctrl", squeeze=False)
   config.evaluate.num_reference = 600
   return config
 
@@ -38,6 +38,8 @@ TABLE = np.array([[-0.5, -1.0, -1.5]])
   [
     "default",
     "landing",
+    "antithetic",
+    "hardest",
     "path_consistency",
     "backprop_5",
     "gradient_scale",
@@ -60,8 +62,9 @@ def test_variant_starts_at_the_reference_and_moves(name, monkeypatch):
 @pytest.mark.long
 def test_default_is_what_a_run_trains(tmp_path):
   table = Estimate(TABLE, np.zeros_like(TABLE))
-  known = Evidence(CONFIG.reward.gamma, table, None, None)
-  reference = evaluation.Reference(None, None, known)
+  known = Evidence(CONFIG.reward.gamma, table, table, None, None, None)
+  log_p = np.full((1, *TABLE.shape), -1.0)  # of one sample of each c
+  reference = evaluation.Reference(None, log_p, known)
   with Log(tmp_path) as log:
     mesh = parallel.make_mesh(jax.devices()[:1])
     run = pretraining.Run(CONFIG, tmp_path, PROBLEM, mesh, log)

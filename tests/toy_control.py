@@ -87,3 +87,19 @@ def log_evidence(kernel, *, gamma=1.0):
   return np.array(
     [lg.log_evidence(p, mean, var, gamma=gamma) for p in LIKELIHOODS]
   )
+
+
+def steps(kernel):
+  """A policy with a shift and a slope of its own for every step."""
+
+  def pair_fn(control, c, y):
+    def pair(x, t):
+      k = jnp.argmin(jnp.abs(jnp.asarray(kernel.times, jnp.float32) - t))
+      change = control["shift"][k] + control["slope"][k] * x
+      reference = SDE.std(t) * x
+      return Predictions(reference + change, reference)
+
+    return pair
+
+  zeros = jnp.zeros(kernel.num_steps)
+  return Policy(lambda key: {"shift": zeros, "slope": zeros}, pair_fn)

@@ -150,7 +150,7 @@ def open_study(path: pathlib.Path | None, config: ConfigDict) -> dict[str, Any]:
   study = json.loads(path.read_text())
   old = {key: study[key] for key in header}
   if lines := workdir.differences(old, header):
-    raise ValueError(f"{path}: {'; '.join(lines)}; use another --json")
+    raise ValueError(f"{path}: {'; '.join(lines.values())}; use another --json")
   return study
 
 

@@ -5,14 +5,8 @@ With d_k = eps_theta - eps_pre, m_k = sqrt(1 - alpha_bar_k) and h the head:
 
 default: d_k = m_k h, with the plain reparameterised gradient of
   E[gamma log p(y | x_K) - sum_k w_k |d_k|^2] through all K steps.
-landing: "sticking the landing" (Roeder et al., arXiv 1703.09194). The mean of
-    log w = gamma log p(y | x_K) + log P_pre(path) - log P_phi(path)        (1)
-  at phi = theta is differentiated along the path alone, phi held fixed. What
-  that leaves out, -d/dphi log P_phi(path), is the score: of mean zero, so the
-  gradient stays unbiased, and at the optimum, where log w does not depend on
-  the path, it is zero on every path. It is computed as the whole derivative of
-  log w plus the score, the derivative of sum_k (b_k / s_k) z_k . eps_theta(x_k)
-  on the states and noises as they came: the policy once more at all of them.
+landing, antithetic, hardest: other estimators of its gradient, and another
+  weight of requests; see `recipe_losses`.
 path_consistency: the score function's gradient of the same divergence, see
   `ctrl_jax.objectives.path_consistency`; none passes through the sampler.
 backprop_5: only the last steps are differentiated, which is biased;
@@ -45,44 +39,18 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from ctrl_jax import learner, paths, policy, sampling, steering
+from ctrl_jax import learner, policy, steering
 from ctrl_jax.datasets import labelled
-from ctrl_jax.kernels import Kernel
 from ctrl_jax.learner import TrainState
 from ctrl_jax.models.heads import Change, FlatHead, HeadInputs
 from ctrl_jax.policy import Policy
-from ctrl_jax.types import LossFn, RewardFn
+from ctrl_jax.types import LossFn
 from experiments.problems.problem import Problem
 from experiments.runtime import keys
+from experiments.studies import recipe_losses
 from experiments.training import algorithms
 
 WINDOW = 0.2  # least m_k of a step that the window controls
-
-
-def landing_loss(
-  policy: Policy,
-  reward_fn: RewardFn,
-  kernel: Kernel,
-  *,
-  gamma: float,
-  sample_shape: tuple[int, ...],
-) -> LossFn:
-  """Minus the mean of log w, with the gradient of (1); as `ctrl.make_loss`."""
-
-  def loss_fn(params, keys, batch):
-    c, y = batch["c"], batch["y"]
-    start = sampling.initial_noise(keys, sample_shape, kernel)
-    pair_fn = policy.pair_fn(params, c, y)
-    chain = sampling.rollout(keys, start, kernel, pair_fn, keep_path=True)
-    given: Any = jax.lax.stop_gradient(chain.path)
-    eps_fn = policy.eps_fn(params, c, y)
-    eps = jax.vmap(eps_fn)(given.x, jnp.asarray(kernel.times, jnp.float32))
-    score = jnp.einsum("k,kb...,kb...->b", kernel.noise_coef, given.noise, eps)
-    log_w = paths.log_weights(chain, reward_fn(chain.x, c, y), gamma=gamma)
-    # In this order the value is that of log w to the last bit.
-    return -(log_w + (score - jax.lax.stop_gradient(score))).mean(), {}
-
-  return loss_fn
 
 
 def unscaled(problem: Problem) -> np.ndarray:
@@ -131,7 +99,9 @@ class Variant(NamedTuple):
 
 VARIANTS = {
   "default": Variant(),
-  "landing": Variant(make_loss=landing_loss),
+  "landing": Variant(make_loss=recipe_losses.landing),
+  "antithetic": Variant(make_loss=recipe_losses.antithetic),
+  "hardest": Variant(make_loss=recipe_losses.hardest),
   "path_consistency": Variant(changes={"objective": "path_consistency"}),
   "backprop_5": Variant(changes={"ctrl": {"backprop_steps": 5}}),
   "backprop_drawn": Variant(changes={"ctrl": {"backprop_least": 2}}),
