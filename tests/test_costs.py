@@ -42,9 +42,11 @@ def test_the_page_has_a_row_for_each():
 
 
 @pytest.mark.long
-def test_more_work_costs_more():
-  few, many = (
+def test_twice_the_chains_cost_twice_as_much_more():
+  # The optimiser costs what it costs, however many there are.
+  few, some, many = (
     costs.of_update("digits", Sizes(batch, 1, 2, 2, "float32"))
-    for batch in (4, 8)
+    for batch in (4, 8, 16)
   )
-  assert all(1.5 < b / a < 2.5 for a, b in zip(few[:2], many[:2], strict=True))
+  for a, b, c in zip(few[:2], some[:2], many[:2], strict=True):
+    assert 0.9 < (c - b) / (b - a) / 2 < 1.1
