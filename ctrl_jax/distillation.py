@@ -27,6 +27,15 @@ several steps is held against the teacher in a random one, of a chain that it
 has itself made so far (DMD2, arXiv 2405.14867). How far it is from the teacher
 in the end is estimated in nats (`divergence`).
 
+A generator of one step cannot express all that a policy of many does, and what
+it gives up need not be what its user would. It can be paid for y besides
+(Diff-Instruct++, arXiv 2410.18881),
+
+    min_phi  IKL(phi) - lambda E[log p(y | G_phi(z), c)],                 (5)
+
+for the likelihood that the policy was trained with. The optimum of (5) is not
+the policy's law, so lambda should be small.
+
 The subtle point. A policy's eps is the score of its own noised samples at the
 optimum of CTRL and for short steps alone. Elsewhere q_t of (1) is whatever has
 that score field, and not the law that the policy's steps end at: a distance to
@@ -34,7 +43,7 @@ both, the policy's samples and the target's, belongs beside every figure.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +57,11 @@ from ctrl_jax.policy import Condition
 from ctrl_jax.sampling import fold_in
 from ctrl_jax.sde import SDE
 from ctrl_jax.students import Student
-from ctrl_jax.types import EpsFn, Keys, Metrics, Params, Sample
+from ctrl_jax.types import EpsFn, Keys, Metrics, Params, RewardFn, Sample
 
 Teacher = Callable[[Condition, jax.Array], EpsFn]  # (c, y) -> its eps
 Labels = tuple[Condition, jax.Array]  # c and y
+Part = tuple[Params, optax.OptState]  # a network in training
 PARTS = ("generator", "auxiliary")
 
 
@@ -112,30 +122,6 @@ def surrogate(
   return loss, {"difference": jnp.sqrt(jnp.mean(apart**2))}
 
 
-class Part(NamedTuple):
-  """A network in training; arrays only."""
-
-  params: Params
-  opt_state: optax.OptState
-
-
-def _descend(
-  optimizer: optax.GradientTransformation,
-  part: Part,
-  found: tuple[Any, Metrics],
-  pace: jax.Array,
-  axis_name: str | None,
-) -> tuple[Part, Metrics]:
-  """A step along a gradient, which comes with its metrics."""
-  if axis_name is not None:
-    found = jax.lax.pmean(found, axis_name)
-  gradient, metrics = found
-  stepped = learner.descend(
-    optimizer, gradient, part.params, part.opt_state, pace
-  )
-  return Part(*stepped), metrics
-
-
 def make_learner(
   student: Student,
   teacher: Teacher,
@@ -145,6 +131,8 @@ def make_learner(
   optimizers: Mapping[str, optax.GradientTransformation],
   *,
   sample_shape: tuple[int, ...],
+  reward_fn: RewardFn | None = None,
+  reward: float = 0.0,
   auxiliary_steps: int = 2,
   warmup: int = 200,
   ema_decay: float = 0.99,
@@ -163,6 +151,8 @@ def make_learner(
     times: at which the laws are compared, by `generators.acting`.
     optimizers: of "generator" and "auxiliary".
     sample_shape: of one sample.
+    reward_fn: log p(y | x, c) of (5), or None.
+    reward: lambda of (5).
     auxiliary_steps: steps on (3) for each on (4).
     warmup: updates in which (3) alone is trained.
     ema_decay: largest decay of the averages; see `learner.averaged`.
@@ -188,48 +178,61 @@ def make_learner(
     params: Params, keys: Any, auxiliary: Params, labels: Labels
   ) -> Any:
     x = samples(params, keys[0], labels)
-    return surrogate(x, keys[1], knots, sde, of(auxiliary), teacher, labels)
+    loss, metrics = surrogate(
+      x, keys[1], knots, sde, of(auxiliary), teacher, labels
+    )
+    if reward_fn is not None:
+      log_p = reward_fn(x, *labels).mean()
+      loss, metrics = (
+        loss - reward * log_p,
+        {**metrics, "log_likelihood": log_p},
+      )
+    return loss, metrics
+
+  def descend(
+    name: str, part: Part, found: tuple[Params, Metrics], pace: jax.Array
+  ) -> tuple[Part, Metrics]:
+    """A step along a gradient, which comes with its metrics."""
+    if axis_name is not None:
+      found = jax.lax.pmean(found, axis_name)
+    gradient, metrics = found
+    return learner.descend(optimizers[name], gradient, *part, pace), metrics
 
   def update(
     state: TrainState, keys: Keys, batch: Any
   ) -> tuple[TrainState, Metrics]:
     labels = (batch["c"], batch["y"])
     generator, auxiliary = (
-      Part(state.params[name], state.opt_state[name]) for name in PARTS
+      (state.params[name], state.opt_state[name]) for name in PARTS
     )
 
     def denoise(part: Part, index: jax.Array) -> tuple[Part, Metrics]:
       drawn = _pair(fold_in(keys, index))
-      x = jax.lax.stop_gradient(samples(generator.params, drawn[0], labels))
-      found = jax.grad(denoising, has_aux=True)(
-        part.params, drawn[1], x, labels
-      )
-      optimizer = optimizers["auxiliary"]
-      return _descend(optimizer, part, found, state.pace, axis_name)
+      x = jax.lax.stop_gradient(samples(generator[0], drawn[0], labels))
+      found = jax.grad(denoising, has_aux=True)(part[0], drawn[1], x, labels)
+      return descend("auxiliary", part, found, state.pace)
 
     auxiliary, told = jax.lax.scan(
       denoise, auxiliary, jnp.arange(auxiliary_steps)
     )
     found = jax.grad(integral, has_aux=True)(
-      generator.params,
+      generator[0],
       _pair(fold_in(keys, auxiliary_steps)),
-      auxiliary.params,
+      auxiliary[0],
       labels,
     )
-    moved, metrics = _descend(
-      optimizers["generator"], generator, found, state.pace, axis_name
-    )
+    moved, metrics = descend("generator", generator, found, state.pace)
     generator = jax.tree.map(
       lambda new, old: jnp.where(state.step < warmup, old, new),
       moved,
       generator,
     )
-    parts = dict(zip(PARTS, (generator, auxiliary), strict=True))
-    params = {name: part.params for name, part in parts.items()}
+    both = zip(generator, auxiliary, strict=True)
+    params, opt_state = (dict(zip(PARTS, two, strict=True)) for two in both)
     return TrainState(
       state.step + 1,
       params,
-      {name: part.opt_state for name, part in parts.items()},
+      opt_state,
       learner.averaged(
         state.ema_params, params, step=state.step, decay=ema_decay
       ),

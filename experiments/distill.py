@@ -2,11 +2,12 @@
 """Makes of a finished run's control a generator of one step, or of a few.
 
   python -m experiments.distill --workdir=RUN [--steps 1] [--updates 3000]
-    [--batch 128] [--rate 5e-4]
+    [--batch 128] [--rate 5e-4] [--reward 0]
 
 The generator is trained by Diff-Instruct to sample what the run's policy does,
 for every c and y. One of one step begins as a regression on the policy's
-samples, for as many evaluations of networks. It is held against the policy at
+samples, for as many evaluations of networks. With --reward it is paid for y
+besides, by log p(y | x, c) as the run was. It is held against the policy at
 fewer steps, against itself untrained, and against that regression.
 RUN/distilled gets
 
@@ -52,6 +53,12 @@ def main() -> None:
   parser.add_argument("--updates", type=arguments.at_least(8), default=3000)
   parser.add_argument("--batch", type=number, default=128)
   parser.add_argument("--rate", type=arguments.share, default=5e-4, help="peak")
+  parser.add_argument(
+    "--reward",
+    type=arguments.weight,
+    default=0.0,
+    help="weight of log p(y | x)",
+  )
   given = parser.parse_args()
   rules.check_local("--workdir", given.workdir)
   run = pathlib.Path(given.workdir)

@@ -35,7 +35,7 @@ from experiments.problems.problem import Problem
 from experiments.reporting import comparison_figures, sample_figures, style
 from experiments.runtime import devices, finished_run, keys
 from experiments.runtime.logs import Log
-from experiments.training import generator, pretraining
+from experiments.training import generator, generator_file, pretraining
 from experiments.training.pretraining import Clock, Learned, Run
 
 FEWER = (8, 4, 2, 1)  # steps of the policy beside the generator's
@@ -54,11 +54,12 @@ def run(
   updates: int,
   batch: int,
   rate: float,
+  reward: float,
 ) -> dict[str, Any]:
   """Distils a finished run; returns results.json and writes all else.
 
-  source is the folder of the run, folder that of the distillation, and rate the
-  peak of learning.
+  source is the folder of the run, folder that of the distillation, rate the
+  peak of learning, and reward the weight of log p(y | x, c) in it.
 
   Raises:
     ValueError: samples are latents, devices cannot share a batch, or the
@@ -83,11 +84,14 @@ def run(
     "regression", generator.regress, settings, teacher, asked, budget
   )
   trained = clock(
-    "generator", generator.train, settings, teacher, asked, steps, regressed
+    "generator",
+    generator.train,
+    *(settings, teacher, asked, steps, regressed),
+    *(learned.reward_fn, reward),
   )
   made = _generators(run.problem, learned, control, trained, regressed, steps)
-  for name in generator.FILES:
-    generator.save(folder, name, made[name].params, made[name].kernel)
+  for name in generator_file.FILES:
+    generator_file.save(folder, name, made[name].params, made[name].kernel)
   reference = evaluation.evaluated(run.problem, reference)
   setting = Setting(
     run.problem,

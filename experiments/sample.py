@@ -50,7 +50,7 @@ from experiments.runtime import (
   workdir,
 )
 from experiments.sampler import Sampler
-from experiments.training import generator
+from experiments.training import generator_file
 
 MOST = 200  # pictures of the contact sheet
 PATHS, LEAST = 4, 200  # that are weighed for a sample, and for a (c, y)
@@ -87,9 +87,9 @@ def main() -> None:
       "--method is ctrl_resampled: the target of this run is that of "
       "reward.doubt, which weights do not know afterwards; use ctrl"
     )
-  if given.method in generator.FILES:
+  if given.method in generator_file.FILES:
     # Or say that there is none.
-    generator.load(run, found.problem, given.method)
+    generator_file.load(run, found.problem, given.method)
   c, y = found.requests(given.num, c=given.c, y=given.y)
   _far(found.problem.controls, y)
   to.mkdir(parents=True, exist_ok=True)

@@ -31,10 +31,10 @@ from experiments.measures import evaluation
 from experiments.problems import restored
 from experiments.problems.problem import Problem
 from experiments.runtime import devices, finished_run, workdir
-from experiments.training import generator, policies
+from experiments.training import generator_file, policies
 from experiments.training.pretraining import Learned, Run
 
-METHODS = ("ctrl", "ctrl_resampled", "pretrained", *generator.FILES)
+METHODS = ("ctrl", "ctrl_resampled", "pretrained", *generator_file.FILES)
 
 
 class Drawn(NamedTuple):
@@ -151,8 +151,8 @@ class Sampler:
     problem, reward_fn = self.problem, self.problem.reward_fn
     gamma = self.config.reward.gamma
     params = self.control
-    if method in generator.FILES:
-      made = generator.load(self.folder, problem, method)
+    if method in generator_file.FILES:
+      made = generator_file.load(self.folder, problem, method)
       params = made.params
 
     def generated(params: Params, keys: jax.Array, labels: Any) -> Any:
@@ -173,7 +173,7 @@ class Sampler:
       return chain.x, jnp.where(log_w < jnp.inf, log_w, -jnp.inf)
 
     found = evaluation.run_chains(
-      generated if method in generator.FILES else function,
+      generated if method in generator_file.FILES else function,
       params,
       (c, y),
       seed=seed,

@@ -14,7 +14,7 @@ from experiments.faults import disturbed
 from tests import toy_runs
 from tests.toy_processes import finish, start
 
-SMALLEST = ("--updates=8", "--batch=8")
+SMALLEST = ("--updates=8", "--batch=8", "--reward=0.01")
 
 
 def _command(module, run, *flags):
@@ -71,10 +71,19 @@ def test_a_generator_of_one_step_begins_as_the_regression(distilled):
 
 
 @pytest.mark.slow
+def test_a_generator_is_paid_for_y(distilled):
+  lines = (distilled[0] / "distilled" / "metrics.jsonl").read_text()
+  told = [json.loads(line) for line in lines.splitlines()]
+  paid = [row["log_likelihood"] for row in told if row["stage"] == "generator"]
+  assert paid and all(value < 0 for value in paid)
+
+
+@pytest.mark.slow
 def test_a_second_command_prints_the_same_or_refuses(distilled):
   run, out = distilled
   assert _command("distill", run, *SMALLEST) == (out, "", 0)
-  said, error, code = _command("distill", run, "--updates=9", "--batch=8")
+  changed = ("--updates=9", *SMALLEST[1:])
+  said, error, code = _command("distill", run, *changed)
   assert (said, code) == ("", 2) and error.count("\n") == 1
   assert "--updates is 9, and" in error and "was begun with 8" in error
 

@@ -89,11 +89,13 @@ def shifted(c, y):
   return eps
 
 
-def learner_of(student, **settings):
-  rate = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, b1=0.5))
+RATE = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(2e-3, b1=0.5))
+
+
+def learner_of(student, teacher=shifted, rate=RATE, **settings):
   return distillation.make_learner(
     student,
-    shifted,
+    teacher,
     SDE,
     generators.chain(SDE, TIMES, 1),
     TIMES,
@@ -160,6 +162,43 @@ def test_the_auxiliary_network_learns_alone_at_first(student):
   # A pace of 0 is a stand-still.
   held = one(after._replace(pace=jnp.zeros(())))
   jax.tree.map(np.testing.assert_array_equal, held.params, after.params)
+
+
+def test_a_generator_that_is_paid_ascends_along_its_reward(student):
+  # Nothing else moves it where the auxiliary network says what the policy does.
+  same = lambda c, y: student.eps_fn(start.params["auxiliary"], c, y)
+  settings = {"warmup": 0, "auxiliary_steps": 0, "reward": 0.1}
+  keys = jax.random.split(jax.random.key(1), 64)
+  labels = {"c": jnp.zeros(64, int), "y": jnp.arange(64) % 2}
+
+  def moved(reward_fn):
+    learner = learner_of(
+      student, same, optax.sgd(1.0), reward_fn=reward_fn, **settings
+    )
+    after, told = learner.update(start, keys, labels)
+    found = after.params["generator"], start.params["generator"]
+    return jax.tree.map(lambda a, b: a - b, *found), told
+
+  start = started(student, learner_of(student))
+  held, told = moved(None)
+  jax.tree.map(lambda leaf: np.testing.assert_allclose(leaf, 0), held)
+  assert "log_likelihood" not in told
+  change, told = moved(lambda x, c, y: 3 * x[:, 0] + 2 * y)
+  twice, _ = moved(lambda x, c, y: 6 * x[:, 0])
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(2 * a, b, rtol=1e-4, atol=1e-7),
+    change,
+    twice,
+  )
+
+  def mean(params):
+    eps_fn = student.eps_fn(params, None, labels["y"])
+    chain = generators.chain(SDE, TIMES, 1)
+    drawn = jax.vmap(lambda key: jax.random.split(key)[0])(keys)
+    return generators.generate(eps_fn, drawn, chain, SDE, (2,))[-1][:, 0].mean()
+
+  paid = jax.tree.map(jnp.add, start.params["generator"], change)
+  assert mean(paid) > mean(start.params["generator"])
 
 
 @pytest.mark.slow

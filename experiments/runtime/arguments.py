@@ -3,6 +3,7 @@
 
 import argparse
 import contextlib
+import math
 import os
 import pathlib
 from collections.abc import Callable
@@ -58,6 +59,14 @@ def share(text: str) -> float:
     if 0 < (value := float(text)) < 1:
       return value
   raise argparse.ArgumentTypeError(f"{text!r} is not between 0 and 1")
+
+
+def weight(text: str) -> float:
+  """Reads a number that is finite and not below 0."""
+  with contextlib.suppress(ValueError):
+    if 0 <= (value := float(text)) < math.inf:
+      return value
+  raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 on")
 
 
 def writable(text: str) -> pathlib.Path:

@@ -5,13 +5,11 @@ Both stages train through `loop.fit`, in a folder of their own, from which an
 interrupted command goes on.
 """
 
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from ctrl_jax import (
@@ -26,20 +24,15 @@ from ctrl_jax import (
 )
 from ctrl_jax.datasets import labelled
 from ctrl_jax.distillation import Teacher
-from ctrl_jax.kernels import Kernel
 from ctrl_jax.students import Student
-from ctrl_jax.types import Params
+from ctrl_jax.types import Params, RewardFn
 from experiments.configs import base
 from experiments.measures import evaluation
-from experiments.measures.generated import Generator
 from experiments.problems.problem import Problem
 from experiments.runtime import keys, loop, workdir
 from experiments.training.algorithms import adam
 from experiments.training.pretraining import Run, loop_settings
 
-FOLDER = "distilled"
-# By the method of sampling that reads it.
-FILES = {"distilled": "generator.npz", "regression": "regression.npz"}
 AUXILIARY_STEPS = 2  # of the auxiliary network for each of the generator
 AUXILIARY_RATE = 2.0  # of learning, times the generator's
 WARMUP = 100  # updates of the auxiliary network alone
@@ -112,12 +105,15 @@ def train(
   asked: Any,
   num_steps: int,
   regressed: Params,
+  reward_fn: RewardFn,
+  reward: float,
 ) -> dict[str, Params]:
   """The averaged parameters of "generator" and "auxiliary".
 
   The run's folder is that of the distillation. Requests are drawn from the
-  columns c and y that are asked. A generator of one step begins as the
-  regression, one of several and the auxiliary network as the pre-trained model.
+  columns c and y that are asked; reward is the weight of log p(y | x, c). A
+  generator of one step begins as the regression, one of several and the
+  auxiliary network as the pre-trained model.
   """
   problem, made = run.problem, student(run.problem)
   times = generators.acting(problem.kernel)
@@ -137,6 +133,8 @@ def train(
         ),
       },
       sample_shape=problem.sample_shape,
+      reward_fn=reward_fn if reward else None,
+      reward=reward,
       auxiliary_steps=AUXILIARY_STEPS,
       warmup=min(WARMUP, config.num_steps // 4),
       ema_decay=config.ema_decay,
@@ -216,44 +214,3 @@ def _pairs(run: Run, teacher: Teacher, rows: Any) -> dict[str, np.ndarray]:
     workdir.write_arrays(path, z=z, x=x)
   with np.load(path, allow_pickle=False) as saved:
     return dict(saved)
-
-
-def save(
-  folder: pathlib.Path, name: str, params: Params, steps: Kernel
-) -> None:
-  """Writes what `load` reads."""
-  flat = traverse_util.flatten_dict(jax.device_get(params), sep=":")
-  workdir.write_arrays(
-    folder / FILES[name], num_steps=np.array(steps.num_steps), **flat
-  )
-
-
-def load(run: pathlib.Path, problem: Problem, name: str) -> Generator:
-  """A generator of a run, by its name in FILES.
-
-  Raises:
-    FileNotFoundError: none was trained.
-    ValueError: its file is damaged, or of another model.
-  """
-  path = run / FOLDER / FILES[name]
-  if not path.is_file():
-    raise FileNotFoundError(
-      f"{run} has no generator: python -m experiments.distill --workdir={run} "
-      "trains one"
-    )
-  try:
-    with np.load(path, allow_pickle=False) as saved:
-      flat = {name: saved[name] for name in saved.files}
-    num_steps = int(flat.pop("num_steps"))
-  except (KeyError, OSError, ValueError) as error:
-    raise ValueError(f"{path} is damaged: {error}") from None
-  params, made = traverse_util.unflatten_dict(flat, sep=":"), student(problem)
-  shapes = jax.eval_shape(made.init, jax.random.key(0))
-  found, wanted = (
-    jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, shapes)
-  )
-  if found != wanted:
-    raise ValueError(f"{path} holds the generator of another model")
-  times = generators.acting(problem.kernel)
-  steps = generators.chain(problem.sde, times, num_steps)
-  return Generator(made.eps_fn, params, steps)
