@@ -137,10 +137,13 @@ def parser_of(name: str) -> argparse.ArgumentParser:
   def stop(parser, *_):
     raise Made(parser)
 
+  module = importlib.import_module(name)
+  if hasattr(module, "__path__"):  # a package, whose command is beside
+    module = importlib.import_module(f"{name}.__main__")
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(argparse.ArgumentParser, "parse_known_args", stop)
     try:
-      importlib.import_module(name).main()
+      module.main()
     except Made as made:
       return made.args[0]
   raise AssertionError(f"{name} parses nothing")
