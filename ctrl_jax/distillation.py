@@ -183,10 +183,8 @@ def make_learner(
     )
     if reward_fn is not None:
       log_p = reward_fn(x, *labels).mean()
-      loss, metrics = (
-        loss - reward * log_p,
-        {**metrics, "log_likelihood": log_p},
-      )
+      loss -= reward * log_p
+      metrics = {**metrics, "log_likelihood": log_p}
     return loss, metrics
 
   def descend(
