@@ -44,8 +44,7 @@ def _path(name: str) -> pathlib.Path:
 def _index() -> str:
   lines = ["# API", "", "| module | what it is |", "| --- | --- |"]
   for name in modules():
-    summary = parts.summary(_path(name)).replace("|", "\\|")
-    lines.append(f"| [`{name}`]({name}.md) | {summary} |")
+    lines.append(f"| [`{name}`]({name}.md) | {parts.summary(_path(name))} |")
   return "\n".join(lines)
 
 

@@ -9,15 +9,15 @@ import pathlib
 
 
 def summary(path: pathlib.Path) -> str:
-  """The first paragraph of a module's docstring on one line, or ""."""
+  """A cell: the first paragraph of a module's docstring on one line, or ""."""
   text = ast.get_docstring(ast.parse(path.read_text())) or ""
-  return " ".join(text.partition("\n\n")[0].split())
+  return " ".join(text.partition("\n\n")[0].split()).replace("|", "\\|")
 
 
 def table(root: pathlib.Path) -> str:
   """Markdown: the folders in the order of their names, the root's files first.
 
-  A package is told by its `__main__`, or else its `__init__`.
+  A package that is a command is told by its `__main__`.
   """
   lines = ["| module | what it is |", "| --- | --- |"]
   folders = sorted({path.parent for path in root.rglob("*.py")})
@@ -26,5 +26,5 @@ def table(root: pathlib.Path) -> str:
       parts = path.relative_to(root.parent).with_suffix("").parts
       name, told = ".".join(parts).removesuffix(".__main__"), summary(path)
       if told and path.stem != "__init__":
-        lines.append(f"| `{name}` | {told.replace('|', chr(92) + '|')} |")
+        lines.append(f"| `{name}` | {told} |")
   return "\n".join(lines)
