@@ -3,6 +3,7 @@
 
 import json
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -169,6 +170,18 @@ def test_examples_have_every_factor_or_there_are_none(tmp_path):
   run = pretraining.Run(*two_factors(tmp_path))
   with pytest.raises(ValueError, match="both factors"):
     guided.pairs(run, None)
+
+
+def test_page_is_what_the_kept_runs_say(tmp_path, monkeypatch):
+  page = tmp_path / "comparison.md"
+  page.write_bytes(compare.PAGE.read_bytes())
+  monkeypatch.setattr(compare, "PAGE", page)
+  monkeypatch.setattr(compare, "FIGURES", tmp_path / "figures")
+  for name in ("mixture", "digits"):
+    compare.compare(name, (0, 1, 2), tmp_path / "runs", write=True)
+    assert (tmp_path / "figures" / f"comparison-{name}.png").exists()
+  assert page.read_text() == pathlib.Path("docs/comparison.md").read_text()
+  assert not (tmp_path / "runs").exists()
 
 
 def test_page_has_a_place_for_every_study():

@@ -119,6 +119,38 @@ def test_page_is_rewritten_between_its_markers(tmp_path):
     studies.write(text, "nobody's", page)
 
 
+def test_the_whole_table_is_written_and_nothing_else(tmp_path, monkeypatch):
+  """From finished runs, which a study does not make again."""
+  made = []
+
+  def run(config, folder, *settings):
+    made.append((config, folder.name))
+    return RESULTS
+
+  page = tmp_path / "exactness.md"
+  page.write_bytes(exactness.PAGE.read_bytes())
+  head, tail = studies.around("make exactness", page)
+  monkeypatch.setattr(studies, "run", run)
+  monkeypatch.setattr(exactness, "PAGE", page)
+  monkeypatch.setattr(sys, "argv", ["exactness", "--write"])
+  with pytest.raises(SystemExit) as stopped:
+    exactness.main()
+  assert str(stopped.value.code).splitlines() == [
+    f"{name}: gap 0.0123 > {row.bar}"
+    for name, row in exactness.ROWS.items()
+    if row.bar < 0.0123
+  ]
+  assert made == [
+    (row.config, f"{name}-{seed}")
+    for name, row in exactness.ROWS.items()
+    for seed in range(5)
+  ]
+  text = page.read_text()
+  assert text.startswith(head) and text.endswith(tail)
+  table = studies.read("make exactness", page)
+  assert table.count("0.0123 ± 0.0000") == len(exactness.ROWS)
+
+
 def test_docs_have_the_markers_and_every_row_a_config():
   assert "<!-- table: make exactness -->" in exactness.PAGE.read_text()
   for row in exactness.ROWS.values():

@@ -5,7 +5,6 @@ What is smallest is added to the command's own flags, of which the last counts.
 A module that has no entry here fails. `make` targets are these commands.
 """
 
-import itertools
 import os
 import pathlib
 import re
@@ -16,7 +15,6 @@ import sys
 
 import pytest
 
-from experiments import compare, exactness
 from experiments.configs import effects, rules
 from experiments.runtime import flags
 from tests import documented, toy_garments
@@ -85,7 +83,6 @@ FILES = (
   *("digits", "fashion", "gaussian", "mixture", "own"),
   *("sd15_compressibility", "sdxl_compressibility", "sd3_compressibility"),
 )
-PAGES = {"compare": "comparison", "exactness": "exactness"}
 
 
 def told() -> dict[str, list[list[str]]]:
@@ -215,29 +212,3 @@ def test_a_run_ends_in_its_report(file, sandbox):
     assert done.returncode == 0, done.stderr
     report = done.stdout.splitlines()[-1].split()[-1]
     assert (sandbox / report).is_file()
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-  ("module", "seeds", "names"),
-  [("exactness", 5, exactness.ROWS), ("compare", 3, compare.STUDIES)],
-)
-def test_docs_are_written_by_what_make_runs(module, seeds, names, sandbox):
-  """From finished runs, which a study does not make again."""
-  finish(sandbox, module, *shlex.split(SMALLEST[module]))
-  made = sandbox / "runs" / module
-  for name, seed in itertools.product(names, range(seeds)):
-    family = name.partition("-")[0]
-    source = made / f"{family}-0"
-    if not source.exists():  # digits and fashion, whose tables are alike
-      source = made / "mixture-0"
-    (made / f"{name}-{seed}").mkdir(exist_ok=True)
-    target = made / f"{name}-{seed}" / "results.json"
-    if target.parent != source:
-      shutil.copy(source / "results.json", target)
-  before = (ROOT / "docs" / f"{PAGES[module]}.md").read_text()
-  done = finish(sandbox, module, "--write")
-  assert "Traceback" not in done.stderr, done.stderr
-  after = (sandbox / "docs" / f"{PAGES[module]}.md").read_text()
-  rest = re.compile("(?<= -->\n).*?(?=<!-- end of table)", re.S)
-  assert after != before and rest.sub("", after) == rest.sub("", before)
