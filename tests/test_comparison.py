@@ -177,7 +177,7 @@ def test_page_is_what_the_kept_runs_say(tmp_path, monkeypatch):
   page.write_bytes(compare.PAGE.read_bytes())
   monkeypatch.setattr(compare, "PAGE", page)
   monkeypatch.setattr(compare, "FIGURES", tmp_path / "figures")
-  for name in ("mixture", "digits"):
+  for name in compare.STUDIES:
     compare.compare(name, (0, 1, 2), tmp_path / "runs", write=True)
     assert (tmp_path / "figures" / f"comparison-{name}.png").exists()
   assert page.read_text() == pathlib.Path("docs/comparison.md").read_text()
