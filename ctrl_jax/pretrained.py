@@ -50,6 +50,9 @@ class Pretrained:
     init: key -> fresh parameters, where they are to be trained.
     loss_weight: t [B] -> weights [B] of errors of the noise in that training,
       as of `objectives.denoising`; None: 1.
+
+  Raises:
+    ValueError: conditions that are no names, or a shape that is a number.
   """
 
   network: Network
@@ -67,6 +70,18 @@ class Pretrained:
   decode: Callable[[jax.Array], jax.Array] | None = None
   init: Callable[[jax.Array], Params] | None = None
   loss_weight: Callable[[jax.Array], jax.Array] | None = None
+
+  def __post_init__(self) -> None:
+    """Refuses what a number or a string would break far from here."""
+    names = self.conditions
+    if isinstance(names, str) or not isinstance(names, Sequence):
+      raise ValueError(
+        f"conditions are names of the values of c, as in ('a', 'b'): {names!r}"
+      )
+    if not isinstance(self.sample_shape, Sequence):
+      raise ValueError(
+        f"sample_shape is a tuple of sizes, as (2,): {self.sample_shape!r}"
+      )
 
   @property
   def num_conditions(self) -> int:

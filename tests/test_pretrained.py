@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A pre-trained model: its network at its own parameters, or at others."""
 
+import types
+
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from ctrl_jax.policy import Output
 from ctrl_jax.pretrained import Pretrained
@@ -39,3 +42,16 @@ def test_other_parameters_are_another_model():
 
 def test_a_model_without_conditions_has_one():
   assert (MODEL.conditions, MODEL.num_conditions) == ((), 1)
+
+
+@pytest.mark.parametrize(
+  ("field", "value"),
+  [("conditions", 6), ("conditions", "cat"), ("sample_shape", 3)],
+)
+def test_a_number_where_names_or_sizes_belong_is_told_at_once(field, value):
+  # Not made: the types of its fields are checked in tests, and there alone.
+  model = types.SimpleNamespace(conditions=("a",), sample_shape=(3,))
+  Pretrained.__post_init__(model)
+  setattr(model, field, value)
+  with pytest.raises(ValueError, match=f"^{field} "):
+    Pretrained.__post_init__(model)
