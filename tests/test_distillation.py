@@ -201,7 +201,7 @@ def test_a_generator_that_is_paid_ascends_along_its_reward(student):
   assert mean(paid) > mean(start.params["generator"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_generator_learns_where_a_policy_goes(student):
   learner = learner_of(student, warmup=50)
   state, _ = advance(learner, started(student, learner), 800, 128)

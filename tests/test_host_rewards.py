@@ -36,9 +36,11 @@ def _on_host(calls):
 @pytest.mark.parametrize(
   ("objective", "group"),
   [
-    (path_consistency.make_learner, 1),
     (reward_weighted.make_learner, 1),
-    (functools.partial(ppo.make_learner, group=16), 16),
+    pytest.param(path_consistency.make_learner, 1, marks=pytest.mark.long),
+    pytest.param(
+      functools.partial(ppo.make_learner, group=16), 16, marks=pytest.mark.long
+    ),
   ],
 )
 def test_a_reward_of_the_host_is_learned_from_the_ends_of_chains(

@@ -52,7 +52,7 @@ def test_the_deviation_of_a_measurement_is_found():
   np.testing.assert_allclose(density, want, rtol=0.25)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_deviation_may_depend_on_x():
   rng = np.random.default_rng(0)
   x = rng.normal(size=(6000, 2))
