@@ -3,7 +3,6 @@
 
 import json
 import math
-import pathlib
 
 import jax
 import numpy as np
@@ -173,14 +172,14 @@ def test_examples_have_every_factor_or_there_are_none(tmp_path):
 
 
 def test_page_is_what_the_kept_runs_say(tmp_path, monkeypatch):
-  page = tmp_path / "comparison.md"
-  page.write_bytes(compare.PAGE.read_bytes())
+  page, text = tmp_path / "comparison.md", compare.PAGE.read_text()
+  page.write_text(text)
   monkeypatch.setattr(compare, "PAGE", page)
   monkeypatch.setattr(compare, "FIGURES", tmp_path / "figures")
   for name in compare.STUDIES:
     compare.compare(name, (0, 1, 2), tmp_path / "runs", write=True)
     assert (tmp_path / "figures" / f"comparison-{name}.png").exists()
-  assert page.read_text() == pathlib.Path("docs/comparison.md").read_text()
+  assert page.read_text() == text
   assert not (tmp_path / "runs").exists()
 
 

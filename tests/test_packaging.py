@@ -31,6 +31,12 @@ SHIPPED = PROJECT["tool"]["setuptools"]["package-data"]["*"]
 FOR_OTHERS = {"array-record", "importlib-resources"}
 # Of benchmarks.peers, whose workers have environments of their own.
 PEERS = {"accelerate", "diffusers", "peft", "torch", "trl"}
+# Of an image for accelerators, which has what these bring; PyTorch and PEFT,
+# which are not here, bring the last four.
+IMAGE = (
+  *("jax", "flax", "orbax-checkpoint", "scikit-learn", "matplotlib"),
+  *("jinja2", "safetensors", "tokenizers", "tqdm"),
+)
 BUILDERS = [
   name for name in read_sources("ctrl_jax") if name.endswith("_dataset_builder")
 ]
@@ -132,6 +138,19 @@ def test_experiments_import_what_their_extra_brings_and_all_of_it():
   assert extra <= distributions(found) <= extra | data | declared(*CORE)
   # What is looked for before a command is all of it.
   assert distributions(set(experiments.NEEDED)) == extra | data
+
+
+def test_what_an_image_for_accelerators_lacks_is_listed():
+  path = ROOT / "experiments/benchmarks/accelerator/requirements.txt"
+  lines = path.read_text().splitlines()
+  listed = declared(*(line for line in lines if not line.startswith("#")))
+  ours = brought((*CORE, *EXTRAS["data"], *EXTRAS["experiments"]))
+  # Its wheel is made apart; the others are imported by nothing that is run.
+  apart = {"promise", "einops", "pyarrow"}
+  wanted = ours - brought(IMAGE) - apart - {"ctrl-jax"}
+  of_diffusers = {"diffusers", "importlib-metadata", "lazy-importer"}
+  assert listed == wanted | of_diffusers
+  assert any("pip wheel --no-deps -w wheels promise" in line for line in lines)
 
 
 def test_every_file_beside_the_code_is_shipped():
