@@ -11,11 +11,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.measures import distances, doubts, drawings, methods, scores
+from experiments.measures import (
+  distances,
+  doubts,
+  drawings,
+  methods,
+  prior_quality,
+  scores,
+)
 from experiments.measures.doubting import Doubted
 from experiments.measures.evaluation import Chains, Reference
 from experiments.measures.methods import Method
 from experiments.runtime import workdir
+from experiments.training import pruning
 from experiments.training.pretraining import Learned, Run
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -71,6 +79,7 @@ def collect(
     **_about(run),
     **provenance(),
     "wall_seconds": wall_seconds,
+    "prior_copies": _copies(run, reference),
     "judged_by": learned.evaluators.judge,
     "classifier": learned.classifier,
     "doubt": doubt,
@@ -79,6 +88,16 @@ def collect(
     "log_evidence": _log_evidence(run, reference),
     "methods": table,
   }
+
+
+def _copies(run: Run, reference: Reference) -> dict[str, Any]:
+  """How many samples of a prior that was trained here are copies."""
+  config, problem, x = run.config, run.problem, reference.samples
+  if problem.data is None:
+    return {}
+  rows = pruning.choose(problem, config.prior, seed=config.seed).rows
+  made = x.reshape(-1, *problem.sample_shape)
+  return prior_quality.copied(made, problem.data.x[rows])
 
 
 def _queries(run: Run) -> int:

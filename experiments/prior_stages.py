@@ -126,9 +126,7 @@ def run(
   chosen = pruning.choose(shared.problem, config.prior, seed=config.seed)
   x = pruning.data_of(shared.problem).x
   flat = (-1, *shared.problem.sample_shape)
-  copied = prior_quality.copies(
-    samples.reshape(flat), shared.held_out.reshape(flat), x[chosen.rows]
-  )
+  copied = prior_quality.copied(samples.reshape(flat), x[chosen.rows])
   groups = _groups(shared.problem, chosen)
   some = _some(x, groups, chosen.rows)
   workdir.write_arrays(folder / SHOWN, images=some, samples=samples[0, :, :FEW])
@@ -138,7 +136,7 @@ def run(
     "judge_accuracy": shared.accuracy,
     "seconds": timed.seconds,
     **prior_quality.figures(samples, shared.held_out, shared.features),
-    "copies": copied,
+    "copies": copied.get("samples", {}).get("mean"),
   }
 
 

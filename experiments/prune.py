@@ -18,8 +18,8 @@ held out and judges samples:
     MMD²        times 1000, in the same features
     reached %   held-out images that samples are near to (coverage); and of
                 the worst class
-    copies %    samples that are nearer to a training image than 95 % of the
-                held-out images are
+    copies %    samples that are copies of a training image
+                (`ctrl_jax.memorization`)
     gap         nats, of the control, and oracle %, samples as asked for
 
 The row "images" has images of all that are not held out in place of samples;

@@ -18,14 +18,14 @@ MAX_LINES = 260
 # A part of ctrl_jax imports from itself and from layers before its own, alone.
 LIBRARY = """
 types choices, files json_file sde metrics frechet weights placement divided
-nearest squeeze coresets, parallel kernels, truncation learner flow predictions
-models datasets checkpoint control_file, sampling linear_quadratic group_dro
-training fitting hypotheses, paths, rewards policy trust doubt alternatives,
-pretrained head_view transitions units composition, steering students
-interpolation, generators divergence, objectives guidance bridge distillation
-self_labels, self_guided, self_guided_training evidence, labels certification
-headed, controlled self_fitted, tuning, stable_diffusion, stable_diffusion_3,
-diffusers
+nearest squeeze coresets, parallel kernels memorization, truncation learner flow
+predictions models datasets checkpoint control_file, sampling linear_quadratic
+group_dro training fitting hypotheses, paths, rewards policy trust doubt
+alternatives, pretrained head_view transitions units composition, steering
+students interpolation, generators divergence, objectives guidance bridge
+distillation self_labels, self_guided, self_guided_training evidence, labels
+certification headed, controlled self_fitted, tuning, stable_diffusion,
+stable_diffusion_3, diffusers
 """
 # The same of experiments, from the schema of configs to the commands.
 EXPERIMENTS = """

@@ -38,10 +38,31 @@ def test_one_class_has_no_worst_one():
   assert found["coverage_worst"] is None
 
 
-def test_copies_are_nearer_than_all_but_few_held_out_images():
-  """Held out at distances 1 to 100 of the only training image."""
-  training = np.zeros((1, 1))
-  held_out = np.arange(1.0, 101.0)[:, None]
-  made = np.array([[0.0], [5.0], [7.0], [50.0]])
-  assert prior_quality.copies(made, held_out, training) == 0.5
-  assert prior_quality.copies(held_out, held_out, training) == 0.05
+def test_a_prior_that_knows_its_data_by_heart_is_told_from_one_that_does_not():
+  rng = np.random.default_rng(0)
+  training = rng.normal(size=(300, 4, 4, 1)).astype(np.float32)
+  told = prior_quality.copied(training[:200] + 0.01, training)
+  assert told["samples"] == {"mean": 1.0, "stderr": 0.0}
+  assert told["examples"]["mean"] == 0
+  other = rng.normal(size=(200, 4, 4, 1)).astype(np.float32)
+  assert prior_quality.copied(other, training)["samples"]["mean"] == 0
+
+
+def test_equal_examples_do_not_hide_what_copies_them():
+  training = np.random.default_rng(0).normal(size=(50, 8)).astype(np.float32)
+  twice = np.concatenate([training, training])
+  found = prior_quality.copied(training + 0.01, twice)
+  assert found["samples"]["mean"] == 1 and found["examples"]["mean"] == 0
+  assert prior_quality.copied(training, np.zeros((9, 8))) == {}
+
+
+def test_some_of_many_samples_say_how_many_copies_there_are():
+  """Half of 4,000, and of these a thousand are looked at; z = 4."""
+  rng = np.random.default_rng(0)
+  training = rng.normal(size=(100, 8)).astype(np.float32)
+  made = rng.normal(size=(4000, 8)).astype(np.float32)
+  half = rng.permutation(4000)[:2000]
+  made[half] = training[half % 100]
+  found = prior_quality.copied(made, training)["samples"]
+  assert found["stderr"] == pytest.approx((0.25 / 1000) ** 0.5, rel=0.01)
+  assert abs(found["mean"] - 0.5) < 4 * found["stderr"]

@@ -116,15 +116,3 @@ def test_one_class_has_no_worst():
   found = prior_quality.figures(x, x[0], lambda x: x)
   assert found["frechet_worst"] is found["coverage_worst"] is None
   assert found["frechet"] == pytest.approx(0, abs=1e-4)
-
-
-def test_copies_are_nearer_than_images_are():
-  rng = np.random.default_rng(0)
-  draw = lambda num: rng.normal(size=(num, 2, 2)).astype(np.float32)
-  training, held_out, made = draw(100), draw(1000), draw(4000)
-  copied = prior_quality.copies
-  assert copied(training + 1e-3, held_out, training) == 1
-  assert copied(training + 10, held_out, training) == 0
-  # Other images of the law: 5 %, of 1,000 and of 4,000 draws; z = 4.
-  error = (0.05 * 0.95 * (1 / 1000 + 1 / 4000)) ** 0.5
-  assert abs(copied(made, held_out, training) - 0.05) < 4 * error

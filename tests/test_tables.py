@@ -139,6 +139,22 @@ def test_a_gap_below_zero_says_why(results):
   assert "log Z that is a lower bound" in line
 
 
+def test_a_prior_is_told_from_its_data(results):
+  """More copies than by chance, by more than a tenth, are warned of."""
+  known = {"mean": 0.11, "stderr": 0.01}
+  few = {"samples": {"mean": 0.2, "stderr": 0.013}, "examples": known}
+  many = few | {"samples": {"mean": 0.22, "stderr": 0.013}}
+  told = "20.0 ± 1.3 % of its samples are copies of a training example, and "
+  results["prior_copies"] = few
+  assert told in summary.text(results)
+  assert summary.warnings(results) == []
+  results["prior_copies"] = many
+  (line,) = summary.warnings(results)
+  assert "22.0 ± 1.3 % of its samples" in line and "11.0 ± 1.0 %" in line
+  results["prior_copies"] = {}
+  assert "copies" not in summary.text(results)
+
+
 def test_samples_that_are_not_finite_are_counted(results):
   results["methods"]["ctrl"]["not_finite"] = 3
   (line,) = summary.warnings(results)

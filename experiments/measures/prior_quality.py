@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ctrl_jax import frechet, metrics
-from experiments.problems.chunks import Look, in_chunks
+from ctrl_jax import frechet, memorization, metrics
+from experiments.problems.chunks import Look
 
 ROWS = 2000  # at most, in MMD²: a quadratic cost
-COPIED = 0.05  # of held-out images are as near to a training image as a "copy"
+COMPARED = 1000  # samples at most that are held against all training examples
+CHUNK = 200  # of them at a time
 
 
 @jax.jit
@@ -69,30 +70,33 @@ def figures(
   }
 
 
-def nearest(training: np.ndarray) -> Look:
-  """Images -> the distance of each to the training image next to it, [N]."""
-  rows = jnp.asarray(training.reshape(len(training), -1))
+def copied(made: np.ndarray, training: np.ndarray) -> dict[str, Any]:
+  """Shares of samples, and of training examples, that are copies of one.
 
-  def look(x: jax.Array) -> jax.Array:
-    squares = metrics.squared_distances(x.reshape(len(x), -1), rows)
-    return jnp.sqrt(squares.min(1))
-
-  return in_chunks(look, chunk=200)
-
-
-def copies(
-  made: np.ndarray, held_out: np.ndarray, training: np.ndarray
-) -> float:
-  """Share of samples that are as near to a training image as few images are.
-
-  Nearer than all but COPIED of the held-out ones; about so many samples of a
-  model that copies nothing are.
+  The second share is what a model that copies nothing has; see
+  `ctrl_jax.memorization`.
 
   Args:
-    made: samples [N, ...].
-    held_out: images [M, ...].
-    training: those that the model was trained on.
+    made: samples [N, ...] of which COMPARED at most are looked at.
+    training: what the model was trained on; of equal ones one counts.
+
+  Returns:
+    "samples" and "examples", each with its mean and standard error; {} where
+    no three examples differ.
   """
-  look = nearest(training)
-  near = np.quantile(look(held_out), COPIED)
-  return float(np.mean(look(made) < near))
+  flat = training.reshape(len(training), -1)
+  rows = np.stack([*{row.tobytes(): row for row in flat}.values()])
+  if len(rows) < 3:
+    return {}
+  examples, shares = jnp.asarray(rows, jnp.float32), {}
+  for name, x in (("samples", made.reshape(len(made), -1)), ("examples", rows)):
+    some = x[np.linspace(0, len(x) - 1, min(COMPARED, len(x))).astype(int)]
+    parts = np.array_split(some.astype(np.float32), -(-len(some) // CHUNK))
+    among = name == "examples"
+    found = np.concatenate(
+      [memorization.is_copy(part, examples, among=among) for part in parts]
+    )
+    share = float(found.mean())
+    error = (share * (1 - share) / len(found)) ** 0.5
+    shares[name] = {"mean": share, "stderr": error}
+  return shares

@@ -189,6 +189,7 @@ def write(workdir: pathlib.Path) -> pathlib.Path:
     },
     warnings=summary.warnings(run.results),
     certified=summary.certified(run.results),
+    copies=summary.copies(run.results),
     config=json.dumps(run.config, indent=2) if run.config else "",
     label=style.label,
     number=tables.number,

@@ -9,6 +9,8 @@ import numpy as np
 from ctrl_jax import trust
 from experiments.reporting import tables
 
+MANY = 0.1  # of a prior's samples, beyond the share by chance, may be copies
+
 
 def text(results: tables.Results) -> str:
   """What a finished run prints: problem, certificate, methods, wall time."""
@@ -34,6 +36,7 @@ def text(results: tables.Results) -> str:
     [
       f"{name}, seed {results['seed']}, gamma {gamma}",
       f"log Z       {tables.number(results.get('log_evidence'))} nats{least}",
+      *([f"prior       {line}"] if (line := copies(results)) else []),
       f"classifier  {figures or tables.DASH}",
       *([f"certified   {line}"] if (line := certified(results)) else []),
       "",
@@ -65,11 +68,41 @@ def certified(results: tables.Results) -> str:
   )
 
 
+def copies(results: tables.Results) -> str:
+  """How much of a prior that was trained here is training data; or empty."""
+  found = results.get("prior_copies")
+  if not found:
+    return ""
+  samples, examples = (
+    tables.number(found[name], decimals=1, scale=100)
+    for name in ("samples", "examples")
+  )
+  return (
+    f"{samples} % of its samples are copies of a training example, and "
+    f"{examples} % of these of another one"
+  )
+
+
+def _learned_by_heart(results: tables.Results) -> bool:
+  """Whether many more samples are copies than training examples are."""
+  found = results.get("prior_copies")
+  if not found:
+    return False
+  more = found["samples"]["mean"] - found["examples"]["mean"]
+  return bool(more > MANY)
+
+
 def warnings(results: tables.Results) -> list[str]:
   """A line for everything that makes a figure less than it seems."""
   evidence = results.get("log_evidence") or {}
   total = np.size(evidence.get("table") or 0)
   lines = []
+  if _learned_by_heart(results):
+    lines.append(
+      f"the pre-trained model knows its data by heart: {copies(results)}; so "
+      "will the tuned one, however small its gap; use more data, or less "
+      "prior.num_steps"
+    )
   if evidence.get("bound"):
     lines.append(
       f"log Z of {evidence['doubtful']} of {total} (c, y) is a lower bound, "
