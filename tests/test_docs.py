@@ -132,10 +132,16 @@ figure.savefig("notebook-x.png", dpi=9)
 @pytest.mark.long
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs_to_its_end(path, tmp_path):
+  environment = os.environ | {
+    "MPLBACKEND": "agg",
+    "PYTHONPATH": str(ROOT),
+    # It trains for minutes: what is compiled in a hurry is slower.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "false",
+  }
   done = subprocess.run(
     [sys.executable, path],
     cwd=tmp_path,
-    env=os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)},
+    env=environment,
     capture_output=True,
     text=True,
   )

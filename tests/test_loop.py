@@ -23,6 +23,7 @@ from tests.toy_training import (
   lines,
   loss_fn,
   make_learner,
+  parabola,
   saved_steps,
 )
 
@@ -116,22 +117,11 @@ def test_non_finite_state_is_not_saved(tmp_path: pathlib.Path) -> None:
   assert not (tmp_path / "checkpoints" / "toy").exists()
 
 
-def _parabola(steepness: float) -> Any:
-  """Plain descent on w^2 / 2, which multiplies w by 1 - pace steepness."""
-
-  def loss(params: Any, keys: jax.Array, batch: Any) -> Any:
-    del keys, batch
-    value = 0.5 * (params["w"] ** 2).sum()
-    return value, {"gap": value}
-
-  return learner.make_learner(loss, optax.sgd(steepness))
-
-
 def test_steps_are_halved_until_training_does_not_diverge(
   tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
   # By -4, -1.5 and -0.25 an update: the first two grow beyond any bound.
-  final = fit(tmp_path, 17, learner=_parabola(5.0), most=20 * 3.0)
+  final = fit(tmp_path, 17, learner=parabola(5.0), most=20 * 3.0)
   assert float(final.pace) == 0.25
   whole = init_params()["w"] * (-0.25) ** 17
   np.testing.assert_allclose(final.params["w"], whole, rtol=1e-5)
@@ -145,7 +135,7 @@ def test_training_that_diverges_at_every_pace_ends_with_an_error(
   tmp_path: pathlib.Path,
 ) -> None:
   with pytest.raises(DivergedError, match="the gap is .* more than 60, at"):
-    fit(tmp_path, 17, learner=_parabola(500.0), most=60.0)
+    fit(tmp_path, 17, learner=parabola(500.0), most=60.0)
   assert not (tmp_path / "checkpoints" / "toy").exists()
 
 

@@ -86,6 +86,9 @@ def test_a_real_y_is_asked_for_by_its_number(tmp_path):
   missed = {n: m["y_error"]["mean"] for n, m in results["methods"].items()}
   assert missed["pretrained_resampled"] < 60 < missed["pretrained"] < 250
   assert results["methods"]["ctrl"]["oracle_accuracy"] is None
+  # In a plane one in nine is a copy by chance; z = 4.
+  by_chance = results["prior_copies"]["examples"]
+  assert abs(by_chance["mean"] - 1 / 9) < 4 * by_chance["stderr"]
 
   to = tmp_path / "samples"
   flags = (f"--workdir={folder}", f"--to={to}", "--num=40")

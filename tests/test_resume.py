@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 
 from ctrl_jax import parallel
+from experiments.runtime import interrupts
 from tests.toy_training import (
   StopAt,
   bits,
   fit,
   lines,
+  parabola,
   saved_steps,
 )
 
@@ -54,6 +56,41 @@ def test_interrupted_and_continued_is_the_same(
   assert bits(fit(tmp_path, 17)) == bits(final)
   logs = [(f / "metrics.jsonl").read_bytes() for f in (tmp_path, folder)]
   assert logs[0] == logs[1]
+
+
+def test_a_signal_while_training_diverges_is_not_lost(
+  tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+  """Nothing can be saved at step 3; the first step of the retry is."""
+  with pytest.raises(SystemExit) as exit_info:
+    fit(
+      tmp_path,
+      17,
+      learner=parabola(5.0),
+      most=60.0,
+      batch_fn=StopAt(2, signal.SIGTERM),
+    )
+  assert exit_info.value.code == 0
+  said = capfd.readouterr().err.splitlines()
+  assert "at step 3: from step 0 again" in said[-2]
+  assert said[-1].startswith("SIGTERM: toy saved at step 1;")
+  assert saved_steps(tmp_path) == {1}
+
+
+def test_a_signal_after_the_last_question_acts_at_the_end() -> None:
+  acted: list[int] = []
+  before = signal.signal(signal.SIGTERM, lambda signum, _: acted.append(signum))
+  try:
+    with interrupts.collected() as received:
+      signal.raise_signal(signal.SIGTERM)
+      assert received == [signal.SIGTERM] and not acted
+    assert acted == [signal.SIGTERM]
+    with pytest.raises(KeyError), interrupts.collected():  # somebody acts on it
+      signal.raise_signal(signal.SIGTERM)
+      raise KeyError
+    assert acted == [signal.SIGTERM]
+  finally:
+    signal.signal(signal.SIGTERM, before)
 
 
 def test_damaged_newest_checkpoint_costs_only_time(

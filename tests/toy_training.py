@@ -40,6 +40,17 @@ def make_learner(loss_fn: Any = loss_fn) -> learner.Learner:
   return learner.make_learner(loss_fn, optax.adam(1e-2))
 
 
+def parabola(steepness: float) -> learner.Learner:
+  """Plain descent on w^2 / 2, which multiplies w by 1 - pace steepness."""
+
+  def loss(params: Any, keys: jax.Array, batch: Any) -> Any:
+    del keys, batch
+    value = 0.5 * (params["w"] ** 2).sum()
+    return value, {"gap": value}
+
+  return learner.make_learner(loss, optax.sgd(steepness))
+
+
 def fit(workdir: pathlib.Path, num_steps: int, **changes: Any) -> Any:
   settings: dict[str, Any] = {
     "learner": make_learner(),

@@ -23,6 +23,9 @@ _questions = itertools.count(1)
 def collected() -> Iterator[list[int]]:
   """Collects SIGINT and SIGTERM in a list; a second one acts as ever.
 
+  So does, at the end, one that came after the last question: whoever acts on
+  what is in the list leaves by an exception.
+
   Left alone off the main thread, where Python forbids it, and on several
   hosts, where JAX's preemption service receives SIGTERM; see `agreed`.
   """
@@ -45,6 +48,8 @@ def collected() -> Iterator[list[int]]:
   finally:
     for signum, handler in previous.items():
       signal.signal(signum, handler)
+  if received:
+    signal.raise_signal(received[0])
 
 
 def agreed(received: list[int]) -> list[int]:

@@ -158,35 +158,40 @@ def fit(
     return update(state, examples, parallel.shard(batch, mesh))
 
   left = training.RETRIES
-  while True:
-    start, pace = int(restored.state.step), float(restored.state.pace)
-    log.rewind(stage, start)
-    recorder = Recorder(
-      *(stage, restored.extra),
-      start=start,
-      num_steps=num_steps,
-      log_every=log_every,
-      log=log,
-      live=live,
-      most=most,
-    )
-    try:
-      return _train(
-        advance, restored.state, recorder, directory, num_steps, save_every
+  # Over all retries: what comes while training diverges stops the next one.
+  with interrupts.collected() as signals:
+    while True:
+      start, pace = int(restored.state.step), float(restored.state.pace)
+      log.rewind(stage, start)
+      recorder = Recorder(
+        *(stage, restored.extra),
+        start=start,
+        num_steps=num_steps,
+        log_every=log_every,
+        log=log,
+        live=live,
+        most=most,
       )
-    except DivergedError as error:
-      if not left:
-        raise
-      told = f"{stage}: {error.told} at step {error.step}"
-    left -= 1
-    restored = _restore(directory, learner, params, mesh)
-    again = int(restored.state.step)
-    print(
-      f"warning: {told}: from step {again} again, with half as long steps",
-      file=sys.stderr,
-    )
-    state = _at_pace(restored.state, pace / 2, mesh)
-    restored = restored._replace(state=state)
+      try:
+        return _train(
+          *(advance, restored.state, recorder, directory),
+          num_steps=num_steps,
+          save_every=save_every,
+          signals=signals,
+        )
+      except DivergedError as error:
+        if not left:
+          raise
+        told = f"{stage}: {error.told} at step {error.step}"
+      left -= 1
+      restored = _restore(directory, learner, params, mesh)
+      again = int(restored.state.step)
+      print(
+        f"warning: {told}: from step {again} again, with half as long steps",
+        file=sys.stderr,
+      )
+      state = _at_pace(restored.state, pace / 2, mesh)
+      restored = restored._replace(state=state)
 
 
 def _train(
@@ -194,13 +199,15 @@ def _train(
   state: TrainState,
   recorder: Recorder,
   directory: pathlib.Path,
+  *,
   num_steps: int,
   save_every: int,
+  signals: list[int],
 ) -> TrainState:
   """Updates and saves a state until it is done, diverges, or is to stop."""
   stopped: list[int] = []
   start = int(state.step)
-  with contextlib.closing(recorder), interrupts.collected() as signals:
+  with contextlib.closing(recorder):
     for step in range(start + 1, num_steps + 1):
       state, metrics = advance(state, step)
       recorder.push(step, metrics)
