@@ -52,7 +52,7 @@ SMALLEST = {
   " --updates 40 --only ppo 'payoff, denoising'",
   "benchmarks.host_overhead": "--steps 2 --batch 4 --rounds 1",
   "benchmarks.memory_plan": "--model sd15 --attention xla --batch 1 --parts 1"
-  " --steps 2 --backprop-steps 1",
+  " --steps 2 --backprop-steps 1 --sharding 1",
   "studies.objectives": "--seeds 0 --updates 6 --only ctrl ppo",
   "studies.offline_sets": "--config digits.py:smoke --seeds 0 --sizes 20",
   "studies.recipe": "--seeds 0 --updates 1 --batch 8 --variants default",
