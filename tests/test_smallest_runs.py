@@ -54,7 +54,7 @@ SMALLEST = {
   "benchmarks.memory_plan": "--model sd15 --attention xla --batch 1 --parts 1"
   " --steps 2 --backprop-steps 1 --sharding 1",
   "studies.objectives": "--seeds 0 --updates 6 --only ctrl ppo",
-  "studies.offline_sets": "--config digits.py:smoke --seeds 0 --sizes 20",
+  "studies.offline_sets": "--config digits.py:smoke --seeds 0 --sizes 40",
   "studies.recipe": "--seeds 0 --updates 1 --batch 8 --variants default",
   "studies.reward_queries": "--seeds 0 --queries 2560",
   "benchmarks.sampling": "--steps 2 --rounds 1"
