@@ -23,7 +23,8 @@ columns its other arrays [N], of texts or numbers, of which "" and NaN are not
 known. x is pictures, [N, height, width, 1 or 3] uint8 or floats in [-1, 1] or
 [0, 1], at their own size; or vectors [N, d] or sequences [N, length, d] of any
 scale, of which a residual MLP is the model and samples are arrays. It is small
-enough for `--config.prior.batch_size=256`, and better for it.
+enough for `--config.prior.batch_size=256 --config.control.batch_size=256`, and
+better for both.
 
 Or `--config.data.dir` is a data set of tfds as it lies on disk, the folder with
 its dataset_info.json, in files of array_record. Its features of one word or
