@@ -66,7 +66,7 @@ SMALLEST = {
   "studies.self_labels": "--config own.py:smoke --seeds 0 --clusters 2"
   " --updates 40",
   "studies.step_floor": "--steps 2 --power 1.5",
-  "benchmarks.update": "--steps 2 --backprop-steps 0 1 --batch 4 --repeats 1",
+  "benchmarks.update": "--steps 3 --backprop-steps 0 2 --batch 4 --repeats 1",
 }
 ELSEWHERE = {  # runs in a test of its own
   "faults.injected": "test_faults.py",
