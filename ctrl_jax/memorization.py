@@ -23,42 +23,55 @@ pictures. An example among the others is as often as near, so the share of these
 is what to hold that of samples against.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ctrl_jax.metrics import squared_distances
 
 RATIO = 3.0  # of the two distances of (1)
-CANDIDATES = 32  # whose distances are computed exactly
+BLOCK = 4096  # examples at a time
+CANDIDATES = 32  # of these, whose distances are computed exactly
 
 
-@functools.partial(jax.jit, static_argnames="among")
 def is_copy(
-  x: Float[Array, "n d"], examples: Float[Array, "m d"], *, among: bool = False
-) -> Bool[Array, "n"]:
+  x: Float[ArrayLike, "n d"],
+  examples: Float[ArrayLike, "m d"],
+  *,
+  among: bool = False,
+) -> Bool[np.ndarray, "n"]:
   """Which rows of x are copies of one of the examples, by (1).
 
   Args:
     x: samples of a model; one that is not finite is no copy.
     examples: that the model was trained on, no two of them equal: two that are
-      hide what copies them.
+      hide what copies them. Few of them are on the device at a time.
     among: x are some of the examples, and each is compared with the others.
 
   Raises:
     ValueError: there are not two examples to compare with.
   """
+  x, examples = np.asarray(x), np.asarray(examples)
   if len(examples) < 2 + among:
     raise ValueError(
       f"{len(examples)} examples: needed are two to compare a sample with"
     )
+  starts = range(0, len(examples), BLOCK)
+  parts = [_nearest(x, examples[i : i + BLOCK]) for i in starts]
   # An example is the nearest to itself.
-  num = 2 + among
+  nearest = np.sort(np.concatenate(parts, axis=1), axis=1)[:, among:]
+  copied: np.ndarray = RATIO**2 * nearest[:, 0] < nearest[:, 1]
+  return copied
+
+
+@jax.jit
+def _nearest(
+  x: Float[Array, "n d"], examples: Float[Array, "m d"]
+) -> Float[Array, "n k"]:
+  """Squared distances to the three nearest examples, or to all of fewer."""
   squares = squared_distances(x, examples)
   # As differences: what is nearest is lost in a difference of squares.
   _, rows = jax.lax.top_k(-squares, min(CANDIDATES, len(examples)))
-  nearest = jnp.sum((x[:, None] - examples[rows]) ** 2, axis=-1)
-  nearest = jnp.sort(nearest, axis=1)
-  return RATIO**2 * nearest[:, num - 2] < nearest[:, num - 1]
+  exact = jnp.sum((x[:, None] - examples[rows]) ** 2, axis=-1)
+  return jnp.sort(exact, axis=1)[:, :3]

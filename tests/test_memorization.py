@@ -37,6 +37,17 @@ def test_by_heart_all_are_copies():
   assert not memorization.is_copy(examples, examples, among=True).any()
 
 
+def test_of_many_examples_the_first_and_the_last_are_looked_at():
+  """More than are on the device at a time, the last of which are few."""
+  examples = drawn(0, memorization.BLOCK + 1, 6)
+  for row in (0, -1):
+    x = examples[[row]] + np.float32(0.001)
+    assert memorization.is_copy(x, examples).all()
+    # As near to one more, the last of all.
+    more = np.concatenate([examples, x + np.float32(0.001)])
+    assert not memorization.is_copy(x, more).any()
+
+
 def test_the_second_nearest_must_be_three_times_as_far():
   examples = np.array([[0.0], [4.0], [100.0]], np.float32)
   x = np.array([[0.99], [1.01], [3.01], [2.99], [52.0]], np.float32)
