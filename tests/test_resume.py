@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -58,8 +59,17 @@ def test_interrupted_and_continued_is_the_same(
   assert logs[0] == logs[1]
 
 
+@pytest.fixture
+def acted() -> Iterator[list[int]]:
+  """Every SIGTERM that acts as it does outside of training."""
+  found: list[int] = []
+  before = signal.signal(signal.SIGTERM, lambda signum, _: found.append(signum))
+  yield found
+  signal.signal(signal.SIGTERM, before)
+
+
 def test_a_signal_while_training_diverges_is_not_lost(
-  tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str]
+  tmp_path: pathlib.Path, capfd: pytest.CaptureFixture[str], acted: list[int]
 ) -> None:
   """Nothing can be saved at step 3; the first step of the retry is."""
   with pytest.raises(SystemExit) as exit_info:
@@ -75,22 +85,20 @@ def test_a_signal_while_training_diverges_is_not_lost(
   assert "at step 3: from step 0 again" in said[-2]
   assert said[-1].startswith("SIGTERM: toy saved at step 1;")
   assert saved_steps(tmp_path) == {1}
+  assert not acted
 
 
-def test_a_signal_after_the_last_question_acts_at_the_end() -> None:
-  acted: list[int] = []
-  before = signal.signal(signal.SIGTERM, lambda signum, _: acted.append(signum))
-  try:
-    with interrupts.collected() as received:
-      signal.raise_signal(signal.SIGTERM)
-      assert received == [signal.SIGTERM] and not acted
-    assert acted == [signal.SIGTERM]
-    with pytest.raises(KeyError), interrupts.collected():  # somebody acts on it
-      signal.raise_signal(signal.SIGTERM)
-      raise KeyError
-    assert acted == [signal.SIGTERM]
-  finally:
-    signal.signal(signal.SIGTERM, before)
+def test_a_signal_after_the_last_question_acts_at_the_end(
+  acted: list[int],
+) -> None:
+  with interrupts.collected() as received:
+    signal.raise_signal(signal.SIGTERM)
+    assert received == [signal.SIGTERM] and not acted
+  assert acted == [signal.SIGTERM]
+  with pytest.raises(KeyError), interrupts.collected():  # somebody acts on it
+    signal.raise_signal(signal.SIGTERM)
+    raise KeyError
+  assert acted == [signal.SIGTERM]
 
 
 def test_damaged_newest_checkpoint_costs_only_time(

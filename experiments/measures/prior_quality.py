@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ctrl_jax import frechet, memorization, metrics
+from experiments.measures import scores
 from experiments.problems.chunks import Look
 
 ROWS = 2000  # at most, in MMD²: a quadratic cost
@@ -98,7 +99,6 @@ def copied(made: np.ndarray, training: np.ndarray) -> dict[str, Any]:
     found = np.concatenate(
       [memorization.is_copy(part, rows, among=among) for part in parts]
     )
-    share = float(found.mean())
-    error = (share * (1 - share) / len(found)) ** 0.5
-    shares[name] = {"mean": share, "stderr": error}
+    share = metrics.mean_estimate(jnp.asarray(found, jnp.float32))
+    shares[name] = scores.jsonable(share)
   return shares

@@ -83,13 +83,9 @@ def copies(results: tables.Results) -> str:
   )
 
 
-def _learned_by_heart(results: tables.Results) -> bool:
+def _learned_by_heart(found: Mapping[str, Any]) -> bool:
   """Whether many more samples are copies than training examples are."""
-  found = results.get("prior_copies")
-  if not found:
-    return False
-  more = found["samples"]["mean"] - found["examples"]["mean"]
-  return bool(more > MANY)
+  return bool(found["samples"]["mean"] - found["examples"]["mean"] > MANY)
 
 
 def warnings(results: tables.Results) -> list[str]:
@@ -97,7 +93,8 @@ def warnings(results: tables.Results) -> list[str]:
   evidence = results.get("log_evidence") or {}
   total = np.size(evidence.get("table") or 0)
   lines = []
-  if _learned_by_heart(results):
+  copied = results.get("prior_copies")
+  if copied and _learned_by_heart(copied):
     lines.append(
       f"the pre-trained model knows its data by heart: {copies(results)}; so "
       "will the tuned one, however small its gap; use more data, or less "
